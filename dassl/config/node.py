@@ -1,0 +1,181 @@
+"""yacs' node with `_BASE_` inheritance, and with errors that name key, file and the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from ast import literal_eval
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from yacs.config import _VALID_TYPES, CfgNode
+
+BASE_KEY = "_BASE_"
+
+
+class Config(CfgNode):
+    """A yacs node. What is merged into it must be known, or below a node with `new_allowed`.
+
+    Every merge is all or nothing: after an error the config is as it was. Children may be plain yacs nodes.
+    """
+
+    def merge_from_file(self, cfg_filename: str) -> None:
+        """Merges a yaml file, after the file that it names as `_BASE_` (a path relative to itself).
+
+        Raises:
+            FileNotFoundError: no such file or base.
+            ValueError: broken yaml, circular bases, unknown key, wrong type.
+        """
+        self._merge(_read_with_bases(cfg_filename))
+
+    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
+        """Merges `[key, value, key, value, ...]`, as it comes from a command line.
+
+        Raises:
+            ValueError: unknown key, wrong type, key without value.
+        """
+        if len(cfg_list) % 2:
+            raise ValueError(
+                f"command line: {cfg_list[-1]!r} stands alone; config keys are given as KEY VALUE"
+            )
+        layers = []
+        for key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=True):
+            for part in reversed(str(key).split(".")):
+                value = {part: value}
+            layers.append(("command line", value))
+        self._merge(layers)
+
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Merges another config. Raises ValueError for an unknown key or a wrong type."""
+        self._merge([("other config", cfg_other)])
+
+    def _merge(self, layers: list[tuple[str, Mapping[str, Any]]]) -> None:
+        for target in (self.clone(), self):  # the copy takes the errors
+            for source, values in layers:
+                _merge_into(target, values, target, (), source)
+
+
+def _merge_into(
+    node: CfgNode, values: Mapping[str, Any], root: CfgNode, path: tuple[str, ...], source: str
+) -> None:
+    for key, value in values.items():
+        here = (*path, str(key))
+        if key not in node:
+            if not node.is_new_allowed():
+                raise ValueError(_unknown_key(root, here, value, source))
+            if isinstance(value, Mapping):
+                node[key] = Config(new_allowed=True)
+                _merge_into(node[key], value, root, here, source)
+            else:
+                node[key] = _checked_type(_decode(value), here, source)
+        elif isinstance(node[key], CfgNode):
+            value = _decode(value)
+            if isinstance(value, Mapping):
+                _merge_into(node[key], value, root, here, source)
+            elif value is not None:  # a section without keys changes nothing
+                raise ValueError(f"{'.'.join(here)} ({source}) is a section of keys, not a value: {value!r}")
+        else:
+            node[key] = _coerce(value, node[key], here, source)
+
+
+def _decode(value: Any) -> Any:
+    """Python literals in strings become values: yaml knows no tuples and takes `1e-5` for a word."""
+    if isinstance(value, str):
+        try:
+            return literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return value
+    return value
+
+
+def _coerce(given: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
+    value = _decode(given)
+    if isinstance(known, str) and isinstance(given, str) and value is not None and not isinstance(value, str):
+        value = given  # a name may look like a number
+    if known is None or value is None:
+        return _checked_type(value, path, source)
+    if type(value) is type(known):
+        return value
+    if isinstance(known, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(known, list) and isinstance(value, tuple):
+        return list(value)
+    if isinstance(known, float) and type(value) is int:
+        return float(value)
+    raise ValueError(
+        f"{'.'.join(path)} is {value!r} ({type(value).__name__}) in {source};"
+        f" expected {type(known).__name__}, as in {known!r}"
+    )
+
+
+def _checked_type(value: Any, path: tuple[str, ...], source: str) -> Any:
+    if type(value) not in _VALID_TYPES:
+        names = ", ".join(sorted(kind.__name__ for kind in _VALID_TYPES))
+        raise ValueError(
+            f"{'.'.join(path)} is {value!r} ({type(value).__name__}) in {source}; a config holds only {names}"
+        )
+    return value
+
+
+def _unknown_key(root: CfgNode, path: tuple[str, ...], value: Any, source: str) -> str:
+    while isinstance(value, Mapping) and len(value) == 1:  # OPTIMS.LR rather than OPTIMS
+        (key, value), *_ = value.items()
+        path = (*path, str(key))
+    name = ".".join(path)
+    known = list(_all_keys(root))
+    section, leaf = name.rpartition(".")[::2]
+    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    by_leaf = _nearest(leaf, siblings)
+    nearest = f"{section}.{by_leaf}".lstrip(".") if by_leaf else _nearest(name, known, cutoff=0.0)
+    return f"unknown config key {name} ({source}); did you mean {nearest}?"
+
+
+def _nearest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
+    folded = {key.casefold(): key for key in known}
+    found = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=cutoff)
+    return folded[found[0]] if found else None
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, CfgNode):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def _read_with_bases(filename: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The files to merge, the outermost base first, each with its values."""
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    chain: list[str] = []
+    path = os.fspath(filename)
+    while path:
+        if os.path.realpath(path) in map(os.path.realpath, chain):
+            raise ValueError(f"config files are each other's {BASE_KEY}: {' -> '.join([*chain, path])}")
+        if not os.path.isfile(path):
+            named = f", the {BASE_KEY} of {chain[-1]}," if chain else ""
+            raise FileNotFoundError(f"config file {path}{named} does not exist")
+        values = _read_yaml(path)
+        base = values.pop(BASE_KEY, "")
+        if not isinstance(base, str):
+            raise ValueError(f"{BASE_KEY} in {path} is {base!r}; expected the path of one yaml file")
+        layers.insert(0, (path, values))
+        chain.append(path)
+        path = os.path.normpath(os.path.join(os.path.dirname(path), base)) if base else ""
+    return layers
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not a text file"
+        raise ValueError(f"{path}{where}: not valid yaml: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected keys with values")
+    return values

@@ -1,0 +1,263 @@
+"""From a config to data loaders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+from yacs.config import CfgNode
+
+from dassl.data.datasets import Datum, build_dataset
+from dassl.data.samplers import build_sampler
+from dassl.data.transforms import build_transform, interpolation_mode
+from dassl.utils import read_image
+
+Transform = Callable[[Any], Any]
+
+
+class DataManager:
+    """The dataset of a config and its loaders.
+
+    Args:
+        cfg: reads `DATASET`, `DATALOADER`, `INPUT`, `USE_CUDA`, `VERBOSE`.
+        custom_tfm_train: transform for training in place of the one that `cfg.INPUT` describes; or several,
+            which give `img`, `img2`, ... of the same image.
+        custom_tfm_test: the same for testing.
+        dataset_wrapper: class to use in place of `DatasetWrapper`.
+
+    A loader of a split that the dataset does not have is None.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Transform | Sequence[Transform] | None = None,
+        custom_tfm_test: Transform | Sequence[Transform] | None = None,
+        dataset_wrapper: Callable[..., Dataset] | None = None,
+    ) -> None:
+        self.dataset = build_dataset(cfg)
+        if custom_tfm_train is None:
+            tfm_train: Any = build_transform(cfg, is_train=True)
+        else:
+            print("* Using custom transform for training")
+            tfm_train = custom_tfm_train
+        if custom_tfm_test is None:
+            tfm_test: Any = build_transform(cfg, is_train=False)
+        else:
+            print("* Using custom transform for testing")
+            tfm_test = custom_tfm_test
+
+        def loader(split: Sequence[Datum] | None, node: CfgNode, is_train: bool) -> Any:
+            if not split:
+                return None
+            domains = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
+            return build_data_loader(
+                cfg,
+                sampler_type=node.SAMPLER,
+                data_source=split,
+                batch_size=node.BATCH_SIZE,
+                tfm=tfm_train if is_train else tfm_test,
+                is_train=is_train,
+                dataset_wrapper=dataset_wrapper,
+                **domains,
+            )
+
+        nodes = cfg.DATALOADER
+        node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
+        self.train_loader_x = loader(self.dataset.train_x, nodes.TRAIN_X, is_train=True)
+        self.train_loader_u = loader(self.dataset.train_u, node_u, is_train=True)
+        self.val_loader = loader(self.dataset.val, nodes.TEST, is_train=False)
+        self.test_loader = loader(self.dataset.test, nodes.TEST, is_train=False)
+
+        self._num_classes = self.dataset.num_classes
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._lab2cname = self.dataset.lab2cname
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    @property
+    def num_source_domains(self) -> int:
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self._lab2cname
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Prints the sizes of the dataset as a table."""
+        rows: list[list[Any]] = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(["Target", cfg.DATASET.TARGET_DOMAINS])
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        for name in ("train_x", "train_u", "val", "test"):
+            split = getattr(self.dataset, name)
+            if split:
+                rows.append([f"# {name}", f"{len(split):,}"])
+        print(tabulate(rows))
+
+
+def build_data_loader(
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence[Datum] | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Transform | Sequence[Transform] | None = None,
+    is_train: bool = True,
+    dataset_wrapper: Callable[..., Dataset] | None = None,
+) -> DataLoader:
+    """Builds a loader of one split.
+
+    In training the last batch is dropped where it is not full, unless it is the only one.
+
+    Raises:
+        ValueError: no images, an unknown sampler, or a sampler that cannot fill one batch from them.
+    """
+    if not data_source:
+        raise ValueError(
+            f"DATASET.NAME {cfg.DATASET.NAME}: a loader was asked for, but there are no images for it."
+        )
+    sampler = build_sampler(
+        sampler_type,
+        cfg=cfg,
+        data_source=data_source,
+        batch_size=batch_size,
+        n_domain=n_domain,
+        n_ins=n_ins,
+    )
+    wrapper = dataset_wrapper or DatasetWrapper
+    loader: DataLoader = DataLoader(
+        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=_available_workers(cfg.DATALOADER.NUM_WORKERS),
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+    )
+    if not len(loader):
+        raise ValueError(
+            f"{sampler_type} draws {len(sampler)} of {len(data_source)} images, less than a batch "
+            f"of {batch_size}; choose a smaller BATCH_SIZE."
+        )
+    return loader
+
+
+@lru_cache  # one notice a run, not one a loader
+def _available_workers(asked: int) -> int:
+    # More workers than cores only take memory, and torch warns about them.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked <= cores:
+        return asked
+    print(f"DATALOADER.NUM_WORKERS is {asked}, but there are {cores} cores: using {cores}")
+    return cores
+
+
+class DatasetWrapper(Dataset):
+    """A list of images as a torch dataset.
+
+    An item is a dict of `img` `(channel height width)`, `label`, `domain`, `impath` and `index`. In training,
+    `img` is a list of `DATALOADER.K_TRANSFORMS` images if that is above 1. Further transforms add `img2`, ...
+    and `DATALOADER.RETURN_IMG0` adds `img0`, the image resized but not augmented.
+
+    Args:
+        cfg: reads `DATALOADER` and `INPUT`.
+        data_source: the images.
+        transform: called on the PIL image; or several, as in `DataManager`; None gives the PIL image.
+        is_train: whether images are augmented `K_TRANSFORMS` times.
+
+    Raises:
+        ValueError: `K_TRANSFORMS` without a transform; when it is its turn, an image that cannot be decoded.
+        FileNotFoundError: an image that is not there, when it is its turn.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Datum],
+        transform: Transform | Sequence[Transform] | None = None,
+        is_train: bool = False,
+    ) -> None:
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(
+                f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform; set it to 1."
+            )
+
+        resize = T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg))
+        to_tensor: list[Transform] = [resize, T.ToTensor()]
+        if "normalize" in cfg.INPUT.TRANSFORMS:
+            to_tensor.append(T.Normalize(mean=cfg.INPUT.PIXEL_MEAN, std=cfg.INPUT.PIXEL_STD))
+        self.to_tensor = T.Compose(to_tensor)
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        item = self.data_source[idx]
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        img0 = _read(item.impath)
+        if self.transform is None:
+            output["img"] = img0
+        elif isinstance(self.transform, (list, tuple)):
+            for number, transform in enumerate(self.transform, start=1):
+                output["img" if number == 1 else f"img{number}"] = self._transform_image(transform, img0)
+        else:
+            output["img"] = self._transform_image(self.transform, img0)
+        if self.return_img0:
+            output["img0"] = self.to_tensor(img0)
+        return output
+
+    def _transform_image(self, transform: Any, img0: Image.Image) -> Any:
+        images = [transform(img0) for _ in range(self.k_tfm)]
+        return images[0] if len(images) == 1 else images
+
+
+class _OneLine(Exception):
+    """An error whose message stays one line when it comes out of a worker process of a DataLoader.
+
+    torch raises it again in the main process with the worker's whole traceback as its message. The last line
+    of that is the message it had.
+    """
+
+    def __init__(self, message: str) -> None:
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+
+
+class UnreadableImage(_OneLine, ValueError):
+    """An image file that cannot be decoded."""
+
+
+class MissingImage(_OneLine, FileNotFoundError):
+    """An image file that is not there."""
+
+
+def _read(path: str) -> Image.Image:
+    try:
+        return read_image(path)
+    except FileNotFoundError:
+        raise MissingImage(
+            f"No image {path!r}. Put it there, or take it out of the list of images."
+        ) from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableImage(f"{reason}. Fetch it again, or take it out of the list of images.") from None

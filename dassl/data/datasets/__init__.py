@@ -1,0 +1,6 @@
+"""Datasets: lists of `Datum`, grouped into splits by `DatasetBase`, found by name in `DATASET_REGISTRY`."""
+
+from dassl.data.datasets.base_dataset import DatasetBase, Datum
+from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset
+
+__all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]

@@ -1,0 +1,340 @@
+"""Trainers for image classification: `TrainerX` on labelled images, `TrainerXU` on unlabelled ones too."""
+
+from __future__ import annotations
+
+import datetime
+import os.path as osp
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl.data import DataManager
+from dassl.engine.checkpoints import saved_epochs
+from dassl.engine.trainer_base import SummaryWriter, TrainerBase
+from dassl.evaluation import build_evaluator
+from dassl.modeling import build_backbone, build_head
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
+
+__all__ = [
+    "AverageMeter",
+    "MetricMeter",
+    "SimpleNet",
+    "SimpleTrainer",
+    "SummaryWriter",
+    "TrainerBase",
+    "TrainerX",
+    "TrainerXU",
+]
+
+CHOICES = {
+    "TEST.FINAL_MODEL": ("last_step", "best_val"),
+    "TEST.SPLIT": ("val", "test"),
+    "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
+}
+
+
+class SimpleNet(nn.Module):
+    """A backbone, a head where one is named, and a linear classifier where there are classes.
+
+    Args:
+        cfg: reads `VERBOSE`.
+        model_cfg: the node that describes the model, `cfg.MODEL` or one like it.
+        num_classes: 0 leaves the classifier out.
+        kwargs: handed to the backbone and to the head.
+    """
+
+    def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs: Any) -> None:
+        super().__init__()
+        self.backbone = build_backbone(
+            model_cfg.BACKBONE.NAME,
+            verbose=cfg.VERBOSE,
+            pretrained=model_cfg.BACKBONE.PRETRAINED,
+            **kwargs,
+        )
+        self._fdim = self.backbone.out_features
+        self.head = None
+        head_cfg = model_cfg.HEAD
+        if head_cfg.NAME and head_cfg.HIDDEN_LAYERS:
+            self.head = build_head(
+                head_cfg.NAME,
+                verbose=cfg.VERBOSE,
+                in_features=self._fdim,
+                hidden_layers=head_cfg.HIDDEN_LAYERS,
+                activation=head_cfg.ACTIVATION,
+                bn=head_cfg.BN,
+                dropout=head_cfg.DROPOUT,
+                **kwargs,
+            )
+            self._fdim = self.head.out_features
+        self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
+
+    @property
+    def fdim(self) -> int:
+        """Width of the features."""
+        return self._fdim
+
+    def forward(self, x: Tensor, return_feature: bool = False) -> Any:
+        """Scores `(batch class)`, or features `(batch width)` where there are no classes.
+
+        With `return_feature` a pair of both.
+        """
+        features = self.backbone(x)
+        if self.head is not None:
+            features = self.head(features)
+        if self.classifier is None:
+            return features
+        scores = self.classifier(features)
+        return (scores, features) if return_feature else scores
+
+
+class SimpleTrainer(TrainerBase):
+    """Builds data, model and evaluator from a config; trains, goes on after an interruption, saves and tests.
+
+    A trainer that registers no model has nothing to train: `train()` tests it.
+
+    Raises:
+        ValueError: a setting with a value that is not allowed, before anything is built.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        for key, allowed in CHOICES.items():
+            section, name = key.split(".")
+            if cfg[section][name] not in allowed:
+                raise ValueError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(allowed)}.")
+        if cfg.TRAIN.PRINT_FREQ < 1:
+            raise ValueError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}; it counts batches, at least 1.")
+        self.check_cfg(cfg)
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.cfg = cfg
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.best_result = float("-inf")
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """For a trainer to refuse settings that it cannot work with."""
+
+    def build_data_loader(self) -> None:
+        """Sets the attributes that have to do with data. A trainer may build them in a way of its own."""
+        dm = DataManager(self.cfg)
+        self.train_loader_x = dm.train_loader_x
+        self.train_loader_u = dm.train_loader_u
+        self.val_loader = dm.val_loader
+        self.test_loader = dm.test_loader
+        self.num_classes = dm.num_classes
+        self.num_source_domains = dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+        self.dm = dm
+
+    def build_model(self) -> None:
+        """Builds and registers the model. Most trainers build one of their own."""
+        cfg = self.cfg
+        print("Building model")
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        print(f"# params: {count_num_param(self.model):,}")
+        self.optim = build_optimizer(self.model, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def train(self) -> None:  # type: ignore[override]
+        """Trains and tests.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        """
+        if not self._models:
+            print(f"{type(self).__name__} has nothing to train")
+            if not self.cfg.TEST.NO_TEST:
+                self.test()
+            return
+        try:
+            super().train(self.start_epoch, self.max_epoch)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._how_to_go_on()) from None
+        finally:
+            self.close_writer()
+
+    def _how_to_go_on(self) -> str:
+        saved = saved_epochs([osp.join(self.output_dir, name) for name in self._models])
+        stopped = f"Interrupted in epoch {self.epoch + 1} of {self.max_epoch}."
+        if not saved:
+            return (
+                f"{stopped} Nothing is saved yet (TRAIN.CHECKPOINT_FREQ is {self.cfg.TRAIN.CHECKPOINT_FREQ})."
+            )
+        how = f"the same command with RESUME {self.output_dir}" if self.cfg.RESUME else "the same command"
+        return f"{stopped} Epoch {saved[-1]} is saved in {self.output_dir}; {how} goes on from there."
+
+    def before_train(self) -> None:
+        if self._keeps_best() and self.val_loader is None:
+            raise ValueError(
+                "TEST.FINAL_MODEL is best_val, but the dataset has no val images; choose last_step."
+            )
+        directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
+        self.start_epoch = self.resume_model_if_exist(directory)
+        if self.cfg.RESUME and not self.start_epoch:
+            raise FileNotFoundError(
+                f"RESUME is {directory}, but there is no checkpoint; leave it out to start anew."
+            )
+        self.epoch = max(self.start_epoch - 1, 0)  # stands where no epoch is left to train
+
+        self.init_writer(osp.join(self.output_dir, "tensorboard"))
+        self.time_start = time.time()
+
+    def after_train(self) -> None:
+        print("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self._keeps_best():
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
+        self.close_writer()
+
+    def after_epoch(self) -> None:
+        finished = self.epoch + 1
+        if self._keeps_best():
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(
+                    self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar"
+                )
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if finished == self.max_epoch or (frequency > 0 and finished % frequency == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    def _keeps_best(self) -> bool:
+        return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
+
+    @torch.no_grad()
+    def test(self, split: str | None = None, **kwargs: Any) -> float:
+        """Evaluates on a split.
+
+        Args:
+            split: `val` or `test`; by default `cfg.TEST.SPLIT`. Without val images it is `test`.
+            kwargs: for trainers that override this; not used here.
+
+        Returns:
+            The evaluator's first figure: the accuracy in percent.
+        """
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val" and self.val_loader is not None:
+            data_loader = self.val_loader
+        else:
+            split, data_loader = "test", self.test_loader
+        if data_loader is None:
+            raise ValueError(f"DATASET.NAME {self.cfg.DATASET.NAME} has no test images.")
+        print(f"Evaluate on the *{split}* set")
+
+        # A bar on a terminal only: in a log file each step of it would be a line.
+        for batch in tqdm(data_loader, delay=2, leave=False, disable=None):
+            input, label = self.parse_batch_test(batch)
+            output = self.model_inference(input)
+            self.evaluator.process(output[0] if isinstance(output, tuple) else output, label)
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def model_inference(self, input: Any) -> Any:
+        """Scores `(batch class)` of a batch; or a tuple that begins with them."""
+        return self.model(input)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def get_current_lr(self, names: Any = None) -> float:
+        """The learning rate of the first of `names` (default: all models) that has an optimizer; else NaN."""
+        optims = [self._optims[name] for name in self.get_model_names(names)]
+        return next((optim.param_groups[0]["lr"] for optim in optims if optim is not None), float("nan"))
+
+    def _count(self, loader: Any, split: str) -> int:
+        """How many batches a loader has. Raises a ValueError where there is no loader."""
+        if loader is None:
+            raise ValueError(f"{type(self).__name__} needs {split} images; {self.cfg.DATASET.NAME} has none.")
+        return len(loader)
+
+    def _run_batches(self, batches: Iterable[tuple[Any, ...]]) -> None:
+        """Calls `forward_backward` with each of `num_batches` tuples of batches, and logs what it returns."""
+        self.set_model_mode("train")
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        frequency = self.cfg.TRAIN.PRINT_FREQ
+        end = time.time()
+        for index, batch in enumerate(batches):
+            self.batch_idx = index
+            data_time.update(time.time() - end)
+            summary = self.forward_backward(*batch)
+            batch_time.update(time.time() - end)
+            losses.update(summary)
+
+            if (index + 1) % frequency == 0 or self.num_batches < frequency:
+                epochs_left = self.max_epoch - self.epoch - 1
+                batches_left = self.num_batches - index - 1 + epochs_left * self.num_batches
+                eta = datetime.timedelta(seconds=int(batch_time.avg * batches_left))
+                print(
+                    f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{index + 1}/{self.num_batches}] "
+                    f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+                    f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+                    f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
+                )
+            step = self.epoch * self.num_batches + index
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", self.get_current_lr(), step)
+            end = time.time()
+
+
+class TrainerX(SimpleTrainer):
+    """Trains on labelled images. A subclass gives `forward_backward(batch)`."""
+
+    def run_epoch(self) -> None:
+        self.num_batches = self._count(self.train_loader_x, "train_x")
+        self._run_batches((batch,) for batch in self.train_loader_x)
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
+        """The images, labels and domains of a batch."""
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+
+class TrainerXU(SimpleTrainer):
+    """Trains on labelled and unlabelled images. A subclass gives `forward_backward(batch_x, batch_u)`.
+
+    `cfg.TRAIN.COUNT_ITER` says whose batches make an epoch; the other loader starts anew where it is shorter.
+    """
+
+    def run_epoch(self) -> None:
+        len_x, len_u = (
+            self._count(self.train_loader_x, "train_x"),
+            self._count(self.train_loader_u, "train_u"),
+        )
+        counts = {"train_x": len_x, "train_u": len_u, "smaller_one": min(len_x, len_u)}
+        self.num_batches = counts[self.cfg.TRAIN.COUNT_ITER]
+        batches_x, batches_u = _endless(self.train_loader_x), _endless(self.train_loader_u)
+        self._run_batches((next(batches_x), next(batches_u)) for _ in range(self.num_batches))
+
+    def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> Any:
+        """The labelled images, their labels, and the unlabelled images."""
+        return tuple(tensor.to(self.device) for tensor in (batch_x["img"], batch_x["label"], batch_u["img"]))
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader

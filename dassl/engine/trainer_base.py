@@ -1,0 +1,319 @@
+"""The skeleton of a training run: its hooks, its models, and saving and going on with them."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dassl.engine import checkpoints
+from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
+
+
+def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
+    """TensorBoard's writer, imported when it is first made: the import takes seconds, and may fail."""
+    from torch.utils.tensorboard import SummaryWriter as Writer
+
+    return Writer(*args, **kwargs)
+
+
+class TrainerBase:
+    """A run of epochs over registered models.
+
+    A subclass gives `run_epoch` and `test`, and overrides the hooks that it needs.
+    """
+
+    epoch = 0  # counted from 0
+    batch_idx = 0  # in this epoch, counted from 0
+    num_batches = 0  # of an epoch
+    scaler: Any = None  # a gradient scaler, where a trainer uses one
+    best_result = float("-inf")  # on the validation images, up to now
+    _resumed_rng: Any = None  # random state to go on with, between resuming and the first epoch
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._optims: OrderedDict[str, Any] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self._writer: Any = None
+
+    # Models
+
+    def register_model(
+        self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None
+    ) -> None:
+        """Hands a model over for training, saving and loading. A name registered before is replaced.
+
+        Args:
+            name: also the name of its folder of checkpoints.
+            model: the module.
+            optim: its optimizer, if it is trained.
+            sched: its learning-rate scheduler.
+        """
+        if "_models" not in self.__dict__:
+            raise AttributeError("Cannot register a model before super().__init__() is called")
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names: Any = None) -> list[str]:
+        """All registered names, or `names` (one or several) as a list.
+
+        Raises:
+            ValueError: a name is not registered.
+        """
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        for name in names:
+            if name not in self._models:
+                raise ValueError(
+                    f"No model is registered as {name!r}; there are {', '.join(self._models) or 'none'}."
+                )
+        return names
+
+    def set_model_mode(self, mode: str = "train", names: Any = None) -> None:
+        """Switches models to `train`, or to `eval` (also called `test`)."""
+        if mode not in ("train", "test", "eval"):
+            raise KeyError(f"mode is {mode!r}; choose train, test or eval")
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    # Saving and loading
+
+    def model_state(self, name: str) -> Mapping[str, Any]:
+        """The tensors of a model that are saved, and that must be there on loading."""
+        return self._models[name].state_dict()
+
+    def checkpoint_state(self, name: str) -> dict[str, Any]:
+        """All that a checkpoint holds of a model, but the epoch and its result."""
+        optim, sched, scaler = self._optims[name], self._scheds[name], self.scaler
+        return {
+            "state_dict": self.model_state(name),
+            "optimizer": None if optim is None else optim.state_dict(),
+            "scheduler": None if sched is None else sched.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "rng": rng_state(),
+            "best_result": float(self.best_result),
+        }
+
+    def fitting_state(self, name: str, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+        """What is to be loaded of a checkpoint into a model.
+
+        Raises:
+            ValueError: the checkpoint does not fit. Nothing has been changed then.
+        """
+        if "state_dict" not in checkpoint:
+            raise ValueError(f"{path} is no checkpoint of a model: it has no state_dict.")
+        checkpoints.check_state(self.model_state(name), checkpoint["state_dict"], name, path)
+        return checkpoint["state_dict"]
+
+    def save_model(
+        self,
+        epoch: int,
+        directory: str,
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Writes a checkpoint of each model, with all that an exact continuation needs.
+
+        Args:
+            epoch: the one that is finished, counted from 0.
+            directory: gets a folder for each model.
+            is_best: also write it as `model-best.pth.tar`.
+            val_result: its result on the validation images.
+            model_name: name of the file, if not `model.pth.tar-<epoch>`.
+        """
+        for name in self.get_model_names():
+            state = self.checkpoint_state(name)
+            state["epoch"] = epoch + 1
+            state["val_result"] = None if val_result is None else float(val_result)
+            save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Goes on from the newest epoch of which `directory` has a checkpoint of every model.
+
+        Random numbers are set when the first epoch begins.
+
+        Returns:
+            The number of epochs that are finished; 0 where there is no checkpoint.
+
+        Raises:
+            ValueError: a checkpoint does not fit. Nothing has been changed then.
+        """
+        names = self.get_model_names()
+        file = checkpoints.file_to_resume([osp.join(directory, name) for name in names])
+        if file is None:
+            print("No checkpoint found, train from scratch")
+            return 0
+        print(f"Found checkpoint at {directory} (will resume training)")
+        found = self._read_checkpoints(directory, file)
+        for name, (path, checkpoint, _) in found.items():
+            if not isinstance(checkpoint.get("epoch"), int):
+                raise ValueError(f"{path} cannot be continued: it does not tell its epoch.")
+            if self._optims[name] is not None and checkpoint.get("optimizer"):
+                checkpoints.check_optimizer(self._optims[name], checkpoint["optimizer"], name, path)
+
+        for name, (path, checkpoint, state) in found.items():
+            print(f'Loading checkpoint from "{path}"')
+            self._models[name].load_state_dict(state, strict=False)
+            for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
+                if part is not None and checkpoint.get(key):
+                    part.load_state_dict(checkpoint[key])
+        if self.scaler is not None and checkpoint.get("scaler"):
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint.get("best_result") is not None:
+            self.best_result = checkpoint["best_result"]
+        self._resumed_rng = checkpoint.get("rng")
+        if self._resumed_rng is None:
+            print(
+                "It has no random state: the images will come in another order than without the interruption"
+            )
+        print(f"Previous epoch: {checkpoint['epoch']}")
+        return checkpoint["epoch"]
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Loads the weights of all models.
+
+        Args:
+            directory: holds a folder for each model. Nothing is loaded if it is empty or None.
+            epoch: the one to load, counted from 1; by default the best, or where none was kept the newest.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: a checkpoint does not fit. Nothing has been changed then.
+        """
+        if not directory:
+            print("load_model() is skipped, as no directory is given")
+            return
+        folders = [osp.join(directory, name) for name in self.get_model_names()]
+        found = self._read_checkpoints(directory, checkpoints.file_to_load(folders, epoch))
+        for name, (path, checkpoint, state) in found.items():
+            result = checkpoint.get("val_result")
+            shown = "" if result is None else f", val_result={result:.2f}"
+            print(f"Load {path} to {name} (epoch={checkpoint.get('epoch')}{shown})")
+            self._models[name].load_state_dict(state, strict=False)
+
+    def _read_checkpoints(self, directory: str, file: str) -> dict[str, tuple[str, dict, Mapping[str, Any]]]:
+        # (path, checkpoint, fitting state) of each model: all are read and checked before any is changed.
+        found = {}
+        for name in self.get_model_names():
+            path = osp.join(directory, name, file)
+            checkpoint = load_checkpoint(path)
+            found[name] = (path, checkpoint, self.fitting_state(name, checkpoint, path))
+        epochs = {name: checkpoint.get("epoch") for name, (_, checkpoint, _) in found.items()}
+        if len(set(epochs.values())) > 1:
+            raise ValueError(
+                f"{file} in {directory} is not of one epoch for all models: {epochs}. Name an epoch."
+            )
+        return found
+
+    # The run
+
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        """Trains from `start_epoch` (counted from 0) until `max_epoch` epochs are finished."""
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
+
+        self.before_train()
+        if self._resumed_rng is not None:
+            restore_rng_state(self._resumed_rng)
+            self._resumed_rng = None
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+        self.after_train()
+
+    def before_train(self) -> None:
+        """Called once, before the first epoch."""
+
+    def after_train(self) -> None:
+        """Called once, after the last epoch."""
+
+    def before_epoch(self) -> None:
+        """Called before each epoch."""
+
+    def after_epoch(self) -> None:
+        """Called after each epoch."""
+
+    def run_epoch(self) -> None:
+        raise NotImplementedError
+
+    def test(self, split: str | None = None, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def parse_batch_train(self, *batches: Any) -> Any:
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch: Any) -> Any:
+        raise NotImplementedError
+
+    def forward_backward(self, *batches: Any) -> dict[str, Any]:
+        """One training step. Returns what is to be logged: name → number."""
+        raise NotImplementedError
+
+    def model_inference(self, input: Any) -> Any:
+        raise NotImplementedError
+
+    # A step
+
+    def model_zero_grad(self, names: Any = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss: Tensor) -> None:
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: Any = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
+        """Gradients of `loss`, and one step of the optimizers of `names` (default: all)."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def update_lr(self, names: Any = None) -> None:
+        """One step of the schedulers. They count epochs, so trainers call it in the last batch of each."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def detect_anomaly(self, loss: Tensor) -> None:
+        """Raises a FloatingPointError where `loss` is not finite."""
+        if not torch.isfinite(loss).all():
+            place = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
+            raise FloatingPointError(f"Loss is infinite or NaN! ({place})")
+
+    # TensorBoard
+
+    def init_writer(self, log_dir: str) -> None:
+        """Opens TensorBoard's log, if TensorBoard is installed."""
+        if self._writer is not None:
+            return
+        try:
+            self._writer = SummaryWriter(log_dir=log_dir)
+        except ImportError:
+            print("TensorBoard is not installed: curves are not logged")
+            return
+        print(f"Initialize tensorboard (log_dir={log_dir})")
+
+    def close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None) -> None:
+        """Logs a number to TensorBoard, if its log is open."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)

@@ -1,0 +1,134 @@
+"""From predictions to figures, and to the lines that scripts parse."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+from torch import Tensor
+
+from dassl.utils.tools import atomic_open
+
+from .build import EVALUATOR_REGISTRY
+
+
+class EvaluatorBase:
+    """What the engine calls: `reset()`, `process()` for each batch, `evaluate()`."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        raise NotImplementedError
+
+    def process(self, mo: Any, gt: Any) -> None:
+        """Takes in a batch: the model's output and the ground truth."""
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """The figures, the main one first."""
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Accuracy, error and macro-F1 over the labels that occur, in percent.
+
+    With `TEST.PER_CLASS_RESULT` also each class's accuracy and their mean; with `TEST.COMPUTE_CMAT` the
+    confusion matrix `(true predicted)`, each row summing to one, as a tensor in `OUTPUT_DIR/cmat.pt`.
+
+    Args:
+        lab2cname: class names by label; needed for results by class.
+    """
+
+    def __init__(self, cfg: Any, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(cfg)
+        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
+            raise ValueError(
+                "TEST.PER_CLASS_RESULT needs the class names: build_evaluator(cfg, lab2cname=...)"
+            )
+        self._lab2cname = lab2cname
+        Classification.reset(self)  # a subclass may not be ready for its own reset() yet
+
+    def reset(self) -> None:
+        self._correct = 0
+        self._total = 0
+        self._y_true: list[int] = []
+        self._y_pred: list[int] = []
+        self._per_class_res: defaultdict[int, list[int]] | None = (
+            defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
+        )
+
+    def process(self, mo: Tensor, gt: Tensor) -> None:
+        """Takes in a batch.
+
+        Args:
+            mo: scores `(batch class)`.
+            gt: labels `(batch)`.
+        """
+        predicted = mo.max(1)[1].tolist()
+        labels = gt.tolist()
+        hits = [int(guess == label) for guess, label in zip(predicted, labels, strict=True)]
+        self._correct += sum(hits)
+        self._total += len(labels)
+        self._y_true += labels
+        self._y_pred += predicted
+        if self._per_class_res is not None:
+            for label, hit in zip(labels, hits, strict=True):
+                self._per_class_res[label].append(hit)
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Prints the figures and returns them.
+
+        Raises:
+            ValueError: no sample was processed.
+        """
+        if not self._total:
+            raise ValueError("there is nothing to evaluate: the test split is empty")
+        accuracy = 100.0 * self._correct / self._total
+        macro_f1 = 100.0 * f1_score(
+            self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
+        )
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=float(macro_f1))
+        print(
+            "=> result\n"
+            f"* total: {self._total:,}\n"
+            f"* correct: {self._correct:,}\n"
+            f"* accuracy: {accuracy:.2f}%\n"
+            f"* error: {results['error_rate']:.2f}%\n"
+            f"* macro_f1: {macro_f1:.2f}%"
+        )
+        if self._per_class_res is not None:
+            results["perclass_accuracy"] = self._report_classes(self._per_class_res)
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._save_confusion_matrix()
+        return results
+
+    def _report_classes(self, hits_by_label: Mapping[int, list[int]]) -> float:
+        """Prints each class's accuracy and returns their mean."""
+        assert self._lab2cname is not None
+        accuracies = []
+        print("=> per-class result")
+        for label in sorted(hits_by_label):
+            hits = hits_by_label[label]
+            accuracies.append(100.0 * sum(hits) / len(hits))
+            print(
+                f"* class: {label} ({self._lab2cname[label]})\ttotal: {len(hits):,}\t"
+                f"correct: {sum(hits):,}\tacc: {accuracies[-1]:.2f}%"
+            )
+        mean = float(np.mean(accuracies))
+        print(f"* average: {mean:.2f}%")
+        return mean
+
+    def _save_confusion_matrix(self) -> None:
+        matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
+        path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+        with atomic_open(path, "wb") as file:
+            torch.save(torch.from_numpy(matrix), file)
+        print(f"Confusion matrix is saved to {path}")

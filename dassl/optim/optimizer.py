@@ -1,0 +1,105 @@
+"""Optimizers by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dassl.utils.tools import check_availability
+
+from .radam import RAdam
+
+AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+
+
+def build_optimizer(
+    model: nn.Module | Iterable[Any], optim_cfg: Any, param_groups: Iterable[Any] | None = None
+) -> Optimizer:
+    """Builds the optimizer that `optim_cfg` (the node `cfg.OPTIM`) names.
+
+    Args:
+        model: a module, parameters, or groups of parameters.
+        optim_cfg: NAME, LR, WEIGHT_DECAY and the like.
+        param_groups: what is optimized instead of all of `model`; may have learning rates of its own.
+
+    Raises:
+        ValueError: unknown optimizer, or nothing that could be learned.
+    """
+    name = optim_cfg.NAME
+    check_availability(name, AVAI_OPTIMS)
+    if param_groups is not None and optim_cfg.STAGED_LR:
+        warnings.warn(
+            "OPTIM.STAGED_LR is ignored: the parameter groups are given by the caller", stacklevel=2
+        )
+    if param_groups is None:
+        if optim_cfg.STAGED_LR:
+            param_groups = _staged_groups(model, optim_cfg)
+        else:
+            param_groups = model.parameters() if isinstance(model, nn.Module) else model
+    groups = list(param_groups)
+    _check_learnable(groups)
+
+    common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
+    adam = {
+        **common,
+        "betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2),
+        "eps": getattr(optim_cfg, "EPS", 1e-8),  # not a key of upstream's configs
+    }
+    if name == "adam":
+        return torch.optim.Adam(groups, **adam)
+    if name == "amsgrad":
+        return torch.optim.Adam(groups, **adam, amsgrad=True)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, **adam)
+    if name == "radam":
+        return RAdam(groups, **adam)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(
+            groups, **common, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA
+        )
+    return torch.optim.SGD(
+        groups,
+        **common,
+        momentum=optim_cfg.MOMENTUM,
+        dampening=optim_cfg.SGD_DAMPNING,
+        nesterov=optim_cfg.SGD_NESTEROV,
+    )
+
+
+def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:
+    """Two groups: the NEW_LAYERS (children of the model) at LR, all others at LR * BASE_LR_MULT."""
+    if not isinstance(model, nn.Module):
+        raise ValueError("OPTIM.STAGED_LR needs a module, since NEW_LAYERS are names of its children")
+    new_layers = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else optim_cfg.NEW_LAYERS
+    children = dict(model.named_children())
+    for layer in new_layers:
+        if layer not in children:
+            raise ValueError(
+                f"OPTIM.NEW_LAYERS names {layer!r}; the model's layers are {', '.join(children)}"
+            )
+    base = [p for name, child in children.items() if name not in new_layers for p in child.parameters()]
+    new = [p for name, child in children.items() if name in new_layers for p in child.parameters()]
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
+
+
+def _check_learnable(groups: list[Any]) -> None:
+    parameters = []
+    for group in groups:
+        if isinstance(group, dict):
+            held = group["params"]
+            held = [held] if isinstance(held, torch.Tensor) else list(held)
+            group["params"] = held  # an iterator can be read only once
+        else:
+            held = [group[1] if isinstance(group, tuple) else group]  # (name, parameter) or parameter
+        parameters += held
+    if not parameters:
+        raise ValueError("there is nothing to optimize: the model has no parameters")
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(
+            f"there is nothing to optimize: all {len(parameters)} parameters are frozen (requires_grad=False)"
+        )

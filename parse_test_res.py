@@ -1,0 +1,188 @@
+"""Gathers the test results of several seeds from their logs: each one, their mean and their deviation.
+
+    python parse_test_res.py output/base2new/train_base/oxford_pets/shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx
+
+The folder holds `seed1`, `seed2`, ..., each with a `log.txt`, and with `log.txt-<time>` for each time that
+the run was continued. With `--multi-exp` it holds such folders, and the average over them is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+RESULT = "=> result"
+FINISHED = ("Finish training", "Finished training")  # ours and Dassl's; and what some forks print
+TRAINING = re.compile(r"^epoch \[\d+/\d+\]")
+SEED = re.compile(r"^seed(\d+)$")
+USUAL_SEEDS = 3
+
+
+@dataclass
+class Summary:
+    """The results of one folder.
+
+    Attributes:
+        values: percent by name of the seed's folder.
+        missing: what is not there, and why, in words.
+    """
+
+    directory: str
+    keyword: str
+    values: dict[str, float] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def mean(self) -> float:
+        return float(np.mean(list(self.values.values())))
+
+    def spread(self, ci95: bool = False) -> float:
+        """Standard deviation, or half the width of the mean's 95 % confidence interval."""
+        deviation = float(np.std(list(self.values.values())))
+        return 1.96 * deviation / len(self.values) ** 0.5 if ci95 else deviation
+
+
+def read_result(fpath: str, keyword: str = "accuracy", test_log: bool = False) -> float | None:
+    """The last test result in a log, in percent.
+
+    A log of training counts from its end on, since before that it may hold results on validation data.
+
+    Args:
+        keyword: the line's name: accuracy, error, macro_f1.
+        test_log: any result counts, that of an unfinished training too.
+
+    Returns:
+        None if the log holds none.
+    """
+    wanted = re.compile(rf"^\* {re.escape(keyword)}: (\d+(?:\.\d+)?)%")
+    value, in_result, training = None, False, False
+    with open(fpath, encoding="utf-8", errors="replace") as file:
+        for line in map(str.strip, file):
+            if TRAINING.match(line):
+                training, in_result = True, False
+            elif line in FINISHED:
+                training, value = False, None
+            elif line == RESULT:
+                in_result = True
+            elif in_result and (test_log or not training) and (match := wanted.match(line)):
+                value = float(match.group(1))
+    return None if training and not test_log else value
+
+
+def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = False) -> Summary:
+    """Reads the results of all seeds in a folder. Of each seed the newest log with a result counts.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: there is no result in it.
+    """
+    summary = Summary(directory, keyword)
+    folders = _folders(directory)
+    print(f"Parsing files in {directory}")
+    for folder in folders:
+        logs = _logs(os.path.join(directory, folder))
+        results = ((log, read_result(log, keyword, test_log)) for log in reversed(logs))
+        log, value = next(((log, value) for log, value in results if value is not None), ("", None))
+        if value is None:
+            summary.missing.append(f"{folder} ({f'no {keyword} in its log' if logs else 'no log.txt'})")
+        else:
+            summary.values[folder] = value
+            print(f"file: {log}. {keyword}: {value:.2f}%. ")
+    seeds = {int(match[1]) for folder in folders if (match := SEED.match(folder))}
+    if seeds:
+        absent = sorted(set(range(1, max(USUAL_SEEDS, *seeds) + 1)) - seeds)
+        summary.missing += [f"seed{seed} (no folder)" for seed in absent]
+    if not summary.values:
+        hint = "; it is itself the folder of one seed, give the one above it" if _logs(directory) else ""
+        raise ValueError(f"no {keyword} found in {directory}{hint}")
+    return summary
+
+
+def report(summary: Summary, ci95: bool = False) -> None:
+    """Prints mean and deviation, and what is missing."""
+    print("===")
+    print(f"Summary of directory: {summary.directory}")
+    print(f"* {summary.keyword}: {summary.mean():.2f}% +- {summary.spread(ci95):.2f}%")
+    if summary.missing:
+        print(f"Missing: {', '.join(summary.missing)}")
+    print("===")
+
+
+def parse_experiments(
+    directory: str, keyword: str = "accuracy", test_log: bool = False, ci95: bool = False
+) -> list[Summary]:
+    """Reads and prints all experiments in a folder, and their average.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: there is no result in any of them.
+    """
+    summaries, empty = [], []
+    for folder in _folders(directory):
+        try:
+            summaries.append(parse_directory(os.path.join(directory, folder), keyword, test_log))
+        except ValueError as error:
+            print(f"Missing: {error}")
+            empty.append(folder)
+        else:
+            report(summaries[-1], ci95)
+    if not summaries:
+        raise ValueError(f"no {keyword} found in any folder of {directory}")
+    print("Average performance")
+    print(f"* {keyword}: {np.mean([summary.mean() for summary in summaries]):.2f}%")
+    if empty:
+        print(f"Missing: {', '.join(empty)} (no result, not in the average)")
+    return summaries
+
+
+def _folders(directory: str) -> list[str]:
+    """The folders in a folder, seed2 before seed10."""
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(f"{directory} is not a folder")
+    names = [name for name in os.listdir(directory) if not name.startswith(".")]
+    return sorted(
+        filter(lambda name: os.path.isdir(os.path.join(directory, name)), names), key=_numbers_by_size
+    )
+
+
+def _numbers_by_size(name: str) -> list[tuple[int, str]]:
+    return [(len(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _logs(folder: str) -> list[str]:
+    """The logs of a run, the oldest first: `log.txt`, then those with a time stamp."""
+    names = [name for name in os.listdir(folder) if re.match(r"log\.txt(-|$)", name)]
+    return [os.path.join(folder, name) for name in sorted(names)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Mean and deviation of the test results of several seeds.")
+    parser.add_argument("directory", help="folder that holds the seeds' folders")
+    parser.add_argument(
+        "--ci95", action="store_true", help="95%% confidence interval instead of the deviation"
+    )
+    parser.add_argument(
+        "--test-log", action="store_true", help="take any result, that of an unfinished training too"
+    )
+    parser.add_argument("--multi-exp", action="store_true", help="the folder holds several such folders")
+    parser.add_argument("--keyword", default="accuracy", help="which line: accuracy, error or macro_f1")
+    args = parser.parse_args(argv)
+    try:
+        if args.multi_exp:
+            parse_experiments(args.directory, args.keyword, args.test_log, args.ci95)
+        else:
+            report(parse_directory(args.directory, args.keyword, args.test_log), args.ci95)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The evaluator: recorded figures exactly, recorded lines with two decimals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dassl.config import get_cfg_default
+from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
+
+RECORDED = json.loads((Path(__file__).parent / "golden" / "evaluator.json").read_text())
+
+
+def recorded_predictions(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    random = np.random.RandomState(case["numpy_seed"])
+    logits = random.standard_normal((case["n"], case["k"])).astype("float32")
+    labels = random.randint(0, case["k"] - 1, size=case["n"])
+    logits[np.arange(case["n"]), labels] += 1.0
+    return torch.from_numpy(logits), torch.from_numpy(labels)
+
+
+def evaluator_for(case: dict, **options: Any) -> Classification:
+    cfg = get_cfg_default()
+    cfg.TEST.PER_CLASS_RESULT = case["per_class"]
+    for key, value in options.items():
+        cfg.TEST[key] = value
+    return build_evaluator(cfg, lab2cname={label: f"class {label}" for label in range(case["k"])})
+
+
+def feed(evaluator: Classification, case: dict) -> None:
+    logits, labels = recorded_predictions(case)
+    for start in range(0, case["n"], 100):
+        evaluator.process(logits[start : start + 100], labels[start : start + 100])
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: str(case["numpy_seed"]))
+def test_figures_and_lines_are_the_recorded_ones(case: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluator = evaluator_for(case)
+    assert capsys.readouterr().out == "Loading evaluator: Classification\n"
+    feed(evaluator, case)
+    results = evaluator.evaluate()
+    assert dict(results) == pytest.approx(case["results"], rel=1e-12)
+    assert list(results) == list(case["results"])
+    assert all(type(value) is float for value in results.values())
+    printed = capsys.readouterr().out
+    assert re.search(r"^\* accuracy: \d+\.\d\d%$", printed, re.MULTILINE)
+    figure = re.compile(r"\d+\.\d+(?=%)")
+    assert figure.sub("", printed) == figure.sub("", case["text"])
+    pairs = zip(figure.findall(printed), figure.findall(case["text"]), strict=True)
+    assert all(abs(float(ours) - float(recorded)) <= 0.055 for ours, recorded in pairs)
+
+
+def test_reset_forgets_all_batches() -> None:
+    first, second, _ = RECORDED
+    evaluator = evaluator_for({**second, "per_class": True})
+    feed(evaluator, first)
+    evaluator.reset()
+    feed(evaluator, second)
+    assert dict(evaluator.evaluate()) == pytest.approx(second["results"], rel=1e-12)
+
+
+def test_a_subclass_may_reset_what_it_makes_later() -> None:
+    class WithFeatures(Classification):
+        def __init__(self, cfg: Any, **kwargs: Any) -> None:
+            super().__init__(cfg, **kwargs)
+            self.features: list[int] = []
+
+        def reset(self) -> None:
+            super().reset()
+            self.features.clear()
+
+    WithFeatures(get_cfg_default()).reset()
+
+
+def test_predictions_can_be_had_afterwards() -> None:
+    case = RECORDED[0]
+    evaluator = evaluator_for(case)
+    feed(evaluator, case)
+    logits, labels = recorded_predictions(case)
+    assert evaluator._y_true == labels.tolist()
+    assert evaluator._y_pred == logits.argmax(1).tolist()
+
+
+def test_the_confusion_matrix_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = get_cfg_default()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    cfg.TEST.COMPUTE_CMAT = True
+    evaluator = build_evaluator(cfg)
+    evaluator.process(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 0, 1]))
+    evaluator.evaluate()
+    matrix = torch.load(tmp_path / "run" / "cmat.pt", weights_only=True)
+    assert matrix.tolist() == [[pytest.approx(2 / 3), pytest.approx(1 / 3)], [0, 1]]
+    assert f"Confusion matrix is saved to {tmp_path / 'run' / 'cmat.pt'}" in capsys.readouterr().out
+
+
+def test_errors_are_clear() -> None:
+    cfg = get_cfg_default()
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        build_evaluator(cfg).evaluate()
+    cfg.TEST.EVALUATOR = "Clasification"
+    with pytest.raises(ValueError, match="did you mean 'Classification'"):
+        build_evaluator(cfg)
+    cfg.TEST.EVALUATOR = "Classification"
+    cfg.TEST.PER_CLASS_RESULT = True
+    with pytest.raises(ValueError, match="class names"):
+        build_evaluator(cfg)
+
+
+def test_a_foreign_evaluator_is_built_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    @EVALUATOR_REGISTRY.register(force=True)
+    class CountOnly(EvaluatorBase):
+        def __init__(self, cfg: Any, lab2cname: Any = None, **kwargs: Any) -> None:
+            super().__init__(cfg)
+
+    cfg = get_cfg_default()
+    cfg.TEST.EVALUATOR = "CountOnly"
+    cfg.VERBOSE = False
+    assert isinstance(build_evaluator(cfg, lab2cname={}), CountOnly)
+    assert capsys.readouterr().out == ""
+    del EVALUATOR_REGISTRY._obj_map["CountOnly"]
