@@ -1,0 +1,3 @@
+"""`DescribableTextures` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import DescribableTextures as DescribableTextures

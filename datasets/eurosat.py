@@ -1,0 +1,3 @@
+"""`EuroSAT` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import EuroSAT as EuroSAT

@@ -1,0 +1,3 @@
+"""`OxfordPets` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import OxfordPets as OxfordPets
