@@ -1,0 +1,223 @@
+"""Command line → config → trainer → train or test. The flags are Dassl's: `python train.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+import datasets  # noqa: F401  (registers the datasets)
+import trainers  # noqa: F401  (registers the methods)
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import collect_env_info, set_random_seed, setup_logger
+
+ROOT = Path(__file__).resolve().parent
+OWN_CODE = {"clip", "dassl", "datasets", "trainers", "train.py"}
+DEFAULT_DATASET = "shapes"  # embedded: needs no download
+
+
+def print_args(args: argparse.Namespace, cfg) -> None:
+    print("***************\n** Arguments **\n***************")
+    for key in sorted(vars(args)):
+        print(f"{key}: {vars(args)[key]}")
+    print("************\n** Config **\n************")
+    print(cfg)
+
+
+def reset_cfg(cfg, args: argparse.Namespace) -> None:
+    """Puts the flags that were given into `cfg`."""
+    if args.root:
+        cfg.DATASET.ROOT = args.root
+    if args.output_dir:
+        cfg.OUTPUT_DIR = args.output_dir
+    if args.resume:
+        cfg.RESUME = args.resume
+    if args.seed is not None and args.seed >= 0:
+        cfg.SEED = args.seed
+    if args.source_domains:
+        cfg.DATASET.SOURCE_DOMAINS = args.source_domains
+    if args.target_domains:
+        cfg.DATASET.TARGET_DOMAINS = args.target_domains
+    if args.transforms:
+        cfg.INPUT.TRANSFORMS = args.transforms
+    if args.trainer:
+        cfg.TRAINER.NAME = args.trainer
+    if args.backbone:
+        cfg.MODEL.BACKBONE.NAME = args.backbone
+    if args.head:
+        cfg.MODEL.HEAD.NAME = args.head
+
+
+def extend_cfg(cfg) -> None:
+    """Adds the keys that datasets and trainers of this project read; a trainer's `settings` say its own."""
+    cfg.DATASET.ROOT = "data"
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
+    for name in TRAINER_REGISTRY.registered_names():
+        settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)
+        if settings is not None:
+            cfg.TRAINER[name.upper()] = CfgNode(dict(settings))
+
+
+def setup_cfg(args: argparse.Namespace):
+    """Defaults, then the dataset's file, the method's file, the flags, and `opts`.
+
+    Without a dataset, the embedded one is taken; for it, the method's file is `shapes.yaml`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key or the trainer is not known, or a value does not fit.
+    """
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    dataset_file, config_file = args.dataset_config_file, args.config_file
+    if not dataset_file and "DATASET.NAME" not in args.opts:
+        dataset_file = str(ROOT / "configs" / "datasets" / f"{DEFAULT_DATASET}.yaml")
+        own_file = ROOT / "configs" / "trainers" / str(args.trainer) / f"{DEFAULT_DATASET}.yaml"
+        if not config_file and own_file.exists():
+            config_file = str(own_file)
+    for file in (dataset_file, config_file):
+        if file:
+            cfg.merge_from_file(file)
+    reset_cfg(cfg, args)
+    cfg.merge_from_list(args.opts)
+    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # an unknown name is said now, and not after the data was read
+    cfg.freeze()
+    return cfg
+
+
+def main(args: argparse.Namespace) -> None:
+    """Trains and tests, or only tests (`--eval-only`), as `args` say."""
+    cfg = setup_cfg(args)
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+
+    with _log_of_a_run(cfg.OUTPUT_DIR):
+        print_args(args, cfg)
+        print("Collecting env info ...")
+        print(f"** System info **\n{collect_env_info()}\n")
+        trainer = build_trainer(cfg)
+        if args.eval_only:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            trainer.test()
+        elif not args.no_train:
+            trainer.train()
+
+
+@contextlib.contextmanager
+def _log_of_a_run(folder: str) -> Iterator[None]:
+    """Prints into `<folder>/log.txt`, too. A run that is refused before it begins leaves no log behind."""
+    path = Path(folder)
+    before = set(path.rglob("*"))
+    made = [place for place in (path, *path.parents) if not place.exists()]
+    stdout = sys.stdout
+    setup_logger(folder)
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        new = set(path.rglob("*")) - before
+        logs = {file for file in new if file.parent == path and file.name.startswith("log.txt")}
+        if _raised_on_purpose(error) and new == logs:
+            sys.stdout = stdout
+            setup_logger(None)
+            for log in logs:
+                log.unlink()
+            for place in made:
+                with contextlib.suppress(OSError):  # not empty, or never made
+                    place.rmdir()
+        raise
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Prompt learning for CLIP. Without a dataset, the embedded one is used.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--root", default="", help="folder of the datasets; by default data")
+    add(
+        "--output-dir",
+        default="",
+        help="folder of logs and checkpoints; goes on from the last one there",
+    )
+    add("--resume", default="", help="go on from the checkpoint in this folder instead")
+    add("--seed", type=int, default=-1, help="seed of everything random; not seeded if negative")
+    add("--source-domains", nargs="+", help="source domains, for datasets that have domains")
+    add("--target-domains", nargs="+", help="target domains, for datasets that have domains")
+    add("--transforms", nargs="+", help="names of the training transforms")
+    add("--config-file", default="", help="settings of the method (yaml)")
+    add("--dataset-config-file", default="", help="settings of the dataset (yaml)")
+    add("--trainer", default="", help="name of the method, such as MaPLe")
+    add("--backbone", default="", help="name of the CLIP model, such as ViT-B/16")
+    add("--head", default="", help="name of the head, for trainers that have one")
+    add("--eval-only", action="store_true", help="test only")
+    add("--model-dir", default="", help="folder of a run, to test what it learned")
+    add("--load-epoch", type=int, help="epoch whose checkpoint is tested; by default the best or last")
+    add("--no-train", action="store_true", help="build everything, and stop")
+    add("--plugin", nargs="+", default=[], help="modules or files that register more trainers or datasets")
+    add("opts", nargs=argparse.REMAINDER, default=None, help="KEY VALUE pairs that change the configuration")
+    return parser
+
+
+def load_plugin(name: str) -> None:
+    """Imports a module by its name, or a file by its path.
+
+    Raises:
+        FileNotFoundError: there is no such module or file.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise FileNotFoundError(f"--plugin {name}: there is no such file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        return
+    if importlib.util.find_spec(name) is None:
+        raise FileNotFoundError(
+            f"--plugin {name}: there is no such module; for a file, give a path that ends in .py."
+        )
+    importlib.import_module(name)
+
+
+def _raised_on_purpose(error: BaseException) -> bool:
+    """Whether an error is this project's word to its user, and not a fault in some code below."""
+    if type(error).__module__.partition(".")[0] in OWN_CODE:
+        return True  # also where a data loader's worker raised it
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in OWN_CODE
+
+
+def command_line(argv: Sequence[str] | None = None) -> int:
+    """Runs `main` for the command line; returns the exit code: 2 for what the user can mend."""
+    args = build_parser().parse_args(argv)
+    try:
+        for plugin in args.plugin:
+            load_plugin(plugin)
+        main(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not _raised_on_purpose(error):
+            raise
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"train.py: {str(stop) or 'Interrupted.'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())

@@ -1,0 +1,95 @@
+"""What of a checkpoint was learned, and whether it fits a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .prompted_clip import PromptedCLIP
+
+IDENTITY = "_extra_state"  # where torch keeps a module's own state among its tensors
+MOST_DIFFERENCES = 6
+
+# The reference saves the whole model: CLIP's weights, and embeddings of words that are made anew here.
+CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale")
+WORD_KEYS = ("token_prefix", "token_suffix")
+
+
+def learned_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The learner's part of a state dict of this project, or of the reference."""
+    return {
+        key: value
+        for key, value in state_dict.items()
+        if not key.startswith(CLIP_KEYS) and not key.endswith(WORD_KEYS)
+    }
+
+
+def check_fit(
+    path: str, state_dict: Mapping[str, Any], wanted: Mapping[str, Any], model: PromptedCLIP
+) -> None:
+    """Compares a file with the run that is to load it.
+
+    Args:
+        state_dict: all of the file's.
+        wanted: the state dict that what is learned has in this run.
+
+    Raises:
+        ValueError: lists what differs.
+    """
+    given = learned_tensors(state_dict)
+    differences = []
+    for key in wanted:
+        if key.endswith(IDENTITY):
+            differences += _identity_differences(given.get(key), wanted[key], model)
+    differences += _clip_differences(state_dict, model)
+    for key in sorted(wanted.keys() | given.keys()):
+        if key.endswith(IDENTITY):
+            continue
+        if key not in given:
+            differences.append(f"{key} is missing")
+        elif key not in wanted:
+            differences.append(f"{key} is too much")
+        elif given[key].shape != wanted[key].shape:
+            differences.append(f"{key} is {tuple(given[key].shape)}, here {tuple(wanted[key].shape)}")
+    if differences:
+        more = len(differences) - MOST_DIFFERENCES
+        listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        raise ValueError(
+            f"The checkpoint {path} does not fit this run: {listed}. "
+            "Give it with the backbone and the settings that it was trained with."
+        )
+
+
+def _identity_differences(given: Any, here: dict[str, Any], model: PromptedCLIP) -> list[str]:
+    """Where a checkpoint says what it is for; the reference's do not."""
+    if not isinstance(given, Mapping):
+        return []
+    differences = []
+    if given.get("trainer") != here["trainer"]:
+        differences.append(f"it was trained by {given.get('trainer')}, here is {here['trainer']}")
+    if given.get("backbone_sha256") != here["backbone_sha256"]:
+        differences.append(
+            f"it was trained on {given.get('backbone')}, here are other CLIP weights ({here['backbone']})"
+        )
+    settings = given.get("settings") or {}
+    for key, value in here["settings"].items():
+        if key in settings and settings[key] != value:
+            differences.append(f"{key} was {settings[key]!r}, here {value!r}")
+    if model.prompt_learner.class_specific and given.get("classnames") != here["classnames"]:
+        differences.append("it has contexts for other classes")
+    return differences
+
+
+def _clip_differences(state_dict: Mapping[str, Any], model: PromptedCLIP) -> list[str]:
+    """Where the file holds all of CLIP: tensors of other shapes tell of another backbone."""
+    clip_state = model.clip_model.state_dict()
+    differences = []
+    for key, value in state_dict.items():
+        ours = key.replace("image_encoder.", "visual.").replace("text_encoder.", "")
+        if key.startswith(CLIP_KEYS) and ours in clip_state and isinstance(value, Tensor):
+            here = clip_state[ours]
+            if value.shape != here.shape:
+                differences.append(f"its CLIP has {ours} {tuple(value.shape)}, here {tuple(here.shape)}")
+    return differences

@@ -1,0 +1,219 @@
+"""The trainer below all methods: everything that a method does not say."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import clip
+from clip.model import CLIP, VisionTransformer
+from dassl.engine import TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import load_pretrained_weights
+
+from .checkpoints import check_fit, learned_tensors
+from .precision import PRECISIONS, Precision
+from .prompt_learner import PromptLearner
+from .prompted_clip import PromptedCLIP
+
+
+class CLIPPromptTrainer(TrainerX):
+    """Loads CLIP, freezes it, and trains what the method's learner holds.
+
+    A method is a subclass that states `settings`, `build_learner`, and `losses` where it has more than cross
+    entropy; `@TRAINER_REGISTRY.register()` makes it known under its name.
+    """
+
+    # Defaults of cfg.TRAINER.<NAME>, NAME being the class's in capitals.
+    settings: ClassVar[dict[str, Any]] = {"PREC": "fp32"}
+    # Folder of the checkpoints, as published.
+    model_name: ClassVar[str] = "prompt_learner"
+    # Whether published keys begin with "prompt_learner.": so where the reference registers the whole model.
+    keys_of_whole_model: ClassVar[bool] = True
+    # Whether the method puts tokens into the image encoder.
+    needs_vit: ClassVar[bool] = False
+
+    model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
+
+    # --- what a method says -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
+        """The learner, on the CPU; `clip_model` is there too, in float32."""
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss, summed for the backward pass; each is logged under its name.
+
+        Args:
+            images: `(batch 3 height width)`.
+            labels: `(batch)`.
+        """
+        return {"loss_ce": F.cross_entropy(self.model(images), labels)}
+
+    # --- the configuration ------------------------------------------------------------------------------
+
+    @classmethod
+    def settings_key(cls) -> str:
+        return cls.__name__.upper()
+
+    def check_cfg(self, cfg) -> None:
+        """Refuses settings that cannot work, before anything is read or written.
+
+        Raises:
+            ValueError: names the key, its value and what is allowed.
+        """
+        self.check_setting(cfg, "PREC", one_of=PRECISIONS)
+        name = cfg.MODEL.BACKBONE.NAME
+        if self.needs_vit and name.startswith("RN"):
+            raise ValueError(self._needs_vit_message(name))
+
+    def check_setting(
+        self, cfg, key: str, at_least: int | None = None, one_of: Sequence[str] | None = None, why: str = ""
+    ) -> None:
+        """Raises a `ValueError` if the trainer's setting `key` is below `at_least` or none of `one_of`."""
+        value = cfg.TRAINER[self.settings_key()][key]
+        where = f"TRAINER.{self.settings_key()}.{key} is {value!r}"
+        if at_least is not None and value < at_least:
+            raise ValueError(f"{where}; allowed is {at_least} or more ({why}).")
+        if one_of is not None and value not in one_of:
+            raise ValueError(f"{where}; allowed are {', '.join(one_of)}.")
+
+    @property
+    def own_settings(self):
+        """This trainer's node, cfg.TRAINER.<NAME>."""
+        return self.cfg.TRAINER[self.settings_key()]
+
+    def _needs_vit_message(self, name: str) -> str:
+        return (
+            f"MODEL.BACKBONE.NAME is {name!r}, a ResNet; {type(self).__name__} puts tokens into the image "
+            "encoder and needs a ViT, such as ViT-B/16."
+        )
+
+    # --- building ---------------------------------------------------------------------------------------
+
+    def build_model(self) -> None:
+        cfg = self.cfg
+        backbone = cfg.MODEL.BACKBONE
+        path = getattr(backbone, "PATH", "")
+        print(f"Loading CLIP (backbone: {backbone.NAME}{f', weights: {path}' if path else ''})")
+        clip_model = clip.load_model(backbone.NAME, path).requires_grad_(False)
+        if self.needs_vit and not isinstance(clip_model.visual, VisionTransformer):
+            raise ValueError(self._needs_vit_message(path or backbone.NAME))
+        self.check_resolution(clip_model)
+
+        print("Building custom CLIP")
+        learner = self.build_learner(clip_model, self.dm.dataset.classnames)
+        learner.identity = self.identity(clip_model)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
+
+        print("Turning off gradients in both the image and the text encoder")
+        self.precision = Precision(self.own_settings.PREC, self.device)
+        self.scaler = self.precision.scaler
+        if self.precision.name == "fp16" and self.device.type == "cpu":
+            print("Warning: fp16 is slow on a CPU; bf16 or fp32 is meant for it")
+        self.precision.cast(clip_model)
+        self.model = PromptedCLIP(clip_model, learner).to(self.device)
+        learned = [name for name, tensor in self.model.named_parameters() if tensor.requires_grad]
+        print(f"Parameters to be updated: {sorted(learned)}")
+        if learned:
+            # Not the whole model: what is saved and optimised is what is learned.
+            saved = nn.ModuleDict({"prompt_learner": learner}) if self.keys_of_whole_model else learner
+            self.optim = build_optimizer(learner, cfg.OPTIM)
+            self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+            self.register_model(self.model_name, saved, self.optim, self.sched)
+
+    def check_resolution(self, clip_model: CLIP) -> None:
+        size, needed = tuple(self.cfg.INPUT.SIZE), clip_model.visual.input_resolution
+        if size != (needed, needed):
+            raise ValueError(
+                f"INPUT.SIZE is {size}, but this CLIP ({self.cfg.MODEL.BACKBONE.NAME}) takes images of "
+                f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
+            )
+
+    def warn_of_unused_depth(self, clip_model: CLIP, key: str) -> None:
+        """Says which prompts have no block to enter; as in the reference, they are saved and never used."""
+        depth = self.own_settings[key]
+        towers = {"text": clip_model.transformer}
+        if isinstance(clip_model.visual, VisionTransformer):
+            towers["image"] = clip_model.visual.transformer
+        for tower, transformer in towers.items():
+            if depth > transformer.layers:
+                print(
+                    f"Warning: TRAINER.{self.settings_key()}.{key} is {depth}, but the {tower} encoder has "
+                    f"{transformer.layers} blocks: the deep prompts from depth {transformer.layers + 1} on "
+                    "are not used there"
+                )
+
+    def identity(self, clip_model: CLIP) -> dict:
+        """What a checkpoint is for: plain names, numbers and lists."""
+        return {
+            "trainer": type(self).__name__,
+            "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "backbone_sha256": fingerprint(clip_model),
+            "settings": {key: value for key, value in self.own_settings.items() if key != "PREC"},
+            "classnames": list(self.dm.dataset.classnames),
+        }
+
+    # --- training and testing ---------------------------------------------------------------------------
+
+    def forward_backward(self, batch) -> dict[str, float]:
+        images, labels = self.parse_batch_train(batch)
+        with self.precision.autocast():
+            losses = self.losses(images, labels)
+            loss = torch.stack(list(losses.values())).sum()
+        self.model_backward_and_update(loss)
+        summary = {"loss": loss.item()}
+        if len(losses) > 1:
+            summary |= {name: term.item() for name, term in losses.items()}
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return summary
+
+    def model_backward_and_update(self, loss: Tensor, names=None) -> None:
+        """A step through the loss scaler, which does nothing unless it is needed."""
+        names = self.get_model_names(names)
+        self.model_zero_grad(names)
+        self.detect_anomaly(loss)
+        self.scaler.scale(loss).backward()
+        for name in names:
+            self.scaler.step(self._optims[name])
+        self.scaler.update()
+
+    def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        with self.precision.autocast():
+            return self.model(input)
+
+    @torch.no_grad()
+    def test(self, split=None, **kwargs):
+        with self.precision.autocast(), self.model.text_encoded_once():
+            return super().test(split, **kwargs)
+
+    # --- checkpoints ------------------------------------------------------------------------------------
+
+    def fitting_state(self, name: str, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+        """What a checkpoint, of this project or of the reference, holds of what this run learns.
+
+        Raises:
+            ValueError: it does not fit this run; lists what differs. Nothing was loaded then.
+        """
+        state_dict = checkpoint.get("state_dict", {})
+        check_fit(path, state_dict, self._models[name].state_dict(), self.model)
+        return learned_tensors(state_dict)
+
+
+def fingerprint(clip_model: CLIP) -> str:
+    """Tells one CLIP from another of the same widths: sha256 over its projections, in float32."""
+    digest = hashlib.sha256()
+    for tensor in (clip_model.text_projection, clip_model.visual.conv1.weight, clip_model.logit_scale):
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""In which numbers a run computes. The only place that casts a model or opens an autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from clip.model import convert_weights
+
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+
+
+class Precision:
+    """`fp32`, `fp16`, `bf16` or `amp`, on any device.
+
+    fp32: all in float32. fp16, bf16: CLIP's matrices are stored and multiplied in that type, its norms
+    compute in float32. amp: float32 weights under torch's autocast, to float16 with loss scaling on a GPU, to
+    bfloat16 on a CPU. What is learned is float32 in each.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        scaled = name == "amp" and torch.get_autocast_dtype(device.type) == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+
+    def cast(self, clip_model: nn.Module) -> None:
+        """Brings CLIP's weights, in float32, to the type that they are kept in."""
+        if self.name == "fp16":
+            convert_weights(clip_model, torch.float16)
+        elif self.name == "bf16":
+            convert_weights(clip_model, torch.bfloat16)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which a forward pass runs."""
+        return torch.autocast(self.device.type, enabled=self.name == "amp")
