@@ -1,0 +1,30 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo demo-full test install
+
+# Zero-shot CLIP and MaPLe, base to novel, on the embedded dataset and backbone.
+demo: install
+	$(BIN)/python -m scripts.demo --seeds 1
+
+demo-full: install
+	$(BIN)/python -m scripts.demo --seeds 1 2 3
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e .
+	touch $@
+
+$(VENV)/installed-dev: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e ".[dev]"
+	touch $@ $(VENV)/installed

@@ -1,0 +1,54 @@
+# What base2new_train.sh and base2new_test.sh have in common: their settings and folders. Sourced by both.
+#
+#   [DATASET] [SEED] [NAME=VALUE ...] [KEY VALUE ...]
+#
+# DATASET is a file of configs/datasets. NAME is one of those below, from the environment or as NAME=VALUE;
+# KEY VALUE are options of the configuration.
+
+set -eo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+POSITIONAL=()
+for ARGUMENT in "$@"; do
+    case $ARGUMENT in
+        DATA=* | TRAINER=* | CFG=* | SHOTS=* | LOADEP=* | SUB=* | PYTHON=*) declare "$ARGUMENT" ;;
+        *) POSITIONAL+=("$ARGUMENT") ;;
+    esac
+done
+set -- "${POSITIONAL[@]}"
+
+DATASET=${1:-shapes}
+SEED=${2:-1}
+OPTIONS=("${@:3}")
+DATA=${DATA:-data}              # folder of the datasets
+TRAINER=${TRAINER:-MaPLe}
+SHOTS=${SHOTS:-16}
+LOADEP=${LOADEP:-}              # epoch to test; the best or the last one by default
+SUB=${SUB:-new}                 # classes to test: base or new
+if [ -x .venv/bin/python ]; then PYTHON=${PYTHON:-.venv/bin/python}; else PYTHON=${PYTHON:-python}; fi
+
+if [ -z "${CFG:-}" ]; then
+    case $DATASET/$TRAINER in
+        shapes/*) CFG=shapes ;;
+        */ZeroshotCLIP) CFG=vit_b16 ;;
+        *) CFG=vit_b16_c2_ep5_batch4_2ctx ;;
+    esac
+fi
+
+RUN=$DATASET/shots_$SHOTS/$TRAINER/$CFG/seed$SEED
+TRAIN_DIR=output/base2new/train_base/$RUN
+TEST_DIR=output/base2new/test_$SUB/$RUN
+
+run() { # FLAGS OF train.py: runs it for this dataset, seed and method
+    "$PYTHON" train.py \
+        --root "$DATA" \
+        --seed "$SEED" \
+        --trainer "$TRAINER" \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/$TRAINER/$CFG.yaml" \
+        "$@" DATASET.NUM_SHOTS "$SHOTS" "${OPTIONS[@]}"
+}
+
+finished() { # FOLDER: whether a log in it holds a test result
+    grep -qs '^\* accuracy' "$1"/log.txt*
+}

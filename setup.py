@@ -1,0 +1,43 @@
+"""Installs the engine `dassl` and what the whole project needs.
+
+`clip`, `datasets` and `trainers` are not installed: `clip` and `datasets` are also names of other packages,
+which an installed copy would overwrite. They are used from the project's folder: see the README.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="maple-prompt-learning",
+    version="0.1.0",
+    description="Prompt learning for CLIP: MaPLe and its relatives, on a Dassl-compatible engine",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dassl", "dassl.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=2",
+        "open_clip_torch>=3",  # the tokenizer's vocabulary, and open_clip's models
+        "safetensors",
+        "Pillow",
+        "yacs",  # configurations
+        "scikit-learn",  # macro F1
+        "tabulate",
+        "tqdm",
+    ],
+    extras_require={
+        "tensorboard": ["tensorboard"],
+        "dev": [
+            "pytest>=8",
+            "ruff==0.17.*",
+            "mypy==2.4.*",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
+        ],
+    },
+)
