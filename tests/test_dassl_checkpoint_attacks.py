@@ -216,9 +216,6 @@ def tensor(offset: bytes, size: bytes, stride: bytes) -> bytes:
         "negative size": tensor(b"K\x00", b"J\xff\xff\xff\xff\x85", b"K\x01\x85"),
         "no storage": called(REBUILD, b"N", b"K\x00", b"K\x01\x85", b"K\x01\x85", b"\x89", HOOKS),
         "missing storage": tensor(b"K\x00", b"K\x01\x85", b"K\x01\x85").replace(text("0"), text("1")),
-        "huge storage": tensor(b"K\x00", b"K\x01\x85", b"K\x01\x85").replace(
-            b"K\x04tQ", b"J\xff\xff\xff\x7ftQ"
-        ),
         "array of objects": called(SCALAR, called(DTYPE, text("O8")), b"C\x08" + bytes(8)),
         "short scalar": called(SCALAR, called(DTYPE, text("f8")), b"C\x04" + bytes(4)),
         "long array": ARRAY
@@ -262,6 +259,22 @@ def test_the_same_bytes_without_the_fault_are_read(write: Callable[..., None], t
     assert values.tolist() == [1, 3]
     assert numbers.tolist() == [2.5]
     assert placeholder.class_name == "a.Class"
+
+
+@pytest.mark.parametrize("write", [as_zip, as_legacy])
+def test_no_more_memory_is_taken_than_the_file_is_long(write: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "model.pth.tar"
+    huge = tensor(b"K\x00", b"K\x01\x85", b"K\x01\x85").replace(b"K\x04tQ", b"J\xff\xff\xff\x7ftQ")
+    write(path, in_a_dict(huge), {"0": bytes(16)})
+    with pytest.raises(ValueError, match="storages larger than the file"):
+        load_checkpoint(str(path))
+
+
+def test_memory_that_the_file_does_not_fill_is_not_handed_out(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth.tar"
+    as_legacy(path, in_a_dict(tensor(b"K\x00", b"K\x01\x85", b"K\x01\x85")), {})
+    with pytest.raises(ValueError, match="storages are missing"):
+        load_checkpoint(str(path))
 
 
 def test_an_unknown_factory_of_a_defaultdict_is_left_out(tmp_path: Path) -> None:

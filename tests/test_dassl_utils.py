@@ -182,7 +182,7 @@ def test_a_log_is_closed_even_if_stdout_was_replaced(tmp_path: Path, monkeypatch
     tee = sys.stdout
     monkeypatch.setattr(sys, "stdout", sys.__stdout__)
     setup_logger(None)
-    tee.write("later")
+    tee.write("later\n")
     assert (tmp_path / "a" / "log.txt").read_text() == "a\n"
 
 

@@ -73,8 +73,9 @@ def test_a_training_counts_from_its_end_on(tmp_path: Path) -> None:
         write_log(tmp_path, *validation, end, "Deploy the last-epoch model", *result("41.09"))
         assert read_result(str(log)) == 41.09
         assert read_result(str(log), "macro_f1") == 10.0
-    write_log(tmp_path, "* accuracy: 5.0%")  # not below a result
-    assert read_result(str(log)) is None
+    for lines in ([], [*validation, "Finish training"]):
+        write_log(tmp_path, *lines, "* accuracy: 5.0%")  # not below a result
+        assert read_result(str(log)) is None
 
 
 def test_the_newest_log_with_a_result_counts(tmp_path: Path) -> None:

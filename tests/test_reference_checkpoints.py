@@ -1,0 +1,125 @@
+"""Checkpoints of the paper's code: the whole CLIP in them, embeddings of words, a live scheduler object."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from helpers import GOLDEN, golden_script
+from safetensors.torch import load_file
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+CASE = "tiny_maple_nctx2_d3"
+LAYOUT = json.loads((GOLDEN / "checkpoint_layout.json").read_text())["MaPLe (tiny, depth 3)"]
+
+
+@pytest.fixture
+def recorded():
+    return load_file(GOLDEN / "cases" / f"{CASE}.safetensors")
+
+
+@pytest.fixture
+def state_dict(recorded, golden_checkpoint):
+    """A state dict with the keys and shapes of the recorded layout, at the recorded initial values."""
+    clip_weights = load_file(golden_checkpoint("tiny_public"))
+    tensors = {}
+    for key, (shape, _) in LAYOUT["state_dict"].items():
+        name = key.replace("image_encoder.", "visual.").replace("text_encoder.", "")
+        if name in clip_weights:
+            tensors[key] = clip_weights[name]
+        elif f"init.{key}" in recorded:
+            tensors[key] = recorded[f"init.{key}"]
+        else:  # embeddings of words
+            tensors[key] = torch.randn(shape)
+        assert list(tensors[key].shape) == shape
+    return tensors
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a checkpoint as the paper's code does, and returns the folder of the run."""
+
+    def write(state_dict) -> str:
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0035, momentum=0.9)
+        scheduler = CosineAnnealingLR(optimizer, 5)
+        checkpoint = {
+            "state_dict": state_dict,
+            "epoch": 5,
+            "optimizer": optimizer.state_dict(),
+            "scheduler": {"successor": scheduler, "last_epoch": 5, "base_lrs": [0.0035]},
+            "val_result": None,
+        }
+        file = tmp_path / "published" / LAYOUT["file"]
+        file.parent.mkdir(parents=True)
+        torch.save(checkpoint, file)
+        return str(tmp_path / "published")
+
+    return write
+
+
+@pytest.fixture
+def trainer(bare_trainer, golden_checkpoint):
+    case = json.loads((GOLDEN / "cases" / f"{CASE}.json").read_text())
+
+    def build(depth: int = 3, n_ctx: int = 2):
+        options = ["TRAINER.MAPLE.PREC", "fp32", "INPUT.SIZE", (32, 32)]
+        options += ["TRAINER.MAPLE.PROMPT_DEPTH", depth, "TRAINER.MAPLE.N_CTX", n_ctx]
+        config = "MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"
+        return bare_trainer("MaPLe", golden_checkpoint("tiny_public"), case["classnames"], options, config)
+
+    return build
+
+
+def test_loads_and_repeats_the_recorded_logits(trainer, save, state_dict, recorded):
+    run = trainer()
+    images = load_file(GOLDEN / "inputs_tiny_public.safetensors")["images"]
+    run.load_model(save(state_dict), epoch=5)
+    with torch.no_grad():
+        logits = run.model_inference(images)
+    error = (logits - recorded["logits_all8"]).abs().max() / recorded["logits_all8"].abs().max()
+    assert error <= 1e-5
+
+
+def test_half_precision_files_load(trainer, save, state_dict):
+    run = trainer()
+    run.load_model(save({key: value.half() for key, value in state_dict.items()}), epoch=5)
+    learned = dict(run.model.prompt_learner.named_parameters())
+    assert learned["proj.weight"].dtype == torch.float32
+    assert torch.equal(learned["proj.weight"], state_dict["prompt_learner.proj.weight"].half().float())
+
+
+def test_other_settings_are_listed(trainer, save, state_dict):
+    run = trainer(depth=4, n_ctx=3)
+    before = {key: tensor.clone() for key, tensor in run.model.named_parameters()}
+    with pytest.raises(ValueError, match="does not fit this run") as refused:
+        run.load_model(save(state_dict), epoch=5)
+    message = str(refused.value)
+    assert "prompt_learner.compound_prompts_text.2 is missing" in message
+    assert "prompt_learner.ctx is (2, 64), here (3, 64)" in message
+    for key, tensor in run.model.named_parameters():
+        assert torch.equal(tensor, before[key]), f"{key} was loaded"
+
+
+def test_a_clip_of_the_same_widths_but_other_patches_is_noticed(trainer, save, state_dict):
+    """ViT-B/32 and ViT-B/16 differ in nothing that MaPLe learns."""
+    state_dict["image_encoder.conv1.weight"] = torch.zeros(128, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"visual\.conv1\.weight \(128, 3, 16, 16\), here \(128, 3, 8, 8\)"):
+        trainer().load_model(save(state_dict), epoch=5)
+
+
+def test_a_file_that_calls_a_function_is_refused_by_its_name(trainer, save, state_dict, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    state_dict["prompt_learner.ctx"] = Harm()
+    with pytest.raises(ValueError, match="print"):
+        trainer().load_model(save(state_dict), epoch=5)
+
+
+def test_recorded_layout_is_that_of_the_case():
+    keys = [key for key in LAYOUT["state_dict"] if key.startswith("prompt_learner.")]
+    assert len(keys) == 11
+    assert golden_script.PRESETS["tiny_public"]["t_width"] == 64
