@@ -66,7 +66,7 @@ def read_result(fpath: str, keyword: str = "accuracy", test_log: bool = False) -
             if TRAINING.match(line):
                 training, in_result = True, False
             elif line in FINISHED:
-                training, value = False, None
+                training, in_result = False, False
             elif line == RESULT:
                 in_result = True
             elif in_result and (test_log or not training) and (match := wanted.match(line)):

@@ -33,6 +33,7 @@ setup(
         "tensorboard": ["tensorboard"],
         "dev": [
             "pytest>=8",
+            "tensorboard",
             "ruff==0.17.*",
             "mypy==2.4.*",
             "types-PyYAML",

@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 POSITIONAL=()
 for ARGUMENT in "$@"; do
     case $ARGUMENT in
-        DATA=* | TRAINER=* | CFG=* | SHOTS=* | LOADEP=* | SUB=* | PYTHON=*) declare "$ARGUMENT" ;;
+        DATA=* | OUTPUT=* | TRAINER=* | CFG=* | SHOTS=* | LOADEP=* | SUB=* | PYTHON=*) declare "$ARGUMENT" ;;
         *) POSITIONAL+=("$ARGUMENT") ;;
     esac
 done
@@ -21,6 +21,7 @@ DATASET=${1:-shapes}
 SEED=${2:-1}
 OPTIONS=("${@:3}")
 DATA=${DATA:-data}              # folder of the datasets
+OUTPUT=${OUTPUT:-output}        # folder of the results
 TRAINER=${TRAINER:-MaPLe}
 SHOTS=${SHOTS:-16}
 LOADEP=${LOADEP:-}              # epoch to test; the best or the last one by default
@@ -36,8 +37,8 @@ if [ -z "${CFG:-}" ]; then
 fi
 
 RUN=$DATASET/shots_$SHOTS/$TRAINER/$CFG/seed$SEED
-TRAIN_DIR=output/base2new/train_base/$RUN
-TEST_DIR=output/base2new/test_$SUB/$RUN
+TRAIN_DIR=$OUTPUT/base2new/train_base/$RUN
+TEST_DIR=$OUTPUT/base2new/test_$SUB/$RUN
 
 run() { # FLAGS OF train.py: runs it for this dataset, seed and method
     "$PYTHON" train.py \

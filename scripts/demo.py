@@ -22,7 +22,6 @@ from tabulate import tabulate
 from parse_test_res import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path("output") / "base2new"
 METHODS = {"ZeroshotCLIP": "zero-shot CLIP", "MaPLe": "MaPLe, 16 shots"}
 # A step of the demo: script, folder of its result, and which classes it tests.
 STEPS = {
@@ -43,18 +42,20 @@ def result_of(folder: Path) -> float | None:
     return next((result for result in results if result is not None), None)
 
 
-def run_step(script: str, trainer: str, seed: int, classes: str) -> None:
+def run_step(script: str, trainer: str, seed: int, classes: str, output: Path) -> None:
     environment = {**os.environ, "TRAINER": trainer, "SUB": classes, "PYTHON": sys.executable}
+    environment |= {"OUTPUT": str(output)}
     subprocess.run(["bash", f"scripts/{script}", "shapes", str(seed)], cwd=ROOT, env=environment, check=True)
 
 
-def accuracies(trainer: str, seed: int, number: int, total: int) -> dict[str, float]:
+def accuracies(trainer: str, seed: int, output: Path, number: int, total: int) -> dict[str, float]:
     """Runs what has no result yet; returns the accuracy by kind of classes."""
     found = {}
     for step, (script, folder, classes) in enumerate(STEPS[trainer]):
-        place = ROOT / RESULTS / folder / "shapes" / "shots_16" / trainer / "shapes" / f"seed{seed}"
+        run = Path("shapes") / "shots_16" / trainer / "shapes" / f"seed{seed}"
+        place = output / "base2new" / folder / run
         print(f"\n[{number + step}/{total}] {METHODS[trainer]}, seed {seed}, {classes} classes", flush=True)
-        run_step(script, trainer, seed, classes)
+        run_step(script, trainer, seed, classes, output)
         result = result_of(place)
         if result is None:
             raise FileNotFoundError(f"scripts/{script} left no result in {place}.")
@@ -65,7 +66,9 @@ def accuracies(trainer: str, seed: int, number: int, total: int) -> dict[str, fl
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Base to novel on the embedded dataset.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    seeds = parser.parse_args(argv).seeds
+    parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder of the results")
+    args = parser.parse_args(argv)
+    seeds = args.seeds
     start = time.time()
     total = sum(len(steps) for steps in STEPS.values()) * len(seeds)
     rows, number = [], 1
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = []
         for seed in seeds:
             try:
-                found = accuracies(trainer, seed, number, total)
+                found = accuracies(trainer, seed, args.output.resolve(), number, total)
             except (subprocess.CalledProcessError, OSError) as error:
                 print(f"demo: {error}", file=sys.stderr)
                 return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -43,9 +42,9 @@ class CLIPPromptTrainer(TrainerX):
 
     # --- what a method says -----------------------------------------------------------------------------
 
-    @abstractmethod
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         """The learner, on the CPU; `clip_model` is there too, in float32."""
+        raise NotImplementedError
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss, summed for the backward pass; each is logged under its name.
@@ -71,7 +70,7 @@ class CLIPPromptTrainer(TrainerX):
         self.check_setting(cfg, "PREC", one_of=PRECISIONS)
         name = cfg.MODEL.BACKBONE.NAME
         if self.needs_vit and name.startswith("RN"):
-            raise ValueError(self._needs_vit_message(name))
+            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
 
     def check_setting(
         self, cfg, key: str, at_least: int | None = None, one_of: Sequence[str] | None = None, why: str = ""
@@ -89,10 +88,10 @@ class CLIPPromptTrainer(TrainerX):
         """This trainer's node, cfg.TRAINER.<NAME>."""
         return self.cfg.TRAINER[self.settings_key()]
 
-    def _needs_vit_message(self, name: str) -> str:
+    def _needs_vit_message(self, given: str) -> str:
         return (
-            f"MODEL.BACKBONE.NAME is {name!r}, a ResNet; {type(self).__name__} puts tokens into the image "
-            "encoder and needs a ViT, such as ViT-B/16."
+            f"{given}, a ResNet: {type(self).__name__} puts tokens into the image encoder and needs a ViT, "
+            "such as ViT-B/16."
         )
 
     # --- building ---------------------------------------------------------------------------------------
@@ -104,7 +103,7 @@ class CLIPPromptTrainer(TrainerX):
         print(f"Loading CLIP (backbone: {backbone.NAME}{f', weights: {path}' if path else ''})")
         clip_model = clip.load_model(backbone.NAME, path).requires_grad_(False)
         if self.needs_vit and not isinstance(clip_model.visual, VisionTransformer):
-            raise ValueError(self._needs_vit_message(path or backbone.NAME))
+            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {path} is"))
         self.check_resolution(clip_model)
 
         print("Building custom CLIP")
