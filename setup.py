@@ -21,7 +21,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=2",
-        "open_clip_torch>=3",  # the tokenizer's vocabulary, and open_clip's models
+        "open_clip_torch>=2.29",  # the tokenizer's vocabulary, and open_clip's models
         "safetensors",
         "Pillow",
         "yacs",  # configurations

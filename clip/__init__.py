@@ -1,6 +1,15 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020), with OpenAI's API and encoders that take prompts."""
 
-from .clip import _MODELS, _download, available_models, build_model, load, load_model, tokenize
+from .clip import (
+    _MODELS,
+    _download,
+    available_models,
+    build_model,
+    load,
+    load_model,
+    pixel_statistics,
+    tokenize,
+)
 from .prompting import Prompts
 from .sentences import Sentences
 
@@ -13,5 +22,6 @@ __all__ = [
     "build_model",
     "load",
     "load_model",
+    "pixel_statistics",
     "tokenize",
 ]

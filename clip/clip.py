@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import http.client
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from .model import CLIP, convert_weights
 from .simple_tokenizer import default_tokenizer
 from .weights import clean_state_dict, model_arguments, read_state_dict, widen_embedding
 
-__all__ = ["available_models", "build_model", "load", "load_model", "tokenize"]
+__all__ = ["available_models", "build_model", "load", "load_model", "pixel_statistics", "tokenize"]
 
 _BASE_URL = "https://openaipublic.azureedge.net/clip/models"
 _MODELS = {
@@ -87,7 +88,10 @@ def _download(url: str, root: str | None = None) -> str:
             )
         partial.replace(target)
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{url} could not be downloaded ({error}); {by_hand}.") from error
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = " ".join(str(error).split())
+        raise ConnectionError(f"{url} could not be downloaded ({reason}); {by_hand}.") from error
     finally:
         partial.unlink(missing_ok=True)
     return str(target)
@@ -138,14 +142,23 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
         ValueError: the weights are not of the model `name`, or not of a CLIP that can be built here;
             `source` names where they are from.
     """
-    embedded_words = widen_embedding(state_dict, len(default_tokenizer().encoder), source)
+    vocabulary = len(default_tokenizer().encoder)
+    embedded_words = widen_embedding(state_dict, vocabulary, source)
     arguments = model_arguments(state_dict, source)
+    if arguments["vocab_size"] > vocabulary:
+        raise ValueError(
+            f"{source} embeds {arguments['vocab_size']} words, and CLIP's tokenizer has {vocabulary}: "
+            "it was trained with another tokenizer."
+        )
     if name.startswith(open_clip_models.PREFIX):
         options = open_clip_models.model_options(name)
         open_clip_models.check_widths(name, arguments)
         arguments |= options
-    with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
-        model = CLIP(**arguments)
+    try:
+        with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
+            model = CLIP(**arguments)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{source} holds encoders that do not divide into heads: {error}.") from error
     wanted = model.state_dict()
     differing = [f"no {key}" for key in wanted if key not in state_dict]
     differing += [f"{key} too many" for key in state_dict if key not in wanted]
@@ -171,7 +184,7 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
     Args:
         name: one of `available_models()`, or `"open_clip:ARCHITECTURE/TAG"`.
         path: a file of weights, read instead of the ones that `name` stands for. Widths, depth, patch and
-            resolution are those of the file.
+            resolution are those of the file; heads, activation and rounding are still those of `name`.
 
     Raises:
         FileNotFoundError: there is no file at `path`.
@@ -194,6 +207,12 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
     model = _build(read_state_dict(path), str(path))
     convert_weights(model)
     return model.float()
+
+
+def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each colour by which a model's images are normalised; OpenAI's for most."""
+    known = open_clip_models.pixel_statistics(name) if name.startswith(open_clip_models.PREFIX) else None
+    return known or (MEAN, STD)
 
 
 def load(

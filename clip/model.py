@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from .prompting import Prompts, replace_tokens
 from .resnet import ModifiedResNet
+from .simple_tokenizer import words_with
 
 HEAD_WIDTH = 64  # of every encoder that OpenAI released
+Activation = Callable[[], nn.Module]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -38,18 +40,12 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-Activation = Callable[[], nn.Module]
-
-
 class ResidualAttentionBlock(nn.Module):
     """Attention, then a two-layer perceptron, each behind a layer norm and around a residual.
 
     Args:
         attn_mask: `(length length)`, added to the attention logits; longer than any input.
         mlp_width: width of the perceptron's hidden layer; OpenAI's is 4 · d_model.
-
-    Raises:
-        ValueError: the width does not divide into the heads.
     """
 
     def __init__(
@@ -63,10 +59,6 @@ class ResidualAttentionBlock(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if n_head < 1 or d_model % n_head:
-            raise ValueError(
-                f"An encoder {d_model} wide does not divide into {n_head} heads; OpenAI's are {HEAD_WIDTH} wide."
-            )
         self.attn = nn.MultiheadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model, eps=eps)
         hidden = mlp_width or 4 * d_model
@@ -85,10 +77,8 @@ class ResidualAttentionBlock(nn.Module):
         normed = self.ln_1(x)
         keys, values = self.keys_values(normed)
         rows = slice(None) if position is None else slice(position, position + 1)
-        mask = self.mask(x)
-        if mask is not None:
-            mask = mask[rows]
-        attended = F.scaled_dot_product_attention(self.queries(normed[:, rows]), keys, values, mask)
+        queries = self.queries(normed[:, rows])
+        attended = F.scaled_dot_product_attention(queries, keys, values, self.mask(x, rows))
         return self.finish(x[:, rows], attended)
 
     def queries(self, normed: Tensor) -> Tensor:
@@ -114,15 +104,14 @@ class ResidualAttentionBlock(nn.Module):
         x = x + self.attn.out_proj(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.ln_2(x))
 
-    def mask(self, x: Tensor) -> Tensor | None:
-        """The additive mask for the positions of `x`, `(batch length width)`, in its type and place."""
+    def mask(self, x: Tensor, rows: slice = slice(None)) -> Tensor | None:
+        """The additive mask of `x`, `(batch length width)`, in its type and place: `(rows length)`."""
         if self.attn_mask is None:
             return None
-        length = x.shape[1]
         # Kept where it was used last, as OpenAI's block does: a copy per call would wait for the device.
         with torch.inference_mode(False):  # a tensor made in inference mode would be of no use in training
             self.attn_mask = self.attn_mask.to(device=x.device, dtype=x.dtype)
-        return self.attn_mask[:length, :length]
+        return self.attn_mask[: x.shape[1], : x.shape[1]][rows]
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2)
@@ -360,10 +349,8 @@ class CLIP(nn.Module):
             ValueError: the checkpoint holds no embedding for a word.
         """
         if self.embedded_words is not None and not bool(self.embedded_words[text].all()):
-            from .simple_tokenizer import default_tokenizer
-
-            missing = text[~self.embedded_words[text]].unique().tolist()
-            words = ", ".join(repr(default_tokenizer().decode([token]).strip()) for token in missing[:8])
+            missing = set(text[~self.embedded_words[text]].tolist())
+            words = ", ".join(repr(word) for word in words_with(missing, text.flatten().tolist())[:8])
             raise ValueError(
                 f"This checkpoint embeds only a part of the vocabulary, and no {words}; "
                 "use other words, or a checkpoint with the whole vocabulary."

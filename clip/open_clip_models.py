@@ -122,6 +122,12 @@ def fetch_weights(name: str) -> Path:
         ) from error
 
 
+def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of the colours that a model was trained with; None where open_clip says nothing."""
+    tag = get_pretrained_cfg(*split_name(name))
+    return (tuple(tag["mean"]), tuple(tag["std"])) if tag.get("mean") and tag.get("std") else None
+
+
 def check_widths(name: str, arguments: dict[str, Any]) -> None:
     """Refuses weights that are not of the architecture which `name` says.
 

@@ -79,8 +79,8 @@ class Sentences(nn.Module):
         its own features: `(group class feature)`.
 
         Raises:
-            ValueError: there are fewer prompt tokens than the classes need to share their prefix, or more than
-                the prefix has room for.
+            ValueError: there are fewer prompt tokens than the classes need to share their prefix, or more
+                than the prefix has room for.
         """
         prompts = prompts or Prompts()
         given = 0 if prompts.tokens is None else prompts.tokens.shape[-2]

@@ -6,6 +6,7 @@ out gets the published ids.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import open_clip.tokenizer
@@ -36,3 +37,17 @@ class SimpleTokenizer(open_clip.tokenizer.SimpleTokenizer):
 def default_tokenizer() -> SimpleTokenizer:
     """The tokenizer with the published vocabulary, built once."""
     return SimpleTokenizer()
+
+
+def words_with(missing: set[int], tokens: Sequence[int]) -> list[str]:
+    """The words of `tokens`, of which each is one or several, that hold a `missing` one; each word once."""
+    tokenizer = default_tokenizer()
+    found: dict[str, None] = {}
+    word: list[int] = []
+    for token in tokens:
+        word.append(token)
+        if tokenizer.decoder[token].endswith(("</w>", "|>")):
+            if not missing.isdisjoint(word):
+                found[tokenizer.decode(word).strip()] = None
+            word = []
+    return list(found)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .archive import is_archive, read_archive
 
-# Entries of OpenAI's archives that are no weights.
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+# Entries of archives that are no weights: OpenAI's hold three sizes, open_clip's a mask.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 TEXT_TOWER = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 
 
@@ -76,7 +76,7 @@ def clean_state_dict(content: Any, source: str) -> dict[str, Tensor]:
         key = key.removeprefix("module.")
         if key.startswith("text.") and key.removeprefix("text.").startswith(TEXT_TOWER):
             key = key.removeprefix("text.")  # open_clip keeps some text towers in a module of their own
-        if key not in NOT_WEIGHTS and isinstance(value, Tensor):
+        if key.split(".")[-1] not in NOT_WEIGHTS and isinstance(value, Tensor):
             state_dict[key] = value
     needed = {"positional_embedding", "text_projection", "ln_final.weight", "logit_scale"}
     missing = sorted(needed - state_dict.keys())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, golden_script
+from helpers import ROOT, golden_script, tiny_clip
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -36,6 +36,12 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         return file
 
     return path
+
+
+@pytest.fixture(scope="session")
+def clip_weights() -> dict[str, torch.Tensor]:
+    """The state dict of a tiny CLIP with one block, in float32 and not exact in float16."""
+    return {key: value.clone() for key, value in tiny_clip(1, 1, torch.float32).state_dict().items()}
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_tokenizer_has_openai_s_attributes(tokenizer):
 
 @pytest.mark.parametrize("text", ["a photo of a cat .", "crème brûlée", "emoji 😀👍", "o ' clock 4 5"])
 def test_decode_undoes_encode(text, tokenizer):
-    assert tokenizer.decode(tokenizer.encode(text)) == f"{text} ".replace("😀👍", "😀👍")
+    assert tokenizer.decode(tokenizer.encode(text)) == f"{text} "
     sentence = clip.tokenize(text)[0]
     ids = sentence[: sentence.argmax() + 1].tolist()
     assert tokenizer.decode(ids) == f"<|startoftext|>{text} <|endoftext|>"
