@@ -330,3 +330,10 @@ def test_help_names_upstream_s_flags():
         "backbone",
     ):
         assert f"--{flag} " in printed
+
+
+def test_another_normalisation_than_clip_s_is_said(job, capsys):
+    assert command_line(job("INPUT.PIXEL_MEAN", "[0.485, 0.456, 0.406]", flags=("--no-train",))) == 0
+    printed = capsys.readouterr().out
+    assert "Warning: INPUT.PIXEL_MEAN is (0.485, 0.456, 0.406), but this CLIP was trained with" in printed
+    assert "INPUT.PIXEL_STD is" not in printed

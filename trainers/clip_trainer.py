@@ -104,7 +104,7 @@ class CLIPPromptTrainer(TrainerX):
         clip_model = clip.load_model(backbone.NAME, path).requires_grad_(False)
         if self.needs_vit and not isinstance(clip_model.visual, VisionTransformer):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {path} is"))
-        self.check_resolution(clip_model)
+        self.check_input(clip_model)
 
         print("Building custom CLIP")
         learner = self.build_learner(clip_model, self.dm.dataset.classnames)
@@ -128,13 +128,19 @@ class CLIPPromptTrainer(TrainerX):
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
             self.register_model(self.model_name, saved, self.optim, self.sched)
 
-    def check_resolution(self, clip_model: CLIP) -> None:
+    def check_input(self, clip_model: CLIP) -> None:
+        """Refuses images of another size than CLIP's, and warns of another normalisation."""
         size, needed = tuple(self.cfg.INPUT.SIZE), clip_model.visual.input_resolution
         if size != (needed, needed):
             raise ValueError(
                 f"INPUT.SIZE is {size}, but this CLIP ({self.cfg.MODEL.BACKBONE.NAME}) takes images of "
                 f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
             )
+        trained = clip.pixel_statistics(self.cfg.MODEL.BACKBONE.NAME)
+        for key, values in zip(("PIXEL_MEAN", "PIXEL_STD"), trained, strict=True):
+            given = tuple(self.cfg.INPUT[key])
+            if any(abs(a - b) > 1e-3 for a, b in zip(given, values, strict=True)):
+                print(f"Warning: INPUT.{key} is {given}, but this CLIP was trained with {values}")
 
     def warn_of_unused_depth(self, clip_model: CLIP, key: str) -> None:
         """Says which prompts have no block to enter; as in the reference, they are saved and never used."""
