@@ -182,6 +182,7 @@ class UpstreamWarmup(LRScheduler):
     def __init__(self, optimizer: torch.optim.Optimizer, successor: LRScheduler, warmup_epoch: int) -> None:
         self.successor = successor
         self.warmup_epoch = warmup_epoch
+        self.cons_lr = 1e-5
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
@@ -331,13 +332,20 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     before = [copy.deepcopy(part.state_dict()) for part in parts]
     for fault in faults:
         save_checkpoint({**good, **fault}, str(tmp_path), model_name="file")
-        with pytest.raises(ValueError, match=r"file does not fit: ") as caught:
+        with pytest.raises(ValueError, match=r"file (does not fit: |cannot be continued)") as caught:
             resume_from_checkpoint(str(tmp_path / "file"), *parts)
         assert "\n" not in str(caught.value)
         assert all(same(part.state_dict(), state) for part, state in zip(parts, before, strict=True))
     save_checkpoint(good, str(tmp_path), model_name="file")
     with pytest.raises(ValueError, match="warm-up"):
         resume_from_checkpoint(str(tmp_path), resumed, its_optimizer, StepLR(its_optimizer, 1))
+    cfg.OPTIM.LR = 0.1
+    other = build_lr_scheduler(training(lr=0.1)[1], cfg.OPTIM)
+    with pytest.raises(ValueError, match=r"file cannot be continued by the run: base_lrs was \[0.0035\]"):
+        resume_from_checkpoint(str(tmp_path), resumed, its_optimizer, other)
+    with pytest.raises(ValueError, match=r"its optimizer has dampening, .*OPTIM.NAME"):
+        resume_from_checkpoint(str(tmp_path), resumed, torch.optim.Adam(resumed.parameters()))
+    assert same(resumed.state_dict(), before[0])
     assert resume_from_checkpoint(str(tmp_path / "file"), *parts) == 2
 
 
@@ -356,6 +364,13 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
     expected = draw(), draw()
     restore_rng_state(torch.load(tmp_path / "file", weights_only=True))
     assert (draw(), draw()) == expected
+
+
+def test_saving_does_not_start_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: pytest.fail("the GPU was started"))
+    assert rng_state()["cuda"] == []
 
 
 def test_random_states_go_to_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,3 +225,50 @@ def test_a_key_without_value_is_an_error(cfg: Config) -> None:
     with pytest.raises(ValueError, match=r"'OPTIM\.LR' stands alone"):
         cfg.merge_from_list(["SEED", "1", "OPTIM.LR"])
     assert cfg.SEED == -1
+
+
+def test_flags_among_the_options_are_told_where_to_go():
+    for words in (["OPTIM.LR", "0.1", "--eval-only"], ["OPTIM.LR", "0.1", "--seed", "1"]):
+        with pytest.raises(
+            ValueError, match=r"command line: --\S+ stands among .* flags go before all of them"
+        ):
+            get_cfg_default().merge_from_list(words)
+
+
+def _recorded_config():
+    """Key to printed value, of a run of the reference."""
+    log = (Path(__file__).parent / "golden" / "logs" / "train_base" / "seed1" / "log.txt").read_text()
+    text = log[log.index("DATALOADER:\n") : log.index("Collecting env info")]
+    values, path = {}, []
+    for line in text.splitlines():
+        key, value = line.strip().split(":", 1)
+        path = [*path[: (len(line) - len(line.lstrip())) // 2], key]
+        values[".".join(path)] = value.strip()
+    return values
+
+
+# What that run's files and command line set.
+SET_BY_THE_RUN = {
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.TEST.BATCH_SIZE", "DATALOADER.TRAIN_X.BATCH_SIZE"),
+    *("DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.ROOT", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN"),
+    *("INPUT.PIXEL_STD", "INPUT.SIZE", "INPUT.TRANSFORMS", "MODEL.BACKBONE.NAME", "OPTIM.LR"),
+    *("OPTIM.LR_SCHEDULER", "OPTIM.MAX_EPOCH", "OPTIM.NAME", "OPTIM.WARMUP_EPOCH", "OPTIM.WARMUP_TYPE"),
+    *("OUTPUT_DIR", "SEED", "TRAIN.PRINT_FREQ", "TRAINER.NAME"),
+}
+
+
+def _leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_defaults_are_those_of_a_recorded_run():
+    recorded = _recorded_config()
+    ours = {key: str(value) for key, value in _leaves(get_cfg_default())}
+    compared = ours.keys() - SET_BY_THE_RUN - {"OPTIM.EPS"}  # which upstream does not have
+    assert len(compared) > 60
+    assert {key: ours[key] for key in compared} == {key: recorded[key] for key in compared}
+    assert not [key for key in SET_BY_THE_RUN if ours[key] == recorded[key]]

@@ -250,16 +250,42 @@ def test_trainer_is_built_by_name_and_a_second_one_too(cfg, capsys):
     [
         ("FINAL_MODEL", "best", "TEST.FINAL_MODEL is 'best'; choose from last_step, best_val"),
         ("SPLIT", "train", "TEST.SPLIT is 'train'; choose from val, test"),
-        ("COUNT_ITER", "both", "TRAIN.COUNT_ITER is 'both'; choose from train_x, train_u, smaller_one"),
-        ("PRINT_FREQ", 0, "TRAIN.PRINT_FREQ is 0; it counts batches, at least 1"),
     ],
 )
-def test_wrong_settings_are_refused_first(cfg, capsys, key, value, message):
-    section = cfg.TRAIN if key in cfg.TRAIN else cfg.TEST
-    section[key] = value
+def test_wrong_settings_are_refused_before_training(cfg, key, value, message):
+    cfg.TEST[key] = value
+    trainer = Linear(cfg)
     with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.losses == []
+    assert not Path(cfg.OUTPUT_DIR).exists()
+
+
+def test_wrong_settings_are_refused_where_they_are_used(cfg, capsys):
+    cfg.TEST.SPLIT = "train"
+    with pytest.raises(ValueError, match=r"TEST.SPLIT is 'train'"):
+        FixedScores(cfg).train()
+    cfg.TRAIN.PRINT_FREQ = 0
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"TRAIN.PRINT_FREQ is 0; it counts batches, at least 1"):
         Linear(cfg)
     assert capsys.readouterr().out == ""
+
+
+def test_a_trainer_may_know_values_of_its_own(cfg):
+    class Own(Linear):
+        def after_train(self):
+            self.finished = self.cfg.TEST.FINAL_MODEL, self.test()
+
+        def test(self, split=None, **kwargs):
+            return super().test({"both": "val"}[split or self.cfg.TEST.SPLIT])
+
+    cfg.OPTIM.MAX_EPOCH = 1
+    cfg.TEST.SPLIT, cfg.TEST.FINAL_MODEL, cfg.TRAIN.COUNT_ITER = "both", "average", "larger_one"
+    trainer = Own(cfg)
+    trainer.train()
+    assert trainer.finished[0] == "average"
+    assert trainer.finished[1] >= 0
 
 
 # The best model
@@ -477,6 +503,18 @@ def test_trainer_may_save_a_part_of_its_model(cfg):
         Linear(cfg).load_model(cfg.OUTPUT_DIR, epoch=1)
 
 
+def test_a_scaler_may_be_anything(cfg):
+    class Scaled(Linear):
+        scaler = 128.0
+
+    cfg.TRAIN.CHECKPOINT_FREQ = 1
+    Scaled(cfg).train()
+    path = out(cfg.OUTPUT_DIR, LEARNER, "model.pth.tar-5")
+    assert load_checkpoint(path)["scaler"] is None
+    torch.save({**load_checkpoint(path), "scaler": {"scale": 2.0}}, path)
+    assert Scaled(cfg).resume_model_if_exist(cfg.OUTPUT_DIR) == 5
+
+
 # TensorBoard, Ctrl-C, unlabelled images, SimpleNet
 
 
@@ -485,6 +523,18 @@ def test_missing_tensorboard_is_one_notice(cfg, capsys):
     Linear(cfg).train()
     assert capsys.readouterr().out.count("TensorBoard is not installed: curves are not logged\n") == 1
     assert not Path(cfg.OUTPUT_DIR, "tensorboard").exists()
+
+
+def test_a_log_that_cannot_be_opened_is_one_notice(cfg, capsys, monkeypatch):
+    def broken(log_dir):
+        raise PermissionError(13, "Permission\ndenied")
+
+    monkeypatch.setattr("dassl.engine.trainer_base.SummaryWriter", broken)
+    cfg.OPTIM.MAX_EPOCH = 1
+    Linear(cfg).train()
+    printed = capsys.readouterr().out
+    assert "TensorBoard cannot be used: curves are not logged ([Errno 13] Permission denied)\n" in printed
+    assert "Finish training" in printed
 
 
 def test_scalars_are_logged(cfg, monkeypatch):
@@ -544,8 +594,13 @@ def test_unlabelled_batches_go_along(cfg, count, batches):
     cfg.DATASET.ALL_AS_UNLABELED = True
     cfg.DATALOADER.TRAIN_U.SAME_AS_X = False
     cfg.DATALOADER.TRAIN_U.BATCH_SIZE = 2
-    cfg.TRAIN.COUNT_ITER = count
     cfg.OPTIM.MAX_EPOCH = 1
+    cfg.TRAIN.COUNT_ITER = "both"
+    with pytest.raises(
+        ValueError, match=r"TRAIN.COUNT_ITER is 'both'; choose from train_x, train_u, smaller_one"
+    ):
+        Both(cfg).train()
+    cfg.TRAIN.COUNT_ITER = count
     Both(cfg).train()
     assert seen == [(4, 4, 2)] * batches
 

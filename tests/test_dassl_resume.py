@@ -3,6 +3,7 @@
 As a script, `python test_dassl_resume.py FOLDER`, this file starts the runs of `KILLED`, which are killed.
 """
 
+import copy
 import os
 import random
 import re
@@ -341,6 +342,91 @@ def test_checkpoint_that_does_not_fit_is_refused_and_kept(tmp_path):
         build(tmp_path / "cut").train()
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == good[:500]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"OPTIM__WARMUP_EPOCH": 0}, r"its schedule has a warm-up, unlike body's \(OPTIM.WARMUP_EPOCH\)"),
+        ({"OPTIM__WARMUP_EPOCH": 2}, "warmup_epoch was 1, is 2"),
+        ({"OPTIM__WARMUP_TYPE": "constant"}, "cons_lr was not set, is 1e-05"),
+        ({"OPTIM__MAX_EPOCH": 6}, "successor.T_max was 4.0, is 6.0"),
+        ({"OPTIM__LR": 0.1}, r"base_lrs was \[0.02\], is \[0.1\]"),
+        ({"OPTIM__LR_SCHEDULER": "multi_step"}, "successor.gamma was not set, is 0.1"),
+        ({"OPTIM__NAME": "adam"}, r"its optimizer has dampening, .*OPTIM.NAME"),
+        ({"OPTIM__MAX_EPOCH": 1}, r"OPTIM.MAX_EPOCH is 1, but .*model.pth.tar-2 is of epoch 2"),
+    ],
+)
+def test_other_settings_are_refused_before_anything_changes(tmp_path, changes, message):
+    interrupted(tmp_path / "cut", 2)
+    trainer = build(tmp_path / "cut", **changes)
+    parts = [*trainer._models.values(), *trainer._optims.values(), *trainer._scheds.values()]
+    before = copy.deepcopy([part.state_dict() for part in parts])
+    with pytest.raises(ValueError, match=message) as caught:
+        trainer.train()
+    assert str(caught.value).endswith("Use the settings it was trained with, or another OUTPUT_DIR.")
+    assert "\n" not in str(caught.value)
+    assert_same([part.state_dict() for part in parts], before)
+
+
+def test_kinds_of_adam_are_told_apart(tmp_path):
+    interrupted(tmp_path / "cut", 2, OPTIM__NAME="adam")
+    for name, flag in (("amsgrad", "amsgrad False"), ("adamw", "decoupled_weight_decay False")):
+        trainer = build(tmp_path / "cut", OPTIM__NAME=name)
+        if flag.split()[0] in trainer._optims["body"].param_groups[0]:  # older torch has no second flag
+            with pytest.raises(ValueError, match=f"its optimizer has {flag}, body's True"):
+                trainer.train()
+
+
+def test_no_warm_up_is_not_continued_with_one(tmp_path):
+    interrupted(tmp_path / "cut", 2, OPTIM__WARMUP_EPOCH=-1)
+    with pytest.raises(ValueError, match="its schedule has no warm-up, unlike body's"):
+        build(tmp_path / "cut").train()
+
+
+@pytest.mark.parametrize("better_since", [False, True])
+def test_best_of_the_run_that_is_continued_is_deployed(tmp_path, better_since):
+    class Scripted(Toy):
+        accuracies = (1.0, 3.0, 2.0, 4.0 if better_since else 2.0)
+
+        def test(self, split=None, **kwargs):
+            return self.accuracies[self.epoch] if split == "val" else super().test(split)
+
+        def before_epoch(self):
+            if self.epoch == 2 and not self.cfg.RESUME:
+                raise RuntimeError("stopped")
+
+    set_random_seed(1)
+    with pytest.raises(RuntimeError, match="stopped"):
+        Scripted(make_cfg(tmp_path / "first", **BEST)).train()
+    resume = str(tmp_path / "first" / "out")
+    second = Scripted(make_cfg(tmp_path / "second", **BEST, RESUME=resume))
+    second.train()
+    best = weights(tmp_path / ("second" if better_since else "first"), "model-best.pth.tar")["head"]
+    assert best["epoch"] == (4 if better_since else 2)
+    assert torch.equal(second.head.weight, best["state_dict"]["weight"])
+    last = weights(tmp_path / "second", "model.pth.tar-4")["head"]
+    assert torch.equal(second.head.weight, last["state_dict"]["weight"]) is better_since
+
+
+def test_random_state_is_restored_where_a_trainer_has_its_own_train(tmp_path):
+    whole = build(tmp_path / "whole")
+    whole.train()
+    interrupted(tmp_path / "cut", 2)
+
+    class Own(Toy):
+        def train(self):
+            self.before_train()
+            for epoch in range(self.start_epoch, self.max_epoch):
+                self.epoch = epoch
+                self.before_epoch()
+                self.run_epoch()
+                self.after_epoch()
+            self.after_train()
+
+    resumed = Own(make_cfg(tmp_path / "cut"))
+    resumed.train()
+    assert resumed.losses == whole.losses[8:]
 
 
 if __name__ == "__main__":

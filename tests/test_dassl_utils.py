@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-import dassl
 from dassl.utils import (
     AverageMeter,
     Logger,
@@ -130,10 +131,6 @@ def test_the_environment_is_described() -> None:
     text = collect_env_info()
     assert f"PyTorch: {torch.__version__}" in text
     assert f"numpy: {np.__version__}" in text
-
-
-def test_there_is_a_version() -> None:
-    assert dassl.__version__.count(".") == 2
 
 
 # --- log
@@ -320,3 +317,36 @@ def test_weights_are_initialised(init_type: str, deviation: float | None) -> Non
 def test_an_unknown_initialisation_is_an_error() -> None:
     with pytest.raises(ValueError, match="did you mean 'xavier'"):
         init_network_weights(nn.Linear(1, 1), "xavir")
+
+
+def test_extra_state_of_a_module_is_left_alone(tmp_path: Path) -> None:
+    class Counting(nn.Linear):
+        seen = 3
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": self.seen}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            self.seen = state["seen"]
+
+    saved, model = Counting(2, 2), Counting(2, 2)
+    saved.seen = 5
+    torch.save({"state_dict": saved.state_dict()}, tmp_path / "file")
+    load_pretrained_weights(model, str(tmp_path / "file"))
+    assert torch.equal(model.weight, saved.weight)
+    assert model.seen == 3
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".a.{ended.pid}.tmp", f".a.{os.getppid()}.tmp", f".b.{ended.pid}.tmp", ".a.x.tmp"):
+        (tmp_path / name).write_text("half")
+    write_json([1], str(tmp_path / "a"))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a", f".a.{os.getppid()}.tmp", f".b.{ended.pid}.tmp", ".a.x.tmp"}
+
+
+def test_an_unknown_name_says_whose_it_is() -> None:
+    with pytest.raises(ValueError, match=r"OPTIM.NAME is 'sdg'; did you mean 'sgd'\? available: adam, sgd"):
+        check_availability("sdg", ["adam", "sgd"], "OPTIM.NAME")

@@ -35,6 +35,11 @@ class Config(CfgNode):
         Raises:
             ValueError: unknown key, wrong type, key without value.
         """
+        flag = next((key for key in cfg_list[0::2] if str(key).startswith("--")), None)
+        if flag is not None:
+            raise ValueError(
+                f"command line: {flag} stands among the KEY VALUE options; flags go before all of them"
+            )
         if len(cfg_list) % 2:
             raise ValueError(
                 f"command line: {cfg_list[-1]!r} stands alone; config keys are given as KEY VALUE"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -140,11 +138,11 @@ def build_data_loader(
         n_ins=n_ins,
     )
     wrapper = dataset_wrapper or DatasetWrapper
-    loader: DataLoader = DataLoader(
+    loader: DataLoader = _Loader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=_available_workers(cfg.DATALOADER.NUM_WORKERS),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
@@ -156,14 +154,14 @@ def build_data_loader(
     return loader
 
 
-@lru_cache  # one notice a run, not one a loader
-def _available_workers(asked: int) -> int:
-    # More workers than cores only take memory, and torch warns about them.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if asked <= cores:
-        return asked
-    print(f"DATALOADER.NUM_WORKERS is {asked}, but there are {cores} cores: using {cores}")
-    return cores
+class _Loader(DataLoader):
+    """A DataLoader that does not warn about more workers than cores.
+
+    Their number decides with which random numbers an image is augmented: no machine may change it.
+    """
+
+    def check_worker_number_rationality(self) -> None:
+        pass
 
 
 class DatasetWrapper(Dataset):

@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.optim import Optimizer
-
 BEST = "model-best.pth.tar"
 SHOWN = 8  # keys in the message about a checkpoint that does not fit
 
@@ -74,13 +72,3 @@ def check_state(wanted: Mapping[str, Any], given: Mapping[str, Any], name: str, 
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise ValueError(f"{path} does not fit {name}: {'; '.join(faults[:SHOWN])}{more}.")
-
-
-def check_optimizer(optimizer: Optimizer, given: Mapping[str, Any], name: str, path: str) -> None:
-    """Raises a ValueError unless a saved state has as many tensors in each group as the optimizer."""
-    here = [len(group["params"]) for group in optimizer.param_groups]
-    there = [len(group["params"]) for group in given["param_groups"]]
-    if here != there:
-        raise ValueError(
-            f"{path} cannot be continued: its optimizer has groups of {there} tensors, {name}'s of {here}."
-        )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.engine.checkpoints import saved_epochs
+from dassl.engine.checkpoints import has_best, saved_epochs
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
 from dassl.evaluation import build_evaluator
 from dassl.modeling import build_backbone, build_head
@@ -37,6 +37,13 @@ CHOICES = {
     "TEST.SPLIT": ("val", "test"),
     "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
 }
+
+
+def _check_choice(cfg: CfgNode, key: str) -> None:
+    # Where the value is used, and not sooner: a trainer may know values of its own.
+    section, name = key.split(".")
+    if cfg[section][name] not in CHOICES[key]:
+        raise ValueError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(CHOICES[key])}.")
 
 
 class SimpleNet(nn.Module):
@@ -99,15 +106,11 @@ class SimpleTrainer(TrainerBase):
     A trainer that registers no model has nothing to train: `train()` tests it.
 
     Raises:
-        ValueError: a setting with a value that is not allowed, before anything is built.
+        ValueError: a setting with a value that is not allowed.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        for key, allowed in CHOICES.items():
-            section, name = key.split(".")
-            if cfg[section][name] not in allowed:
-                raise ValueError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(allowed)}.")
         if cfg.TRAIN.PRINT_FREQ < 1:
             raise ValueError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}; it counts batches, at least 1.")
         self.check_cfg(cfg)
@@ -179,6 +182,11 @@ class SimpleTrainer(TrainerBase):
         return f"{stopped} Epoch {saved[-1]} is saved in {self.output_dir}; {how} goes on from there."
 
     def before_train(self) -> None:
+        cls = type(self)
+        if cls.test is SimpleTrainer.test:
+            _check_choice(self.cfg, "TEST.SPLIT")
+        if (cls.after_epoch, cls.after_train) == (SimpleTrainer.after_epoch, SimpleTrainer.after_train):
+            _check_choice(self.cfg, "TEST.FINAL_MODEL")
         if self._keeps_best() and self.val_loader is None:
             raise ValueError(
                 "TEST.FINAL_MODEL is best_val, but the dataset has no val images; choose last_step."
@@ -193,18 +201,22 @@ class SimpleTrainer(TrainerBase):
 
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
+        # Here too, and not in train() alone, for trainers with a train() of their own.
+        self._restore_random_numbers()
 
     def after_train(self) -> None:
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
             if self._keeps_best():
                 print("Deploy the model with the best val performance")
-                self.load_model(self.output_dir)
+                best_here = has_best([osp.join(self.output_dir, name) for name in self._models])
+                # Where no epoch since was better, the best is still that of the run that is continued.
+                self.load_model(self.output_dir if best_here else self.cfg.RESUME or self.output_dir)
             else:
                 print("Deploy the last-epoch model")
             self.test()
         print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
-        self.close_writer()
+        self.close_writer()  # for a train() other than ours, which closes it after an error too
 
     def after_epoch(self) -> None:
         finished = self.epoch + 1
@@ -235,7 +247,9 @@ class SimpleTrainer(TrainerBase):
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
+        if not split:
+            _check_choice(self.cfg, "TEST.SPLIT")
+            split = self.cfg.TEST.SPLIT
         if split == "val" and self.val_loader is not None:
             data_loader = self.val_loader
         else:
@@ -325,6 +339,7 @@ class TrainerXU(SimpleTrainer):
             self._count(self.train_loader_x, "train_x"),
             self._count(self.train_loader_u, "train_u"),
         )
+        _check_choice(self.cfg, "TRAIN.COUNT_ITER")
         counts = {"train_x": len_x, "train_u": len_u, "smaller_one": min(len_x, len_u)}
         self.num_batches = counts[self.cfg.TRAIN.COUNT_ITER]
         batches_x, batches_u = _endless(self.train_loader_x), _endless(self.train_loader_u)

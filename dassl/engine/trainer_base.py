@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dassl.engine import checkpoints
 from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
+from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
 
 
 def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
@@ -90,12 +91,13 @@ class TrainerBase:
 
     def checkpoint_state(self, name: str) -> dict[str, Any]:
         """All that a checkpoint holds of a model, but the epoch and its result."""
-        optim, sched, scaler = self._optims[name], self._scheds[name], self.scaler
+        optim, sched = self._optims[name], self._scheds[name]
+        scaler_state = getattr(self.scaler, "state_dict", None)  # a fork's scaler may be anything
         return {
             "state_dict": self.model_state(name),
             "optimizer": None if optim is None else optim.state_dict(),
             "scheduler": None if sched is None else sched.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": None if scaler_state is None else scaler_state(),
             "rng": rng_state(),
             "best_result": float(self.best_result),
         }
@@ -155,8 +157,13 @@ class TrainerBase:
         for name, (path, checkpoint, _) in found.items():
             if not isinstance(checkpoint.get("epoch"), int):
                 raise ValueError(f"{path} cannot be continued: it does not tell its epoch.")
+            if checkpoint["epoch"] > getattr(self, "max_epoch", checkpoint["epoch"]):
+                later = f"{path} is of epoch {checkpoint['epoch']}"
+                raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, but {later}. {WAY_OUT}")
             if self._optims[name] is not None and checkpoint.get("optimizer"):
-                checkpoints.check_optimizer(self._optims[name], checkpoint["optimizer"], name, path)
+                check_optimizer(self._optims[name], checkpoint["optimizer"], name, path)
+            if self._scheds[name] is not None and checkpoint.get("scheduler"):
+                check_scheduler(self._scheds[name], checkpoint["scheduler"], name, path)
 
         for name, (path, checkpoint, state) in found.items():
             print(f'Loading checkpoint from "{path}"')
@@ -164,7 +171,7 @@ class TrainerBase:
             for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
                 if part is not None and checkpoint.get(key):
                     part.load_state_dict(checkpoint[key])
-        if self.scaler is not None and checkpoint.get("scaler"):
+        if hasattr(self.scaler, "load_state_dict") and checkpoint.get("scaler"):
             self.scaler.load_state_dict(checkpoint["scaler"])
         if checkpoint.get("best_result") is not None:
             self.best_result = checkpoint["best_result"]
@@ -220,15 +227,18 @@ class TrainerBase:
         self.max_epoch = max_epoch
 
         self.before_train()
-        if self._resumed_rng is not None:
-            restore_rng_state(self._resumed_rng)
-            self._resumed_rng = None
+        self._restore_random_numbers()
+        self._resumed_rng = None
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
         self.after_train()
+
+    def _restore_random_numbers(self) -> None:
+        if self._resumed_rng is not None:
+            restore_rng_state(self._resumed_rng)
 
     def before_train(self) -> None:
         """Called once, before the first epoch."""
@@ -298,13 +308,16 @@ class TrainerBase:
     # TensorBoard
 
     def init_writer(self, log_dir: str) -> None:
-        """Opens TensorBoard's log, if TensorBoard is installed."""
+        """Opens TensorBoard's log; where that fails, curves are not logged."""
         if self._writer is not None:
             return
         try:
             self._writer = SummaryWriter(log_dir=log_dir)
         except ImportError:
             print("TensorBoard is not installed: curves are not logged")
+            return
+        except Exception as error:  # a full disk, or versions that do not go together: training goes on
+            print(f"TensorBoard cannot be used: curves are not logged ({' '.join(str(error).split())})")
             return
         print(f"Initialize tensorboard (log_dir={log_dir})")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dassl.utils import Registry, check_availability
+from dassl.utils import Registry
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def build_evaluator(cfg: Any, **kwargs: Any) -> Any:
     """Builds the evaluator that `cfg.TEST.EVALUATOR` names; `kwargs` go to it (`lab2cname`)."""
-    check_availability(cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
+    evaluator_class = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
     if cfg.VERBOSE:
         print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
-    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+    return evaluator_class(cfg, **kwargs)

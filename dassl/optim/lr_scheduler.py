@@ -110,9 +110,9 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: Any) -> LRScheduler:
     Raises:
         ValueError: unknown schedule or warm-up.
     """
-    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS)
+    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")
     if optim_cfg.WARMUP_EPOCH > 0:
-        check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS)
+        check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS, "OPTIM.WARMUP_TYPE")
 
     scheduler: LRScheduler
     steps = [optim_cfg.STEPSIZE] if isinstance(optim_cfg.STEPSIZE, int) else list(optim_cfg.STEPSIZE)

@@ -31,7 +31,7 @@ def build_optimizer(
         ValueError: unknown optimizer, or nothing that could be learned.
     """
     name = optim_cfg.NAME
-    check_availability(name, AVAI_OPTIMS)
+    check_availability(name, AVAI_OPTIMS, "OPTIM.NAME")
     if param_groups is not None and optim_cfg.STAGED_LR:
         warnings.warn(
             "OPTIM.STAGED_LR is ignored: the parameter groups are given by the caller", stacklevel=2
@@ -73,6 +73,8 @@ def build_optimizer(
 
 def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:
     """Two groups: the NEW_LAYERS (children of the model) at LR, all others at LR * BASE_LR_MULT."""
+    if isinstance(model, nn.DataParallel):
+        model = model.module
     if not isinstance(model, nn.Module):
         raise ValueError("OPTIM.STAGED_LR needs a module, since NEW_LAYERS are names of its children")
     new_layers = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else optim_cfg.NEW_LAYERS

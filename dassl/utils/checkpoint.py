@@ -22,6 +22,18 @@ from .tools import atomic_open
 
 __all__ = ["load_checkpoint", "resume_from_checkpoint", "save_checkpoint"]
 
+# What torch's versions and schedulers add to an optimizer's groups; the other keys tell its kind.
+ADDED = {
+    *("initial_lr", "param_names", "foreach", "maximize", "capturable", "differentiable", "fused"),
+    "decoupled_weight_decay",
+}
+# What decides a schedule's learning rates, other than how far it is.
+CONSTANTS = (
+    *("base_lrs", "T_max", "eta_min", "step_size", "gamma", "milestones"),
+    *("warmup_epoch", "cons_lr", "min_lr"),
+)
+WAY_OUT = "Use the settings it was trained with, or another OUTPUT_DIR."
+
 
 def save_checkpoint(
     state: Mapping[str, Any],
@@ -104,21 +116,72 @@ def resume_from_checkpoint(
     earlier: list[tuple[Any, Any]] = []
     try:
         epoch = int(checkpoint["epoch"])
+        if optimizer is not None and checkpoint.get("optimizer") is not None:
+            check_optimizer(optimizer, checkpoint["optimizer"], "the run", fpath)
+        if scheduler is not None and checkpoint.get("scheduler") is not None:
+            check_scheduler(scheduler, checkpoint["scheduler"], "the run", fpath)
         for key, part, label in parts:
             if part is None or (part is not model and checkpoint.get(key) is None):
                 continue
-            own = part.state_dict()
-            if key == "scheduler" and "successor" in checkpoint[key] and "successor" not in own:
-                raise ValueError("the saved schedule has a warm-up, this one has none (OPTIM.WARMUP_EPOCH)")
-            earlier.append((part, copy.deepcopy(own)))
+            earlier.append((part, copy.deepcopy(part.state_dict())))
             part.load_state_dict(checkpoint[key])
             print(f"Loaded {label}")
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         for part, state in earlier:
             part.load_state_dict(state)
-        raise ValueError(f"checkpoint {fpath} does not fit: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        named = reason.startswith(fpath)
+        raise ValueError(reason if named else f"checkpoint {fpath} does not fit: {reason}") from error
     print(f"Previous epoch: {epoch}")
     return epoch
+
+
+def check_optimizer(optimizer: Optimizer, given: Mapping[str, Any], name: str, path: str) -> None:
+    """Raises a ValueError unless a saved state is of this kind, with as many tensors in each group."""
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    there = [len(group["params"]) for group in given["param_groups"]]
+    if here != there:
+        raise ValueError(
+            f"{path} cannot be continued: its optimizer has groups of {there} tensors, {name}'s of {here}."
+        )
+    ours, saved = optimizer.param_groups[0], given["param_groups"][0]
+    kinds = [sorted({*group} - {*ADDED, "params"}) for group in (saved, ours)]
+    # All that tells Adam, AMSGrad and AdamW apart.
+    flags = {"amsgrad", "decoupled_weight_decay"} & {*saved} & {*ours}
+    if kinds[0] != kinds[1]:
+        what = "has {}, {}'s {}".format(", ".join(kinds[0]), name, ", ".join(kinds[1]))
+    elif wrong := [flag for flag in sorted(flags) if saved[flag] != ours[flag]]:
+        what = f"has {wrong[0]} {saved[wrong[0]]}, {name}'s {ours[wrong[0]]}"
+    else:
+        return
+    raise ValueError(f"{path} cannot be continued: its optimizer {what} (OPTIM.NAME). {WAY_OUT}")
+
+
+def check_scheduler(scheduler: LRScheduler, given: Mapping[str, Any], name: str, path: str) -> None:
+    """Raises a ValueError that lists what differs, unless a saved schedule has the constants of this one.
+
+    Both have a `successor` or none has, whose constants count too. `given` may be of upstream's files.
+    """
+    here, there = _constants(scheduler.state_dict()), _constants(given)
+    if ("successor" in given) != ("successor" in scheduler.state_dict()):
+        what = "has a warm-up" if "successor" in given else "has no warm-up"
+        faults = [f"its schedule {what}, unlike {name}'s (OPTIM.WARMUP_EPOCH)"]
+    else:
+        faults = [
+            f"{key} was {there.get(key, 'not set')}, is {here.get(key, 'not set')}"
+            for key in {**here, **there}
+            if here.get(key) != there.get(key)
+        ]
+    if faults:
+        raise ValueError(f"{path} cannot be continued by {name}: {'; '.join(faults)}. {WAY_OUT}")
+
+
+def _constants(state: Mapping[str, Any]) -> dict[str, Any]:
+    constants = {key: state[key] for key in CONSTANTS if key in state}
+    if isinstance(state.get("successor"), Mapping):
+        of_successor = _constants(state["successor"])
+        constants |= {f"successor.{key}": value for key, value in of_successor.items()}
+    return constants
 
 
 def _read_plain_data(fpath: str) -> Any:

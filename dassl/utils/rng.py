@@ -16,7 +16,9 @@ def rng_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (algorithm, [int(key) for key in keys], int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all()
+        if torch.cuda.is_initialized()
+        else [],  # asking would start it
     }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,7 @@ def atomic_open(fpath: str, mode: str = "w") -> Iterator[IO[Any]]:
     fpath = os.path.realpath(fpath)  # what a link points to is replaced, not the link
     folder, name = os.path.split(fpath)
     mkdir_if_missing(folder)
+    _remove_left_behind(folder, name)
     unfinished = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -64,6 +66,27 @@ def atomic_open(fpath: str, mode: str = "w") -> Iterator[IO[Any]]:
         with suppress(FileNotFoundError):
             os.unlink(unfinished)
         raise
+
+
+def _remove_left_behind(folder: str, name: str) -> None:
+    """Removes what killed processes have not finished writing under this name."""
+    for entry in os.listdir(folder):
+        match = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.tmp", entry)
+        if match and not _is_running(int(match[1])):
+            with suppress(OSError):
+                os.unlink(os.path.join(folder, entry))
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is not a question
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def read_json(fpath: str) -> Any:
@@ -137,8 +160,8 @@ def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
     return folded[nearest[0]] if nearest else None
 
 
-def check_availability(requested: str, available: Iterable[str]) -> None:
-    """Checks that a name is among those available.
+def check_availability(requested: str, available: Iterable[str], what: str = "the name") -> None:
+    """Checks that a name is among those available; `what` says in the message whose name it is.
 
     Raises:
         ValueError: it is not; the message names the most similar one.
@@ -147,7 +170,7 @@ def check_availability(requested: str, available: Iterable[str]) -> None:
     if requested not in available:
         nearest = get_most_similar_str_to_a_from_b(str(requested), available)
         hint = f" did you mean {nearest!r}?" if nearest else ""
-        raise ValueError(f"unknown name {requested!r};{hint} available: {', '.join(available) or 'nothing'}")
+        raise ValueError(f"{what} is {requested!r};{hint} available: {', '.join(available) or 'nothing'}")
 
 
 def tolist_if_not(x: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import init
 
 from .checkpoint import load_checkpoint, resume_from_checkpoint, save_checkpoint, strip_module
@@ -41,7 +41,7 @@ def open_specified_layers(model: nn.Module, open_layers: str | Sequence[str]) ->
     names = [open_layers] if isinstance(open_layers, str) else list(open_layers)
     children = dict(model.named_children())
     for name in names:
-        check_availability(name, children)
+        check_availability(name, children, "open_layers")
     for name, child in children.items():
         child.train(name in names)
         for parameter in child.parameters():
@@ -71,7 +71,11 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
     saved = strip_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
     fitting = {
-        name: tensor for name, tensor in saved.items() if name in own and tensor.shape == own[name].shape
+        name: value
+        for name, value in saved.items()
+        if isinstance(value, Tensor)
+        and isinstance(own.get(name), Tensor)  # a module's extra state may be anything
+        and value.shape == own[name].shape
     }
     if not fitting:
         raise ValueError(
@@ -97,7 +101,7 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
         "kaiming": lambda weight: init.kaiming_normal_(weight, a=0, mode="fan_in"),
         "orthogonal": lambda weight: init.orthogonal_(weight, gain=gain),
     }
-    check_availability(init_type, initialisers)
+    check_availability(init_type, initialisers, "init_type")
     for module in model.modules():
         kind = type(module).__name__
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)

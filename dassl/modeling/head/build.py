@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dassl.utils import Registry, check_availability
+from dassl.utils import Registry
 
 HEAD_REGISTRY = Registry("HEAD")
 
 
 def build_head(name: str, verbose: bool = True, **kwargs: Any) -> Any:
     """Builds a head by its name; `kwargs` go to it. Raises ValueError for an unknown name."""
-    check_availability(name, HEAD_REGISTRY.registered_names())
+    head_class = HEAD_REGISTRY.get(name)
     if verbose:
         print(f"Head: {name}")
-    return HEAD_REGISTRY.get(name)(**kwargs)
+    return head_class(**kwargs)

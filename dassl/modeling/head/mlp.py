@@ -42,7 +42,7 @@ class MLP(nn.Module):
             raise ValueError(
                 "MODEL.HEAD.HIDDEN_LAYERS is empty; an mlp head needs at least one width, as in (512,)"
             )
-        check_availability(activation, ACTIVATIONS)
+        check_availability(activation, ACTIVATIONS, "MODEL.HEAD.ACTIVATION")
         layers: list[nn.Module] = []
         for width in widths:
             layers.append(nn.Linear(in_features, width))
