@@ -25,6 +25,7 @@ setup(
         "safetensors",
         "Pillow",
         "yacs",  # configurations
+        "PyYAML",
         "scikit-learn",  # macro F1
         "tabulate",
         "tqdm",

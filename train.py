@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def extend_cfg(cfg) -> None:
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)
         if settings is not None:
-            cfg.TRAINER[name.upper()] = CfgNode(dict(settings))
+            cfg.TRAINER[name.upper()] = CfgNode({"PREC": "fp32", **settings})
 
 
 def setup_cfg(args: argparse.Namespace):
@@ -90,7 +91,11 @@ def setup_cfg(args: argparse.Namespace):
             cfg.merge_from_file(file)
     reset_cfg(cfg, args)
     cfg.merge_from_list(args.opts)
+    if not cfg.TRAINER.NAME:
+        raise ValueError(f"Give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}.")
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # an unknown name is said now, and not after the data was read
+    if args.model_dir and not Path(args.model_dir).is_dir():
+        raise FileNotFoundError(f"--model-dir {args.model_dir}: there is no such folder.")
     cfg.freeze()
     return cfg
 
@@ -110,6 +115,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"** System info **\n{collect_env_info()}\n")
         trainer = build_trainer(cfg)
         if args.eval_only:
+            if trainer.get_model_names() and not args.model_dir:
+                raise ValueError("--eval-only tests what a run has learned: give its folder as --model-dir.")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
             trainer.test()
         elif not args.no_train:
@@ -120,24 +127,31 @@ def main(args: argparse.Namespace) -> None:
 def _log_of_a_run(folder: str) -> Iterator[None]:
     """Prints into `<folder>/log.txt`, too. A run that is refused before it begins leaves no log behind."""
     path = Path(folder)
-    before = set(path.rglob("*"))
+    before = _entries(path)
     made = [place for place in (path, *path.parents) if not place.exists()]
-    stdout = sys.stdout
+    stdout, refused = sys.stdout, False
     setup_logger(folder)
     try:
         yield
     except (ValueError, OSError) as error:
-        new = set(path.rglob("*")) - before
+        refused = _raised_on_purpose(error)
+        raise
+    finally:
+        sys.stdout = stdout
+        setup_logger(None)
+        new = _entries(path) - before
         logs = {file for file in new if file.parent == path and file.name.startswith("log.txt")}
-        if _raised_on_purpose(error) and new == logs:
-            sys.stdout = stdout
-            setup_logger(None)
+        if refused and new == logs:
             for log in logs:
                 log.unlink()
             for place in made:
                 with contextlib.suppress(OSError):  # not empty, or never made
                     place.rmdir()
-        raise
+
+
+def _entries(folder: Path) -> set[Path]:
+    """What a run may have written: logs beside folders of checkpoints."""
+    return {*folder.glob("*"), *folder.glob("*/*")}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-dir", default="", help="folder of a run, to test what it learned")
     add("--load-epoch", type=int, help="epoch whose checkpoint is tested; by default the best or last")
     add("--no-train", action="store_true", help="build everything, and stop")
-    add("--plugin", nargs="+", default=[], help="modules or files that register more trainers or datasets")
+    add("--plugin", action="append", default=[], help="module or file that registers more; may be repeated")
     add("opts", nargs=argparse.REMAINDER, default=None, help="KEY VALUE pairs that change the configuration")
     return parser
 
@@ -176,17 +190,26 @@ def load_plugin(name: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such module or file.
+        ValueError: the file is called like a module that is in use.
     """
     path = Path(name)
     if path.suffix == ".py":
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None or not path.is_file():
             raise FileNotFoundError(f"--plugin {name}: there is no such file.")
+        if path.stem in sys.modules:
+            raise ValueError(
+                f"--plugin {name}: a module {path.stem} is loaded already; give the file another name."
+            )
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
         spec.loader.exec_module(module)
         return
-    if importlib.util.find_spec(name) is None:
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # the package that it should be in
+        found = None
+    if found is None:
         raise FileNotFoundError(
             f"--plugin {name}: there is no such module; for a file, give a path that ends in .py."
         )
@@ -195,6 +218,10 @@ def load_plugin(name: str) -> None:
 
 def _raised_on_purpose(error: BaseException) -> bool:
     """Whether an error is this project's word to its user, and not a fault in some code below."""
+    if isinstance(error, BrokenPipeError):
+        return False
+    if isinstance(error, OSError) and error.filename is not None:
+        return True  # a path that cannot be read or written
     if type(error).__module__.partition(".")[0] in OWN_CODE:
         return True  # also where a data loader's worker raised it
     file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
@@ -208,6 +235,9 @@ def command_line(argv: Sequence[str] | None = None) -> int:
         for plugin in args.plugin:
             load_plugin(plugin)
         main(args)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         if not _raised_on_purpose(error):
             raise

@@ -348,14 +348,19 @@ class CLIP(nn.Module):
         Raises:
             ValueError: the checkpoint holds no embedding for a word.
         """
+        self.check_words(text)
+        return self.token_embedding(text).to(self.dtype)
+
+    def check_words(self, text: Tensor) -> None:
+        """Raises a `ValueError` that names the words, if the checkpoint has none of their embeddings."""
         if self.embedded_words is not None and not bool(self.embedded_words[text].all()):
             missing = set(text[~self.embedded_words[text]].tolist())
-            words = ", ".join(repr(word) for word in words_with(missing, text.flatten().tolist())[:8])
+            found = words_with(missing, text.flatten().tolist()) or ["a part of a word"]
+            words = ", ".join(repr(word) for word in found[:8])
             raise ValueError(
                 f"This checkpoint embeds only a part of the vocabulary, and no {words}; "
                 "use other words, or a checkpoint with the whole vocabulary."
             )
-        return self.token_embedding(text).to(self.dtype)
 
     def encode_text(self, text: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Token ids, `(sentence length)` → text features, `(sentence feature)`, not normalised.

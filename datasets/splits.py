@@ -253,4 +253,7 @@ def to_datums(rows: list[Row], image_dir: str) -> list[Datum]:
 
 
 def to_rows(datums: list[Datum], image_dir: str) -> list[Row]:
-    return [(os.path.relpath(item.impath, image_dir), item.label, item.classname) for item in datums]
+    return [
+        (os.path.relpath(item.impath, image_dir).replace(os.sep, "/"), item.label, item.classname)
+        for item in datums
+    ]

@@ -3,10 +3,9 @@
 #   [DATASET] [SEED] [NAME=VALUE ...] [KEY VALUE ...]
 #
 # DATASET is a file of configs/datasets. NAME is one of those below, from the environment or as NAME=VALUE;
-# KEY VALUE are options of the configuration.
+# KEY VALUE are options of the configuration. They are not part of the folder's name: give another OUTPUT.
 
 set -eo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 POSITIONAL=()
 for ARGUMENT in "$@"; do
@@ -16,6 +15,10 @@ for ARGUMENT in "$@"; do
     esac
 done
 set -- "${POSITIONAL[@]}"
+# Relative folders start from where the user stands; the defaults from the project's folder, where this runs.
+case ${DATA:-/} in /*) ;; *) DATA=$PWD/$DATA ;; esac
+case ${OUTPUT:-/} in /*) ;; *) OUTPUT=$PWD/$OUTPUT ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 DATASET=${1:-shapes}
 SEED=${2:-1}
@@ -50,6 +53,10 @@ run() { # FLAGS OF train.py: runs it for this dataset, seed and method
         "$@" DATASET.NUM_SHOTS "$SHOTS" "${OPTIONS[@]}"
 }
 
-finished() { # FOLDER: whether a log in it holds a test result
+tested() { # FOLDER: whether a log in it holds a test result
     grep -qs '^\* accuracy' "$1"/log.txt*
+}
+
+trained() { # FOLDER: the same for a training, which may have tested on validation images before its end
+    cat "$1"/log.txt* 2>/dev/null | awk '/^Finish training/ {end = 1} end && /^\* accuracy/ {found = 1} END {exit !found}'
 }

@@ -3,7 +3,7 @@
 # SUB=base tests on the base classes. Settings: scripts/base2new.sh
 source "$(dirname "$0")/base2new.sh"
 
-if finished "$TEST_DIR"; then
+if tested "$TEST_DIR"; then
     echo "Results are available in $TEST_DIR"
     exit
 fi

@@ -3,7 +3,7 @@
 # Goes on where it was interrupted. Without arguments: MaPLe on the embedded dataset. Settings: scripts/base2new.sh
 source "$(dirname "$0")/base2new.sh"
 
-if finished "$TRAIN_DIR"; then
+if trained "$TRAIN_DIR"; then
     echo "Results are available in $TRAIN_DIR"
     exit
 fi

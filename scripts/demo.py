@@ -44,7 +44,9 @@ def result_of(folder: Path) -> float | None:
 
 def run_step(script: str, trainer: str, seed: int, classes: str, output: Path) -> None:
     environment = {**os.environ, "TRAINER": trainer, "SUB": classes, "PYTHON": sys.executable}
-    environment |= {"OUTPUT": str(output)}
+    environment |= {"OUTPUT": str(output), "SHOTS": "16", "CFG": "shapes", "LOADEP": ""}
+    # So small a model gains nothing from more threads, and waits long for them where others use the cores.
+    environment.setdefault("OMP_NUM_THREADS", "1")
     subprocess.run(["bash", f"scripts/{script}", "shapes", str(seed)], cwd=ROOT, env=environment, check=True)
 
 

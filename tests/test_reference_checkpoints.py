@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from helpers import GOLDEN, golden_script
+from helpers import GOLDEN
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -119,7 +119,16 @@ def test_a_file_that_calls_a_function_is_refused_by_its_name(trainer, save, stat
         trainer().load_model(save(state_dict), epoch=5)
 
 
-def test_recorded_layout_is_that_of_the_case():
-    keys = [key for key in LAYOUT["state_dict"] if key.startswith("prompt_learner.")]
-    assert len(keys) == 11
-    assert golden_script.PRESETS["tiny_public"]["t_width"] == 64
+def test_a_clip_of_the_same_shapes_but_other_values_is_noticed(trainer, save, state_dict):
+    weight = state_dict["image_encoder.conv1.weight"]
+    state_dict["image_encoder.conv1.weight"] = torch.randn_like(weight) * weight.std()
+    with pytest.raises(ValueError, match=r"other values in visual\.conv1\.weight"):
+        trainer().load_model(save(state_dict), epoch=5)
+
+
+def test_init_weights_start_from_a_published_checkpoint(bare_trainer, save, state_dict, golden_checkpoint):
+    file = f"{save(state_dict)}/{LAYOUT['file']}"
+    options = ["MODEL.INIT_WEIGHTS", file, "TRAINER.MAPLE.PROMPT_DEPTH", 3, "INPUT.SIZE", (32, 32)]
+    config = "MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"
+    run = bare_trainer("MaPLe", golden_checkpoint("tiny_public"), ["cat", "dog"], options, config)
+    assert torch.equal(run.model.prompt_learner.proj.weight, state_dict["prompt_learner.proj.weight"])

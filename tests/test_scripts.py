@@ -70,3 +70,19 @@ def test_demo_says_where_a_result_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_step", lambda *arguments: None)
     assert demo.main(["--output", str(tmp_path)]) == 1
     assert "left no result" in capsys.readouterr().err
+
+
+def test_validation_results_do_not_make_a_training_finished(tmp_path):
+    """Killed in the middle, a run with TEST.FINAL_MODEL best_val has results of validation in its log."""
+    program = f'source scripts/base2new.sh; trained "{tmp_path}" && echo finished || echo unfinished'
+
+    def state() -> str:
+        return subprocess.run(
+            ["bash", "-c", program], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert state() == "unfinished"
+    (tmp_path / "log.txt").write_text("epoch [1/5] ...\n=> result\n* accuracy: 40.00%\n")
+    assert state() == "unfinished"
+    (tmp_path / "log.txt-later").write_text("Finish training\n=> result\n* accuracy: 50.00%\n")
+    assert state() == "finished"

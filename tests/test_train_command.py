@@ -337,3 +337,57 @@ def test_another_normalisation_than_clip_s_is_said(job, capsys):
     printed = capsys.readouterr().out
     assert "Warning: INPUT.PIXEL_MEAN is (0.485, 0.456, 0.406), but this CLIP was trained with" in printed
     assert "INPUT.PIXEL_STD is" not in printed
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("SEED", 7), ("DATASET.NUM_SHOTS", 2), ("DATASET.SUBSAMPLE_CLASSES", "base")]
+)
+def test_another_run_s_folder_is_not_gone_on_with(key, value, job, tmp_path, capsys):
+    """The tensors fit, but the images are others, or come in another order."""
+    options = ("TRAIN.CHECKPOINT_FREQ", 1, "TEST.NO_TEST", True)
+    assert command_line(job(*options)) == 0
+    saved = tree(tmp_path / "run")
+    assert command_line(job(*options, "OPTIM.MAX_EPOCH", 2, key, value)) == 2
+    message = capsys.readouterr().err.strip()
+    assert f"{key} was" in message
+    assert f"here {value!r}" in message
+    assert "\n" not in message
+    assert tree(tmp_path / "run") == saved
+
+
+def test_plugins_that_are_not_there(job, capsys):
+    for name in ("no.such.module", "nothing.py"):
+        assert command_line(job(flags=("--plugin", name))) == 2
+        assert f"--plugin {name}: there is no such" in capsys.readouterr().err
+
+
+def test_a_plugin_called_like_a_module_in_use(job, tmp_path, capsys):
+    (tmp_path / "random.py").write_text("")
+    assert command_line(job(flags=("--plugin", tmp_path / "random.py"))) == 2
+    assert "give the file another name" in capsys.readouterr().err
+
+
+def test_eval_only_needs_something_learned(job, tmp_path, capsys):
+    assert "--model-dir" in refuse(job(flags=("--eval-only",)), capsys, tmp_path / "nothing")
+    message = refuse(job(flags=("--eval-only", "--model-dir", tmp_path / "no")), capsys, tmp_path)
+    assert "there is no such folder" in message
+    assert command_line(job(trainer="ZeroshotCLIP", flags=("--eval-only",))) == 0
+
+
+def test_no_trainer_named(job, capsys):
+    assert command_line(job(trainer="")) == 2
+    assert "Give --trainer, one of MaPLe, ZeroshotCLIP" in capsys.readouterr().err
+
+
+def test_output_folder_that_is_a_file(job, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for output in ("file", "file/below"):
+        assert "file" in refuse(job(output=output), capsys, tmp_path / "nothing")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_word_without_an_embedding_is_said_before_training(job, tmp_path, small_dtd, capsys):
+    options = ("MODEL.BACKBONE.NAME", "ViT-Shapes/8", "MODEL.BACKBONE.PATH", "", "INPUT.SIZE", "(64, 64)")
+    message = refuse(job(*options), capsys, tmp_path / "nothing")
+    assert "'banded'" in message
+    assert not (tmp_path / "run").exists()

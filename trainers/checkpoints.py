@@ -11,6 +11,7 @@ from .prompted_clip import PromptedCLIP
 
 IDENTITY = "_extra_state"  # where torch keeps a module's own state among its tensors
 MOST_DIFFERENCES = 6
+HALF_ROUNDING = 0.01  # more than what float16 or bfloat16 can make of a weight, relative to the largest one
 
 # The reference saves the whole model: CLIP's weights, and embeddings of words that are made anew here.
 CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale")
@@ -51,6 +52,8 @@ def check_fit(
             differences.append(f"{key} is missing")
         elif key not in wanted:
             differences.append(f"{key} is too much")
+        elif not isinstance(given[key], Tensor):
+            differences.append(f"{key} is no tensor")
         elif given[key].shape != wanted[key].shape:
             differences.append(f"{key} is {tuple(given[key].shape)}, here {tuple(wanted[key].shape)}")
     if differences:
@@ -83,13 +86,39 @@ def _identity_differences(given: Any, here: dict[str, Any], model: PromptedCLIP)
 
 
 def _clip_differences(state_dict: Mapping[str, Any], model: PromptedCLIP) -> list[str]:
-    """Where the file holds all of CLIP: tensors of other shapes tell of another backbone."""
+    """Where the file holds all of CLIP: another backbone shows in its tensors."""
     clip_state = model.clip_model.state_dict()
     differences = []
     for key, value in state_dict.items():
         ours = key.replace("image_encoder.", "visual.").replace("text_encoder.", "")
         if key.startswith(CLIP_KEYS) and ours in clip_state and isinstance(value, Tensor):
-            here = clip_state[ours]
+            here = clip_state[ours].float().cpu()
             if value.shape != here.shape:
                 differences.append(f"its CLIP has {ours} {tuple(value.shape)}, here {tuple(here.shape)}")
+            elif (value.float() - here).abs().max() > HALF_ROUNDING * here.abs().max():
+                differences.append(f"its CLIP has other values in {ours}")
     return differences
+
+
+def check_same_run(directory: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compares the run that is to be continued with this one; what a checkpoint does not say is not compared.
+
+    Args:
+        before, now: the learners' identities.
+
+    Raises:
+        ValueError: the images or their order are others; lists what differs.
+    """
+    earlier = before.get("data") or {}
+    differences = [
+        f"{key} was {earlier[key]!r}, here {value!r}"
+        for key, value in now["data"].items()
+        if key in earlier and earlier[key] != value
+    ]
+    if before.get("classnames", now["classnames"]) != now["classnames"]:
+        differences.append("its classes have other names")
+    if differences:
+        raise ValueError(
+            f"The run in {directory} cannot be continued by this one: {'; '.join(differences)}. "
+            "Give another --output-dir to start anew."
+        )

@@ -16,7 +16,7 @@ from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 
-from .checkpoints import check_fit, learned_tensors
+from .checkpoints import check_fit, check_same_run, learned_tensors
 from .precision import PRECISIONS, Precision
 from .prompt_learner import PromptLearner
 from .prompted_clip import PromptedCLIP
@@ -68,6 +68,8 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: names the key, its value and what is allowed.
         """
         self.check_setting(cfg, "PREC", one_of=PRECISIONS)
+        if cfg.TEST.SPLIT not in ("val", "test"):
+            raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
         name = cfg.MODEL.BACKBONE.NAME
         if self.needs_vit and name.startswith("RN"):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
@@ -109,8 +111,10 @@ class CLIPPromptTrainer(TrainerX):
         print("Building custom CLIP")
         learner = self.build_learner(clip_model, self.dm.dataset.classnames)
         learner.identity = self.identity(clip_model)
+        # Not the whole model: what is saved and optimised is what is learned.
+        saved = nn.ModuleDict({"prompt_learner": learner}) if self.keys_of_whole_model else learner
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
+            load_pretrained_weights(saved, cfg.MODEL.INIT_WEIGHTS)
 
         print("Turning off gradients in both the image and the text encoder")
         self.precision = Precision(self.own_settings.PREC, self.device)
@@ -122,8 +126,6 @@ class CLIPPromptTrainer(TrainerX):
         learned = [name for name, tensor in self.model.named_parameters() if tensor.requires_grad]
         print(f"Parameters to be updated: {sorted(learned)}")
         if learned:
-            # Not the whole model: what is saved and optimised is what is learned.
-            saved = nn.ModuleDict({"prompt_learner": learner}) if self.keys_of_whole_model else learner
             self.optim = build_optimizer(learner, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
             self.register_model(self.model_name, saved, self.optim, self.sched)
@@ -158,12 +160,19 @@ class CLIPPromptTrainer(TrainerX):
 
     def identity(self, clip_model: CLIP) -> dict:
         """What a checkpoint is for: plain names, numbers and lists."""
+        cfg = self.cfg
         return {
             "trainer": type(self).__name__,
-            "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
             "backbone_sha256": fingerprint(clip_model),
             "settings": {key: value for key, value in self.own_settings.items() if key != "PREC"},
             "classnames": list(self.dm.dataset.classnames),
+            "data": {
+                "DATASET.NAME": cfg.DATASET.NAME,
+                "DATASET.NUM_SHOTS": cfg.DATASET.NUM_SHOTS,
+                "DATASET.SUBSAMPLE_CLASSES": cfg.DATASET.SUBSAMPLE_CLASSES,
+                "SEED": cfg.SEED,
+            },
         }
 
     # --- training and testing ---------------------------------------------------------------------------
@@ -214,6 +223,18 @@ class CLIPPromptTrainer(TrainerX):
         state_dict = checkpoint.get("state_dict", {})
         check_fit(path, state_dict, self._models[name].state_dict(), self.model)
         return learned_tensors(state_dict)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Goes on from the last checkpoint in a folder, if it is of this very run.
+
+        Raises:
+            ValueError: it was made with other images, classes or another seed.
+        """
+        epoch = super().resume_model_if_exist(directory)
+        if epoch:
+            learner = self.model.prompt_learner
+            check_same_run(directory, learner.loaded_identity, learner.identity)
+        return epoch
 
 
 def fingerprint(clip_model: CLIP) -> str:

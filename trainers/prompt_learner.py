@@ -36,6 +36,7 @@ class PromptLearner(nn.Module):
         self.sentences = clip.Sentences(tokenize_sentences(clip_model, classnames, sentences), prompts)
         # What this learner is for, kept in its state dict: plain names, numbers and lists of them.
         self.identity: dict = {}
+        self.loaded_identity: dict = {}
 
     def text_prompts(self, image_features: Tensor | None = None) -> clip.Prompts | None:
         """Prompts of the text encoder; `image_features`, `(batch feature)`, for a conditional learner."""
@@ -49,7 +50,8 @@ class PromptLearner(nn.Module):
         return self.identity
 
     def set_extra_state(self, state: dict) -> None:
-        """What a checkpoint was for is compared before it is loaded, by the trainer."""
+        """Keeps what the loaded checkpoint was for; the trainer compares it."""
+        self.loaded_identity = state
 
 
 def initial_context(clip_model: CLIP, n_ctx: int, ctx_init: str) -> tuple[Tensor, str]:
@@ -96,4 +98,6 @@ def tokenize_sentences(clip_model: CLIP, classnames: Sequence[str], sentences: S
                 f"The sentence of class {name!r} is longer than the {clip_model.context_length} tokens that "
                 f'the text encoder takes: "{sentence}". Shorten the class name, or the context before it.'
             ) from error
-    return torch.cat(rows)
+    tokens = torch.cat(rows)
+    clip_model.check_words(tokens)
+    return tokens
