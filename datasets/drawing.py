@@ -1,11 +1,12 @@
 """Small drawings of one object before a background, from integers alone.
 
-A drawing is a shape, filled with a pattern in a colour, before a background with clutter, seen in some light. All
-arithmetic is on integers and all chance comes from one `numpy.random.RandomState`, by its `random_sample` (whose
-stream numpy has frozen); so one seed gives one picture, pixel for pixel, on any machine.
+A drawing is a shape, filled with a pattern in a colour, before a background with clutter, seen in some
+light. All arithmetic is on integers, and all chance comes from the `random_sample` of one
+`numpy.random.RandomState`, whose stream numpy has frozen; so one seed gives one picture, pixel for pixel, on
+any machine.
 
-Lengths are in half pixels: the object is drawn on a grid twice as fine as the picture and averaged down. `u` and `v`
-are an object's own axes, in 1/1024 of its radius; colours are 0-255.
+Lengths are in half pixels: the object is drawn on a grid twice as fine as the picture and averaged down. `u`
+and `v` are an object's own axes, in 1/1024 of its radius; colours are 0-255.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (140, 50, 180),
     "pink": (245, 130, 190),
     "brown": (130, 80, 40),
-    "white": (240, 240, 240),
-    "black": (25, 25, 25),
 }
+SECOND_COLOURS = ((240, 240, 240), (25, 25, 25))  # of a pattern, with any colour
 
 
 def cosine(degrees: int) -> int:
@@ -48,7 +48,7 @@ def _turned(x: Grid, y: Grid, degrees: int) -> tuple[Grid, Grid]:
     return x * c + y * s, y * c - x * s
 
 
-# ---------------------------------------------------------------------------------------------------------- shapes
+# ----------------------------------------------------------------------------------------- shapes
 
 
 def _inside(u: Grid, v: Grid, directions: Sequence[int], distance: int) -> Grid:
@@ -104,7 +104,7 @@ SHAPES: dict[str, Callable[[Grid, Grid], Grid]] = {
     "arrow": _arrow,
 }
 
-# -------------------------------------------------------------------------------------------------------- patterns
+# --------------------------------------------------------------------------------------- patterns
 # Each tells which points of the object have the second colour; x, y and period are in half pixels.
 
 
@@ -126,7 +126,7 @@ PATTERNS: dict[str, Callable[[Grid, Grid, int], Grid]] = {
     "halved": lambda x, y, period: y < 0,
 }
 
-# ---------------------------------------------------------------------------------------------------------- chance
+# ----------------------------------------------------------------------------------------- chance
 
 
 class Chance:
@@ -149,7 +149,7 @@ class Chance:
         return self.integer(0, 99) < percent
 
 
-# ----------------------------------------------------------------------------------------------------- backgrounds
+# ------------------------------------------------------------------------------------ backgrounds
 # Each gives the share of the second shade, 0-255.
 
 _axis = (2 * np.arange(SIZE) + 1 - SIZE).astype(np.int32)  # centres of pixels, -63 ... 63 half pixels
@@ -196,7 +196,7 @@ BACKGROUNDS: dict[str, Callable[[Chance], Grid]] = {
     "woven": _woven,
 }
 
-# ----------------------------------------------------------------------------------------------------------- drawing
+# ---------------------------------------------------------------------------------------- drawing
 
 DAYLIGHT: Light = ((256, 0, 0), (0, 256, 0), (0, 0, 256))
 
@@ -208,7 +208,6 @@ class Style:
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
     tint: int = 40  # how far a background's channels stray from grey
     contrast: int = 60  # between a background's two shades
-    second: tuple[str, ...] = ("white", "black")  # the pattern's second colour
     shade: int = 25  # how far an object's colour strays from its name's
     radius: tuple[int, int] = (42, 56)
     offset: int = 8  # of the object's centre
@@ -234,7 +233,9 @@ def draw(shape: str, pattern: str, colour: str, style: Style, chance: Chance) ->
 def _background(style: Style, chance: Chance) -> np.ndarray:
     share = BACKGROUNDS[chance.choice(style.backgrounds)](chance)[:, :, None]
     one = chance.integer(60, 200) + chance.integers(-style.tint, style.tint, (3,))
-    step = chance.integer(-style.contrast, style.contrast) + chance.integers(-style.tint // 2, style.tint // 2, (3,))
+    step = chance.integer(-style.contrast, style.contrast) + chance.integers(
+        -style.tint // 2, style.tint // 2, (3,)
+    )
     return np.clip(one + (step * share >> 8), 0, 255).astype(np.int32)
 
 
@@ -257,15 +258,15 @@ def _object(canvas: np.ndarray, shape: str, pattern: str, colour: str, style: St
     slant = chance.choice((0, 45, 90, 135)) + chance.integer(-15, 15)
     shift = (0, 0) if pattern == "halved" else (chance.integer(0, 63), chance.integer(0, 63))
     period = chance.integer(*style.period)
-    first = _strayed(colour, style.shade, chance)
-    second = _strayed(chance.choice([name for name in style.second if name != colour]), style.shade, chance)
+    first = _strayed(COLOURS[colour], style.shade, chance)
+    second = _strayed(chance.choice(SECOND_COLOURS), style.shade, chance)
 
     left, right = (max(0, (SIZE + x - radius) // 2), min(SIZE, (SIZE + x + radius) // 2 + 1))
     top, bottom = (max(0, (SIZE + y - radius) // 2), min(SIZE, (SIZE + y + radius) // 2 + 1))
     fine = np.repeat(np.repeat(canvas[top:bottom, left:right], 2, axis=0), 2, axis=1)
-    dx = np.arange(2 * left, 2 * right, dtype=np.int32) - (SIZE + x)
-    dy = np.arange(2 * top, 2 * bottom, dtype=np.int32) - (SIZE + y)
-    dx, dy = np.meshgrid(dx, dy)
+    columns = np.arange(2 * left, 2 * right, dtype=np.int32) - (SIZE + x)
+    rows = np.arange(2 * top, 2 * bottom, dtype=np.int32) - (SIZE + y)
+    dx, dy = np.meshgrid(columns, rows)
     u, v = _turned(dx, dy, angle)
     mask = SHAPES[shape](u // radius, v // radius)
     fine[mask] = first
@@ -275,5 +276,5 @@ def _object(canvas: np.ndarray, shape: str, pattern: str, colour: str, style: St
     canvas[top:bottom, left:right] = fine.reshape(bottom - top, 2, right - left, 2, 3).sum((1, 3)) // 4
 
 
-def _strayed(colour: str, shade: int, chance: Chance) -> np.ndarray:
-    return np.clip(np.array(COLOURS[colour]) + chance.integers(-shade, shade, (3,)), 0, 255)
+def _strayed(colour: tuple[int, int, int], shade: int, chance: Chance) -> np.ndarray:
+    return np.clip(np.array(colour) + chance.integers(-shade, shade, (3,)), 0, 255)
