@@ -267,7 +267,7 @@ def test_wrong_settings_are_refused_where_they_are_used(cfg, capsys):
         FixedScores(cfg).train()
     cfg.TRAIN.PRINT_FREQ = 0
     capsys.readouterr()
-    with pytest.raises(ValueError, match=r"TRAIN.PRINT_FREQ is 0; it counts batches, at least 1"):
+    with pytest.raises(ValueError, match=r"TRAIN.PRINT_FREQ is 0; allowed is 1 or more"):
         Linear(cfg)
     assert capsys.readouterr().out == ""
 

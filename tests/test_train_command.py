@@ -391,3 +391,23 @@ def test_a_word_without_an_embedding_is_said_before_training(job, tmp_path, smal
     message = refuse(job(*options), capsys, tmp_path / "nothing")
     assert "'banded'" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DATALOADER.TRAIN_X.BATCH_SIZE", 0),
+        ("DATALOADER.TEST.BATCH_SIZE", -1),
+        ("DATALOADER.NUM_WORKERS", -1),
+        ("DATALOADER.K_TRANSFORMS", 2),
+        ("OPTIM.LR", -1),
+        ("OPTIM.LR", None),
+        ("OPTIM.MAX_EPOCH", -1),
+        ("TRAIN.PRINT_FREQ", 0),
+        ("INPUT.SIZE", "(32,)"),
+        ("TEST.SPLIT", "train"),
+    ],
+)
+def test_values_that_cannot_be(key, value, job, tmp_path, capsys):
+    message = refuse(job(key, value), capsys, tmp_path)
+    assert key in message

@@ -68,6 +68,15 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: names the key, its value and what is allowed.
         """
         self.check_setting(cfg, "PREC", one_of=PRECISIONS)
+        if len(cfg.INPUT.SIZE) != 2:
+            raise ValueError(
+                f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed are two numbers, height and width in pixels."
+            )
+        if cfg.INPUT.NO_TRANSFORM or cfg.DATALOADER.K_TRANSFORMS != 1:
+            raise ValueError(
+                f"INPUT.NO_TRANSFORM is {cfg.INPUT.NO_TRANSFORM} and DATALOADER.K_TRANSFORMS "
+                f"{cfg.DATALOADER.K_TRANSFORMS}; a prompt trainer takes one transformed image: False and 1."
+            )
         if cfg.TEST.SPLIT not in ("val", "test"):
             raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
         name = cfg.MODEL.BACKBONE.NAME

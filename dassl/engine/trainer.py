@@ -46,6 +46,19 @@ def _check_choice(cfg: CfgNode, key: str) -> None:
         raise ValueError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(CHOICES[key])}.")
 
 
+# Below these, torch would stop with an error that does not name the key.
+LEAST = {
+    "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
+    "DATALOADER.TEST.BATCH_SIZE": 1,
+    "OPTIM.LR": 0,
+    "OPTIM.MAX_EPOCH": 0,
+    "OPTIM.MOMENTUM": 0,
+    "OPTIM.WEIGHT_DECAY": 0,
+    "TRAIN.PRINT_FREQ": 1,
+}
+
+
 class SimpleNet(nn.Module):
     """A backbone, a head where one is named, and a linear classifier where there are classes.
 
@@ -111,8 +124,12 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        if cfg.TRAIN.PRINT_FREQ < 1:
-            raise ValueError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}; it counts batches, at least 1.")
+        for key, least in LEAST.items():
+            value = cfg
+            for part in key.split("."):
+                value = value[part]
+            if value < least:
+                raise ValueError(f"{key} is {value}; allowed is {least} or more.")
         self.check_cfg(cfg)
 
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
