@@ -91,6 +91,8 @@ def setup_cfg(args: argparse.Namespace):
             cfg.merge_from_file(file)
     reset_cfg(cfg, args)
     cfg.merge_from_list(args.opts)
+    if cfg.SEED >= 2**32:
+        raise ValueError(f"SEED is {cfg.SEED}; allowed is less than 2**32, or a negative number for none.")
     if not cfg.TRAINER.NAME:
         raise ValueError(f"Give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}.")
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # an unknown name is said now, and not after the data was read

@@ -405,6 +405,9 @@ def test_a_word_without_an_embedding_is_said_before_training(job, tmp_path, smal
         ("OPTIM.MAX_EPOCH", -1),
         ("TRAIN.PRINT_FREQ", 0),
         ("INPUT.SIZE", "(32,)"),
+        ("INPUT.PIXEL_MEAN", "[0.5, 0.5]"),
+        ("INPUT.PIXEL_STD", "[0.5, 0, 0.5]"),
+        ("SEED", 2**32),
         ("TEST.SPLIT", "train"),
     ],
 )

@@ -72,6 +72,10 @@ class CLIPPromptTrainer(TrainerX):
             raise ValueError(
                 f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed are two numbers, height and width in pixels."
             )
+        for key in ("PIXEL_MEAN", "PIXEL_STD"):
+            values = cfg.INPUT[key]
+            if len(values) != 3 or (key == "PIXEL_STD" and min(values) <= 0):
+                raise ValueError(f"INPUT.{key} is {values}; allowed are three numbers, deviations above 0.")
         if cfg.INPUT.NO_TRANSFORM or cfg.DATALOADER.K_TRANSFORMS != 1:
             raise ValueError(
                 f"INPUT.NO_TRANSFORM is {cfg.INPUT.NO_TRANSFORM} and DATALOADER.K_TRANSFORMS "
