@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import plain_text_features, relative_error, tiny_clip
+from helpers import plain_block, plain_text_features, relative_error, tiny_clip
 from torch import Tensor
 
 import clip
@@ -144,6 +144,72 @@ def test_groups_of_prompts(groups, deep, layers, models):
     ours = torch.autograd.grad((features * weights).sum(), learned)
     right = torch.autograd.grad((expected * weights).sum(), learned)
     assert all(relative_error(a, b) <= EXACT for a, b in zip(ours, right, strict=True))
+
+
+def own_places(names: list[str], before: int, after: int) -> tuple[Tensor, Tensor]:
+    """Sentences "X .. name X .." with `before` and `after` prompt tokens, and the places of these."""
+    rows, places = [], []
+    for name in names:
+        length = len(clip.tokenize(name)[0].nonzero()) - 2
+        rows.append(clip.tokenize(" ".join(["X"] * before + [name] + ["X"] * after)))
+        places.append([*range(1, 1 + before), *range(1 + before + length, 1 + before + length + after)])
+    return torch.cat(rows), torch.tensor(places)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("names", [name for name in CLASSES if name != "very different lengths"])
+@pytest.mark.parametrize("around", [(0, 4), (2, 2), (2, 3), (4, 0), (1, 0)])
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_prompts_anywhere_and_of_each_class(class_specific, around, names, layers, models):
+    """CoOp's class names in front and in the middle, and its class-specific contexts; deep ones as well."""
+    model, count = models[layers], sum(around)
+    text, places = own_places(CLASSES[names], *around)
+    classes = (len(text),) if class_specific else ()
+    learned = learned_tokens(count, 2, *classes)
+    features = Sentences(text, places, class_specific).encode(model, Prompts(learned[0], learned[1:]))
+
+    def put(x: Tensor, tokens: Tensor) -> Tensor:
+        """`x` is `(class length width)`."""
+        index = places[:, :, None].expand(-1, -1, x.shape[2])
+        return x.scatter(1, index, tokens.expand(len(x), -1, -1))
+
+    x = put(model.token_embedding.weight[text.long()], learned[0]) + model.positional_embedding
+    for k, block in enumerate(model.transformer.resblocks):
+        if k == 1:
+            x = put(x, learned[1])
+        x = plain_block(block, x.transpose(0, 1), causal=True).transpose(0, 1)
+    ends = torch.stack([x[c, int(row.argmax())] for c, row in enumerate(text)])
+    expected = model.ln_final(ends) @ model.text_projection
+
+    assert relative_error(features, expected) <= EXACT
+    used = learned[:layers]
+    weights = torch.randn_like(expected)
+    ours = torch.autograd.grad((features * weights).sum(), used)
+    right = torch.autograd.grad((expected * weights).sum(), used)
+    for gradient, right_gradient in zip(ours, right, strict=True):
+        assert right_gradient.abs().max() > 0
+        assert relative_error(gradient, right_gradient) <= EXACT
+
+
+def test_prompts_elsewhere_share_what_stands_before_them(models):
+    """No token behind EOT is run, and SOS with the first half of the context once."""
+    text, places = own_places(PETS, 2, 2)
+    own = int((text != 0).sum()) - 3 * len(PETS)
+    run = tokens_run(
+        models[3], lambda: Sentences(text, places).encode(models[3], Prompts(torch.randn(4, 64)))
+    )
+    assert sum(run) == 2 * (3 + own) + len(PETS)
+
+
+def test_prompts_with_places_of_their_own_must_be_as_many(models):
+    text, places = own_places(PETS, 1, 1)
+    for prompts in (None, Prompts(torch.randn(1, 64)), Prompts(torch.randn(3, 64))):
+        with pytest.raises(ValueError, match=r"these sentences take 2 to 2\."):
+            Sentences(text, places).encode(models[1], prompts)
+    with pytest.raises(ValueError, match=r"prompts of 4 classes, and there are 5"):
+        Sentences(text, places, class_specific=True).encode(models[1], Prompts(torch.randn(4, 2, 64)))
+    with pytest.raises(ValueError, match="ends before its 2 prompt tokens do"):
+        Sentences(text, places + 9)
 
 
 def test_gradients_of_weights_too(models):
