@@ -93,6 +93,15 @@ def test_a_file_holds_what_differs_from_its_base(cfg: Config, tmp_path: Path) ->
     assert "_BASE_" not in cfg
 
 
+def test_of_several_bases_the_later_one_counts(cfg: Config, tmp_path: Path) -> None:
+    write(tmp_path / "root.yaml", "SEED: 1\nOPTIM: {LR: 0.1}\n")
+    write(tmp_path / "one.yaml", "_BASE_: root.yaml\nOPTIM: {LR: 0.2, MAX_EPOCH: 7}\n")
+    write(tmp_path / "two.yaml", "OPTIM: {LR: 0.3, NAME: sgd}\n")
+    path = write(tmp_path / "leaf.yaml", "_BASE_: [one.yaml, two.yaml]\nOPTIM: {NAME: adam}\n")
+    cfg.merge_from_file(path)
+    assert (cfg.SEED, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR, cfg.OPTIM.NAME) == (1, 7, 0.3, "adam")
+
+
 @pytest.mark.parametrize(
     ("pair", "value"),
     [
@@ -191,7 +200,7 @@ def test_an_error_in_a_base_names_the_base_and_changes_nothing(cfg: Config, tmp_
         ("a: b: c\n", r"my\.yaml, line 1"),
         ("- 1\n- 2\n", r"my\.yaml holds a list"),
         ("_BASE_: my.yaml\n", r"_BASE_: .*my\.yaml -> .*my\.yaml"),
-        ("_BASE_: [a, b]\n", r"_BASE_ in .*my\.yaml"),
+        ("_BASE_: [7, b]\n", r"_BASE_ in .*my\.yaml"),
         ("OPTIM: 5\n", r"OPTIM .*my\.yaml.* section"),
         ("DATASET: {NAME: 2020-01-01}\n", r"DATASET\.NAME .*date.*my\.yaml"),
     ],

@@ -21,7 +21,7 @@ class Config(CfgNode):
     """
 
     def merge_from_file(self, cfg_filename: str) -> None:
-        """Merges a yaml file, after the file that it names as `_BASE_` (a path relative to itself).
+        """Merges a yaml file, after the file or files that it names as `_BASE_` (paths relative to itself).
 
         Raises:
             FileNotFoundError: no such file or base.
@@ -149,25 +149,26 @@ def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _all_keys(value, f"{prefix}{key}.")
 
 
-def _read_with_bases(filename: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The files to merge, the outermost base first, each with its values."""
-    layers: list[tuple[str, Mapping[str, Any]]] = []
-    chain: list[str] = []
+def _read_with_bases(filename: str, chain: tuple[str, ...] = ()) -> list[tuple[str, Mapping[str, Any]]]:
+    """The files to merge, each with its values: a file's bases in their order, then the file itself."""
     path = os.fspath(filename)
-    while path:
-        if os.path.realpath(path) in map(os.path.realpath, chain):
-            raise ValueError(f"config files are each other's {BASE_KEY}: {' -> '.join([*chain, path])}")
-        if not os.path.isfile(path):
-            named = f", the {BASE_KEY} of {chain[-1]}," if chain else ""
-            raise FileNotFoundError(f"config file {path}{named} does not exist")
-        values = _read_yaml(path)
-        base = values.pop(BASE_KEY, "")
-        if not isinstance(base, str):
-            raise ValueError(f"{BASE_KEY} in {path} is {base!r}; expected the path of one yaml file")
-        layers.insert(0, (path, values))
-        chain.append(path)
-        path = os.path.normpath(os.path.join(os.path.dirname(path), base)) if base else ""
-    return layers
+    if os.path.realpath(path) in map(os.path.realpath, chain):
+        raise ValueError(f"config files are each other's {BASE_KEY}: {' -> '.join([*chain, path])}")
+    if not os.path.isfile(path):
+        named = f", the {BASE_KEY} of {chain[-1]}," if chain else ""
+        raise FileNotFoundError(f"config file {path}{named} does not exist")
+    values = _read_yaml(path)
+    bases = values.pop(BASE_KEY, None) or []
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{BASE_KEY} in {path} is {bases!r}; expected the path of a yaml file, or a list")
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    for base in bases:
+        layers += _read_with_bases(
+            os.path.normpath(os.path.join(os.path.dirname(path), base)), (*chain, path)
+        )
+    return [*layers, (path, values)]
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
