@@ -102,6 +102,12 @@ class TrainerBase:
             "best_result": float(self.best_result),
         }
 
+    def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
+        """Puts back what `checkpoint_state` saved of a model beside its tensors, where a run goes on."""
+        for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
+            if part is not None and checkpoint.get(key):
+                part.load_state_dict(checkpoint[key])
+
     def fitting_state(self, name: str, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """What is to be loaded of a checkpoint into a model.
 
@@ -168,9 +174,7 @@ class TrainerBase:
         for name, (path, checkpoint, state) in found.items():
             print(f'Loading checkpoint from "{path}"')
             self._models[name].load_state_dict(state, strict=False)
-            for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
-                if part is not None and checkpoint.get(key):
-                    part.load_state_dict(checkpoint[key])
+            self.restore_state(name, checkpoint)
         if hasattr(self.scaler, "load_state_dict") and checkpoint.get("scaler"):
             self.scaler.load_state_dict(checkpoint["scaler"])
         if checkpoint.get("best_result") is not None:
