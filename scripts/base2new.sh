@@ -34,7 +34,14 @@ if [ -x .venv/bin/python ]; then PYTHON=${PYTHON:-.venv/bin/python}; else PYTHON
 if [ -z "${CFG:-}" ]; then
     case $DATASET/$TRAINER in
         shapes/*) CFG=shapes ;;
-        */ZeroshotCLIP) CFG=vit_b16 ;;
+        */ZeroshotCLIP*) CFG=vit_b16 ;;
+        */CoOp) CFG=vit_b16_ctxv1 ;;
+        */CoCoOp) CFG=vit_b16_c4_ep10_batch1_ctxv1 ;;
+        */KgCoOp) CFG=vit_b16_ep100_ctxv1 ;;
+        */VPT) CFG=vit_b16_c2_ep5_batch4_4 ;;
+        */IVLP) CFG=vit_b16_c2_ep5_batch4_2+2ctx ;;
+        */PromptSRC) CFG=vit_b16_c2_ep20_batch4_4+4ctx ;;
+        */MaPLeSRC) CFG=vit_b16_c2_ep20_batch4_2ctx ;;
         *) CFG=vit_b16_c2_ep5_batch4_2ctx ;;
     esac
 fi

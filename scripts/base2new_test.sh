@@ -8,6 +8,6 @@ if tested "$TEST_DIR"; then
     exit
 fi
 MODEL=()
-if [ "$TRAINER" != ZeroshotCLIP ]; then MODEL=(--model-dir "$TRAIN_DIR"); fi
+if [[ $TRAINER != Zeroshot* ]]; then MODEL=(--model-dir "$TRAIN_DIR"); fi
 if [ -n "$LOADEP" ]; then MODEL+=(--load-epoch "$LOADEP"); fi
 run --output-dir "$TEST_DIR" --eval-only "${MODEL[@]}" DATASET.SUBSAMPLE_CLASSES "$SUB"

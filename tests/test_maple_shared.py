@@ -1,4 +1,4 @@
-"""MaPLe†: one coupling for all depths; against a plain formula, and by the published numbers."""
+"""MaPLe†: one coupling for all depths; against a plain formula."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from helpers import plain_image_features, plain_text_features, relative_error
 from torch import Tensor
 
 import clip
-from clip.model import CLIP
-from trainers.maple import MultiModalPromptLearner
 
 NAMES = ["german_shorthaired", "cat", "staffordshire bull terrier"]
 
@@ -116,13 +114,3 @@ def test_an_unknown_coupling_is_refused(make_trainer):
         ValueError, match=r"TRAINER\.MAPLE\.COUPLING is 'both'; allowed are per_layer, shared\."
     ):
         make_trainer(3, "both")
-
-
-@pytest.mark.parametrize(("coupling", "learned"), [("per_layer", 3_555_072), ("shared", 403_200)])
-def test_learned_parameters_are_the_published_number(coupling, learned):
-    """Of ViT-B/16: text 512 wide, images 768; 2 tokens, depth 9."""
-    with torch.device("meta"):
-        model = CLIP(512, 224, 1, 768, 16, 77, 49408, 512, 8, 1)
-    model.token_embedding = torch.nn.Embedding.from_pretrained(torch.zeros(1, 512).expand(49408, 512))
-    learner = MultiModalPromptLearner(model, NAMES, 2, "a photo of a", 9, coupling)
-    assert sum(parameter.numel() for parameter in learner.parameters()) == learned

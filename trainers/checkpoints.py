@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,17 +15,23 @@ MOST_DIFFERENCES = 6
 HALF_ROUNDING = 0.01  # more than what float16 or bfloat16 can make of a weight, relative to the largest one
 
 # The reference saves the whole model: CLIP's weights, and embeddings of words that are made anew here.
-CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale")
-WORD_KEYS = ("token_prefix", "token_suffix")
+CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale", "prompt_learner.ZS_image_encoder.")
+WORD_KEYS = ("token_prefix", "token_suffix", "token_midfix")
+# Its IVLP, VPT and PromptSRC keep prompts in the encoders, those before block k in that block.
+ENCODER_PROMPTS = re.compile(r"(image|text)_encoder\.(?:transformer\.resblocks\.(\d+)\.)?VPT(?:_shallow)?")
 
 
 def learned_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The learner's part of a state dict of this project, or of the reference."""
-    return {
-        key: value
-        for key, value in state_dict.items()
-        if not key.startswith(CLIP_KEYS) and not key.endswith(WORD_KEYS)
-    }
+    """The learner's part of a state dict of this project, or of the reference, under this project's keys."""
+    learned = {}
+    for key, value in state_dict.items():
+        if found := ENCODER_PROMPTS.fullmatch(key):
+            encoder, block = found.groups()
+            name = f"{encoder}_tokens" if block is None else f"deep_{encoder}.{int(block) - 1}"
+            learned[f"prompt_learner.{name}"] = value
+        elif not key.startswith(CLIP_KEYS) and not key.endswith(WORD_KEYS):
+            learned[key] = value
+    return learned
 
 
 def check_fit(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clip
-from clip.model import CLIP, VisionTransformer
+from clip.model import CLIP, Transformer, VisionTransformer
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
@@ -35,8 +35,6 @@ class CLIPPromptTrainer(TrainerX):
     model_name: ClassVar[str] = "prompt_learner"
     # Whether published keys begin with "prompt_learner.": so where the reference registers the whole model.
     keys_of_whole_model: ClassVar[bool] = True
-    # Whether the method puts tokens into the image encoder.
-    needs_vit: ClassVar[bool] = False
 
     model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
 
@@ -54,6 +52,10 @@ class CLIPPromptTrainer(TrainerX):
             labels: `(batch)`.
         """
         return {"loss_ce": F.cross_entropy(self.model(images), labels)}
+
+    def has_image_tokens(self, cfg) -> bool:
+        """Whether the method puts tokens into the image encoder, which is a ViT then."""
+        return False
 
     # --- the configuration ------------------------------------------------------------------------------
 
@@ -84,13 +86,17 @@ class CLIPPromptTrainer(TrainerX):
         if cfg.TEST.SPLIT not in ("val", "test"):
             raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
         name = cfg.MODEL.BACKBONE.NAME
-        if self.needs_vit and name.startswith("RN"):
+        if self.has_image_tokens(cfg) and name.startswith("RN"):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
 
     def check_setting(
         self, cfg, key: str, at_least: int | None = None, one_of: Sequence[str] | None = None, why: str = ""
     ) -> None:
-        """Raises a `ValueError` if the trainer's setting `key` is below `at_least` or none of `one_of`."""
+        """Raises a `ValueError` if the trainer's setting `key` is below `at_least` or none of `one_of`.
+
+        Args:
+            why: what the least value is for.
+        """
         value = cfg.TRAINER[self.settings_key()][key]
         where = f"TRAINER.{self.settings_key()}.{key} is {value!r}"
         if at_least is not None and value < at_least:
@@ -117,7 +123,7 @@ class CLIPPromptTrainer(TrainerX):
         path = getattr(backbone, "PATH", "")
         print(f"Loading CLIP (backbone: {backbone.NAME}{f', weights: {path}' if path else ''})")
         clip_model = clip.load_model(backbone.NAME, path).requires_grad_(False)
-        if self.needs_vit and not isinstance(clip_model.visual, VisionTransformer):
+        if self.has_image_tokens(cfg) and not isinstance(clip_model.visual, VisionTransformer):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {path} is"))
         self.check_input(clip_model)
 
@@ -136,8 +142,9 @@ class CLIPPromptTrainer(TrainerX):
             print("Warning: fp16 is slow on a CPU; bf16 or fp32 is meant for it")
         self.precision.cast(clip_model)
         self.model = PromptedCLIP(clip_model, learner).to(self.device)
-        learned = [name for name, tensor in self.model.named_parameters() if tensor.requires_grad]
+        learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
+        print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
         if learned:
             self.optim = build_optimizer(learner, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
@@ -157,19 +164,19 @@ class CLIPPromptTrainer(TrainerX):
             if any(abs(a - b) > 1e-3 for a, b in zip(given, values, strict=True)):
                 print(f"Warning: INPUT.{key} is {given}, but this CLIP was trained with {values}")
 
-    def warn_of_unused_depth(self, clip_model: CLIP, key: str) -> None:
-        """Says which prompts have no block to enter; as in the reference, they are saved and never used."""
-        depth = self.own_settings[key]
-        towers = {"text": clip_model.transformer}
-        if isinstance(clip_model.visual, VisionTransformer):
-            towers["image"] = clip_model.visual.transformer
-        for tower, transformer in towers.items():
-            if depth > transformer.layers:
-                print(
-                    f"Warning: TRAINER.{self.settings_key()}.{key} is {depth}, but the {tower} encoder has "
-                    f"{transformer.layers} blocks: the deep prompts from depth {transformer.layers + 1} on "
-                    "are not used there"
-                )
+    def warn_of_unused_depth(self, key: str, tower: str, transformer: Transformer) -> None:
+        """Says which prompts have no block to enter; the reference takes such depths, and so do we.
+
+        Args:
+            key: the setting that says the depth.
+            tower: "text" or "image".
+        """
+        if self.own_settings[key] > transformer.layers:
+            print(
+                f"Warning: TRAINER.{self.settings_key()}.{key} is {self.own_settings[key]}, but the {tower} "
+                f"encoder has {transformer.layers} blocks: the deep prompts from depth "
+                f"{transformer.layers + 1} on are not used there"
+            )
 
     def identity(self, clip_model: CLIP) -> dict:
         """What a checkpoint is for: plain names, numbers and lists."""

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from clip.model import CLIP
 
-from .prompt_learner import PromptLearner
+from .prompt_learner import PromptLearner, at_least_float32
 
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Widens what half-precision encoders give: the small product of the two shall add no rounding."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+# Text that depends on the image is encoded for as many images at once as make this many tokens of classes.
+MOST_TOKENS = 1 << 15
 
 
 class PromptedCLIP(nn.Module):
@@ -40,20 +38,31 @@ class PromptedCLIP(nn.Module):
         """Text features of length 1, `(class feature)`; `(batch class feature)` if made of the image's."""
         if self._text_features is not None:
             return self._text_features
-        prompts = self.prompt_learner.text_prompts(image_features)
-        features = self.prompt_learner.sentences.encode(self.clip_model, prompts)
+        features = self.prompt_learner.text_features(self.clip_model, image_features)
         return F.normalize(at_least_float32(features), dim=-1)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosines of features of length 1, in at least float32: `(batch class)`.
+
+        Args:
+            image_features: `(batch feature)`.
+            text_features: `(class feature)`, or `(batch class feature)` where each image has its own.
+        """
+        if text_features.dim() == 3:
+            cosines = torch.einsum("bf,bcf->bc", image_features, text_features)
+        else:
+            cosines = image_features @ text_features.t()
+        return at_least_float32(self.clip_model.logit_scale.exp() * cosines)
 
     def forward(self, image: Tensor) -> Tensor:
         """`(batch 3 height width)` → logits in at least float32, `(batch class)`."""
         image_features = self.encode_image(image)
-        conditional = self.prompt_learner.conditional
-        text_features = self.encode_text(image_features if conditional else None)
-        if conditional:
-            logits = torch.einsum("bf,bcf->bc", image_features, text_features)
-        else:
-            logits = image_features @ text_features.t()
-        return at_least_float32(self.clip_model.logit_scale.exp() * logits)
+        if not self.prompt_learner.conditional:
+            return self.logits(image_features, self.encode_text())
+        images_at_once = max(1, MOST_TOKENS // len(self.prompt_learner.sentences.own_tokens))
+        return torch.cat(
+            [self.logits(part, self.encode_text(part)) for part in image_features.split(images_at_once)]
+        )
 
     @contextmanager
     def text_encoded_once(self) -> Iterator[None]:

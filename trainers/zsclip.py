@@ -9,9 +9,8 @@ from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY
 
 from .clip_trainer import CLIPPromptTrainer
-from .prompt_learner import PromptLearner
-
-DEFAULT_TEMPLATE = "a photo of a {}."
+from .prompt_learner import PromptLearner, TemplateEnsemble, class_sentences
+from .templates import SELECTED_TEMPLATES, template_of
 
 
 @TRAINER_REGISTRY.register()
@@ -21,7 +20,20 @@ class ZeroshotCLIP(CLIPPromptTrainer):
     settings: ClassVar = {"PREC": "fp32"}
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
-        template = getattr(self.dm.dataset, "template", None) or DEFAULT_TEMPLATE
-        sentences = [template.format(name.replace("_", " ")) for name in classnames]
-        print(f"Prompts: {sentences}")
-        return PromptLearner(clip_model, classnames, sentences)
+        template = template_of(self.dm.dataset)
+        print(f"Prompts: {[template.replace('{}', name.replace('_', ' ')) for name in classnames]}")
+        return PromptLearner(class_sentences(clip_model, classnames, template))
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(CLIPPromptTrainer):
+    """CLIP with the mean over seven templates and the dataset's own."""
+
+    settings: ClassVar = {"PREC": "fp32"}
+
+    def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
+        templates = list(SELECTED_TEMPLATES)
+        if self.cfg.DATASET.NAME != "ImageNet":  # which has been their measure already, as published
+            templates.append(template_of(self.dm.dataset))
+        print(f"Prompt ensembling (n={len(templates)})")
+        return TemplateEnsemble(clip_model, classnames, templates)

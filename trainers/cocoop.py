@@ -1,0 +1,83 @@
+"""CoCoOp: Conditional Context Optimization. Zhou et al., CVPR 2022, arXiv 2203.05557.
+
+CoOp's context, moved for each image by what a small network, the Meta-Net, makes of the image's features.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+import clip
+from clip.model import CLIP
+from dassl.engine import TRAINER_REGISTRY
+
+from .clip_trainer import CLIPPromptTrainer
+from .coop import ContextLearner
+from .prompt_learner import PromptLearner
+
+
+class ConditionalContextLearner(ContextLearner):
+    """A context for all classes, and the Meta-Net that moves it: v_m(x) = v_m + h(x).
+
+    Args:
+        n_ctx, ctx_init: as CoOp's.
+        meta_width: width of the Meta-Net's hidden layers; 0 for a 16th of the features, as published.
+        meta_layers: linear layers of the Meta-Net; 2 as published.
+    """
+
+    conditional = True
+
+    def __init__(
+        self,
+        clip_model: CLIP,
+        classnames: Sequence[str],
+        n_ctx: int = 4,
+        ctx_init: str = "a photo of a",
+        meta_width: int = 0,
+        meta_layers: int = 2,
+    ) -> None:
+        super().__init__(clip_model, classnames, n_ctx, ctx_init)
+        text_width, features = clip_model.text_projection.shape
+        hidden = [meta_width or max(1, features // 16)] * (meta_layers - 1)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        widths = zip([features, *hidden], [*hidden, text_width], strict=True)
+        for number, (given, made) in enumerate(widths, start=1):
+            if layers:
+                layers[f"relu{number - 1}"] = nn.ReLU()
+            layers[f"linear{number}"] = nn.Linear(given, made)
+        self.meta_net = nn.Sequential(layers)
+
+    def text_prompts(self, image_features: Tensor | None = None) -> clip.Prompts:
+        """A context for each image: tokens `(batch n width)` of `image_features`, `(batch feature)`."""
+        bias = self.meta_net(image_features)
+        return clip.Prompts(self.ctx + bias[:, None])
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(CLIPPromptTrainer):
+    """Conditional context optimization; a wider and deeper Meta-Net makes the heavier one."""
+
+    settings: ClassVar = {
+        "N_CTX": 16,
+        "CTX_INIT": "",
+        "PREC": "fp16",
+        "META_NET_WIDTH": 0,  # of hidden layers; 0: a 16th of the features
+        "META_NET_LAYERS": 2,
+    }
+    keys_of_whole_model = False
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.check_setting(cfg, "N_CTX", at_least=1, why="the paper uses 4")
+        self.check_setting(cfg, "META_NET_WIDTH", at_least=0, why="0 is a 16th of the features, as published")
+        self.check_setting(cfg, "META_NET_LAYERS", at_least=1, why="the paper uses 2")
+
+    def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
+        own = self.own_settings
+        return ConditionalContextLearner(
+            clip_model, classnames, own.N_CTX, own.CTX_INIT, own.META_NET_WIDTH, own.META_NET_LAYERS
+        )

@@ -1,0 +1,119 @@
+"""CoOp: Context Optimization. Zhou et al., IJCV 2022, arXiv 2109.01134.
+
+The words around a class name are learned, in the input of the text encoder; for all classes or for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import clip
+from clip.model import CLIP
+from clip.simple_tokenizer import default_tokenizer
+from dassl.engine import TRAINER_REGISTRY
+
+from .clip_trainer import CLIPPromptTrainer
+from .prompt_learner import PromptLearner, initial_context, noise, tokenize_classes
+
+CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
+
+
+class ContextLearner(PromptLearner):
+    """Context tokens in the input of the text encoder.
+
+    Args:
+        n_ctx: learned tokens, where `ctx_init` is empty; otherwise as many as it has words, as published.
+        ctx_init: words that the context starts from.
+        class_specific: whether each class has a context of its own; it starts from noise.
+        position: where the class name stands: at the end, in the middle or in front of the context.
+    """
+
+    def __init__(
+        self,
+        clip_model: CLIP,
+        classnames: Sequence[str],
+        n_ctx: int = 16,
+        ctx_init: str = "",
+        class_specific: bool = False,
+        position: str = "end",
+    ) -> None:
+        n_ctx = len(ctx_init.split(" ")) if ctx_init else n_ctx
+        context, words = initial_context(clip_model, n_ctx, ctx_init, most_words=n_ctx)
+        if class_specific:  # one for each, in place of that one
+            contexts = noise(len(classnames), n_ctx, clip_model.transformer.width)
+            context = torch.stack(list(contexts)).detach()
+        tokens = tokenize_classes(clip_model, classnames, f"{words} {{}}.")
+        names = [len(default_tokenizer().encode(name.replace("_", " "))) for name in classnames]
+        tokens, slots = arrange(tokens, n_ctx, torch.tensor(names), position)
+        super().__init__(clip.Sentences(tokens, slots, class_specific))
+        print(f"Initializing {'class-specific contexts' if class_specific else 'a generic context'}")
+        print(f'Initial context: "{words}"')
+        print(f"Number of context words (tokens): {n_ctx}")
+        self.ctx = nn.Parameter(context)
+        self.class_specific = class_specific
+
+    def text_prompts(self, image_features: Tensor | None = None) -> clip.Prompts:
+        return clip.Prompts(self.ctx)
+
+
+def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> tuple[Tensor, Tensor]:
+    """Moves the context of "SOS context name . EOT" to where it is to stand.
+
+    Args:
+        tokens: `(class length)`.
+        name_lengths: tokens of each class name, `(class)`.
+        position: "end" leaves the class name behind the context; "middle" has half of the context before it
+            (the smaller half, if it is odd); "front" has none.
+
+    Returns:
+        The moved tokens, `(class length)`, and where the context stands in them, `(class n_ctx)`.
+
+    Source: `PromptLearner.forward` in CoOp's `trainers/coop.py`.
+    """
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+    slot = torch.arange(n_ctx).expand(len(tokens), -1)
+    slots = 1 + slot + (slot >= before) * name_lengths[:, None]
+    moved, offset = tokens.clone(), 1 + n_ctx
+    for row, source, length in zip(moved, tokens, name_lengths.tolist(), strict=True):
+        row[1 + before : 1 + before + length] = source[offset : offset + length]
+        row[1 + before + length : offset + length] = source[1 + before : offset]
+    return moved, slots
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(CLIPPromptTrainer):
+    """Context optimization."""
+
+    settings: ClassVar = {
+        "N_CTX": 16,
+        "CSC": False,  # class-specific context
+        "CTX_INIT": "",
+        "PREC": "fp16",
+        "CLASS_TOKEN_POSITION": "end",
+    }
+    keys_of_whole_model = False
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.check_setting(cfg, "N_CTX", at_least=1, why="the paper uses 16, and 4 beside CoCoOp")
+        self.check_setting(cfg, "CLASS_TOKEN_POSITION", one_of=CLASS_TOKEN_POSITIONS)
+
+    def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
+        own = self.own_settings
+        if own.CSC and own.CTX_INIT:
+            print(
+                f"Warning: TRAINER.{self.settings_key()}.CSC is not used, as in the reference: the context "
+                f"starts from the words of CTX_INIT, {own.CTX_INIT!r}, for all classes"
+            )
+        return ContextLearner(
+            clip_model,
+            classnames,
+            own.N_CTX,
+            own.CTX_INIT,
+            own.CSC and not own.CTX_INIT,
+            own.CLASS_TOKEN_POSITION,
+        )

@@ -1,0 +1,58 @@
+"""IVLP: independent vision-language prompting, of the MaPLe paper (section 4.2), arXiv 2210.03117.
+
+Tokens are learned for both encoders in J depths, and neither knows of the other: MaPLe without its coupling.
+Without tokens of the image encoder it is deep language prompting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from clip.model import CLIP, VisionTransformer
+from dassl.engine import TRAINER_REGISTRY
+
+from .clip_trainer import CLIPPromptTrainer
+from .prompt_learner import IndependentPromptLearner, PromptLearner
+
+
+@TRAINER_REGISTRY.register()
+class IVLP(CLIPPromptTrainer):
+    """Independent V-L prompting; `N_CTX_VISION: 0` is deep language prompting."""
+
+    settings: ClassVar = {
+        "N_CTX_VISION": 2,
+        "N_CTX_TEXT": 2,
+        "CTX_INIT": "a photo of a",
+        "PREC": "fp16",
+        "PROMPT_DEPTH_VISION": 9,
+        "PROMPT_DEPTH_TEXT": 9,
+    }
+    model_name = "VLPromptLearner"
+
+    def has_image_tokens(self, cfg) -> bool:
+        own = cfg.TRAINER[self.settings_key()]
+        return own.N_CTX_VISION > 0 and own.PROMPT_DEPTH_VISION > 0
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        for key in ("N_CTX_VISION", "PROMPT_DEPTH_VISION"):
+            self.check_setting(cfg, key, at_least=0, why="0 is deep language prompting")
+        for key in ("N_CTX_TEXT", "PROMPT_DEPTH_TEXT"):
+            self.check_setting(cfg, key, at_least=1, why="to prompt the image encoder alone, take VPT")
+
+    def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
+        own = self.own_settings
+        self.warn_of_unused_depth("PROMPT_DEPTH_TEXT", "text", clip_model.transformer)
+        if isinstance(clip_model.visual, VisionTransformer):
+            self.warn_of_unused_depth("PROMPT_DEPTH_VISION", "image", clip_model.visual.transformer)
+        print("Independent V-L design")
+        return IndependentPromptLearner(
+            clip_model,
+            classnames,
+            own.CTX_INIT,
+            own.N_CTX_TEXT,
+            own.PROMPT_DEPTH_TEXT,
+            own.N_CTX_VISION if self.has_image_tokens(self.cfg) else 0,
+            own.PROMPT_DEPTH_VISION,
+        )

@@ -1,0 +1,52 @@
+"""Hand-written sentences for class names: of each dataset, and those that OpenAI wrote for ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+import clip
+from clip.model import CLIP
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+# All 80, https://github.com/openai/CLIP/blob/main/notebooks/Prompt_Engineering_for_ImageNet.ipynb
+IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+
+# The seven that OpenAI's search selected; the same notebook.
+SELECTED_TEMPLATES = [
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+]
+
+
+def template_of(dataset: Any) -> str:
+    """The dataset's hand-written template; "a photo of a {}." where it has none."""
+    return getattr(dataset, "template", None) or DEFAULT_TEMPLATE
+
+
+def embedded_templates(clip_model: CLIP, templates: Sequence[str]) -> list[str]:
+    """The templates whose words the checkpoint embeds: all, unless it holds a part of the vocabulary only.
+
+    Raises:
+        ValueError: it embeds the words of none.
+    """
+    usable: list[str] = []
+    for template in templates:
+        try:
+            clip_model.check_words(clip.tokenize(template.replace("{}", "")))
+        except ValueError:
+            if template == templates[-1] and not usable:
+                raise
+        else:
+            usable.append(template)
+    if len(usable) < len(templates):
+        print(f"{len(usable)} of {len(templates)} templates are used: this CLIP does not embed all words")
+    return usable
