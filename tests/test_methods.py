@@ -1,0 +1,279 @@
+"""Every registered trainer of this project: what learns, and that it trains, saves, goes on, loads and tests.
+
+A new method is tested by being registered.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT
+
+import clip
+from dassl.engine import TRAINER_REGISTRY
+from train import command_line
+from trainers.clip_trainer import CLIPPromptTrainer
+
+NAMES = ["abyssinian", "american_bulldog", "bengal", "german shorthaired"]
+METHODS = [
+    name
+    for name in TRAINER_REGISTRY.registered_names()
+    if issubclass(TRAINER_REGISTRY.get(name), CLIPPromptTrainer)
+    and TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
+]
+LEARNING = [name for name in METHODS if not name.startswith("Zeroshot")]
+# Settings that change what is learned, beside each method's defaults.
+FORMS: dict[str, list[dict[str, Any]]] = {
+    "CoOp": [
+        {"N_CTX": 4, "CLASS_TOKEN_POSITION": "middle"},
+        {"N_CTX": 3, "CLASS_TOKEN_POSITION": "front"},
+        {"N_CTX": 2, "CSC": True},
+        {"CSC": True, "CLASS_TOKEN_POSITION": "middle"},
+        {"CTX_INIT": "a photo of a"},
+    ],
+    "CoCoOp": [{"CTX_INIT": "a photo of a"}, {"META_NET_WIDTH": 8, "META_NET_LAYERS": 4}],
+    "IVLP": [{"N_CTX_VISION": 0, "PROMPT_DEPTH_VISION": 0}, {"N_CTX_TEXT": 6, "PROMPT_DEPTH_TEXT": 1}],
+    "VPT": [{"N_CTX_VISION": 4, "PROMPT_DEPTH_VISION": 3}],
+    "MaPLe": [
+        {"PROMPT_DEPTH": 1},
+        {"COUPLING": "shared"},
+        {"PROMPT_DEPTH_TEXT": 2},
+        {"PROMPT_DEPTH_TEXT": 0},
+        {"PROMPT_DEPTH_VISION": 0},
+        {"DIRECTION": "image_to_text"},
+        {"DIRECTION": "image_to_text", "PROMPT_DEPTH_VISION": 2, "COUPLING": "shared"},
+        {"DEEP_INIT": "words"},
+    ],
+}
+CASES = [(name, form) for name in METHODS for form in ({}, *FORMS.get(name, []))]
+# As deep as the tiny encoders: a prompt beyond them is not used.
+DEPTHS = {"PROMPT_DEPTH": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4}
+
+
+def options_of(name: str, precision: str, **form: Any) -> list[Any]:
+    settings = TRAINER_REGISTRY.get(name).settings
+    values = {key: depth for key, depth in DEPTHS.items() if settings.get(key, 0) > 1}
+    values |= {"PREC": precision, **form}
+    return [item for key, value in values.items() for item in (f"TRAINER.{name.upper()}.{key}", value)]
+
+
+@pytest.fixture
+def make_trainer(bare_trainer, golden_checkpoint):
+    def make(name: str, precision: str = "fp32", **form: Any) -> Any:
+        torch.manual_seed(0)
+        options = ["INPUT.SIZE", (32, 32), *options_of(name, precision, **form)]
+        return bare_trainer(name, golden_checkpoint("tiny_public"), NAMES, options, "vit_b16.yaml")
+
+    return make
+
+
+def batch(images: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "img": torch.randn(images, 3, 32, 32, generator=generator),
+        "label": torch.arange(images) % len(NAMES),
+    }
+
+
+def test_all_methods_of_the_papers_are_registered():
+    assert {
+        "ZeroshotCLIP",
+        "ZeroshotCLIP2",
+        "CoOp",
+        "CoCoOp",
+        "KgCoOp",
+        "VPT",
+        "IVLP",
+        "MaPLe",
+        "PromptSRC",
+        "MaPLeSRC",
+    } <= set(METHODS)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_each_learned_tensor_gets_a_gradient_and_each_frozen_one_none(name, form, make_trainer):
+    run = make_trainer(name, **form)
+    named = dict(run.model.named_parameters())
+    learned = {key for key in named if key.startswith("prompt_learner.")}
+    assert {key for key, tensor in named.items() if tensor.requires_grad} == learned
+    frozen = {key: tensor.clone() for key, tensor in named.items() if key not in learned}
+    if not learned:
+        assert run.get_model_names() == []
+        return
+    optimised = {id(tensor) for group in run.optim.param_groups for tensor in group["params"]}
+    assert optimised == {id(named[key]) for key in learned}
+
+    # From noise, so that no hidden unit is shut and no term of the loss stands at its optimum.
+    for key in learned:
+        torch.nn.init.normal_(named[key], std=0.1)
+    before = {key: named[key].detach().clone() for key in learned}
+    run.num_batches, run.batch_idx = 2, 0
+    summary = run.forward_backward(batch())
+    assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())
+    for key, tensor in named.items():
+        if key in learned:
+            assert tensor.grad is not None, f"{key} has no gradient"
+            assert tensor.grad.abs().max() > 0, f"the gradient of {key} is 0"
+            assert not torch.equal(tensor, before[key]), f"{key} did not move"
+        else:
+            assert tensor.grad is None, f"{key} has a gradient"
+            assert torch.equal(tensor, frozen[key]), f"{key} moved"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "amp"])
+@pytest.mark.parametrize("name", METHODS)
+def test_logits_are_float32_and_what_is_learned_stays_float32(name, precision, make_trainer):
+    run = make_trainer(name, precision)
+    logits = run.model_inference(batch()["img"])
+    assert logits.shape == (3, len(NAMES))
+    assert logits.dtype == torch.float32
+    assert {tensor.dtype for tensor in run.model.prompt_learner.parameters()} <= {torch.float32}
+    exact = make_trainer(name).model_inference(batch()["img"])
+    assert (logits - exact).abs().max() / exact.abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_text_is_encoded_once_a_test_unless_it_depends_on_the_image(name, form, make_trainer, monkeypatch):
+    run = make_trainer(name, **form)
+    run.test_loader = [batch(), batch()]
+    calls = []
+    encode = clip.Sentences.encode
+    monkeypatch.setattr(clip.Sentences, "encode", lambda *words: calls.append(1) or encode(*words))
+    run.test()
+    once = len(getattr(run.model.prompt_learner, "ensemble", [1]))
+    assert len(calls) == (2 if run.model.prompt_learner.conditional else once)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_one_class_and_one_image(name, form, bare_trainer, golden_checkpoint):
+    options = ["INPUT.SIZE", (32, 32), *options_of(name, "fp32", **form)]
+    run = bare_trainer(name, golden_checkpoint("tiny_public"), ["cat"], options, "vit_b16.yaml")
+    assert run.model(batch(1)["img"]).shape == (1, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name in ("VPT", "IVLP", "MaPLe", "PromptSRC")])
+def test_tokens_for_a_resnet_are_refused(name, make_trainer, bare_trainer, tmp_path):
+    with pytest.raises(ValueError, match=f"'RN50', a ResNet: {name} puts tokens .* needs a ViT, such as"):
+        bare_trainer(name, tmp_path / "none.pt", NAMES, ["MODEL.BACKBONE.NAME", "RN50"], "vit_b16.yaml")
+
+
+# --- a run
+
+
+@pytest.fixture
+def job(tmp_path, small_dtd, golden_checkpoint):
+    def flags(name: str, output: str, precision: str, *options: Any, more: tuple = ()) -> list[str]:
+        words: list[Any] = ["--root", small_dtd, "--seed", 1, "--trainer", name]
+        words += ["--dataset-config-file", ROOT / "configs/datasets/dtd.yaml"]
+        words += ["--config-file", ROOT / "configs/trainers/vit_b16.yaml", "--output-dir", tmp_path / output]
+        words += [*more, "MODEL.BACKBONE.PATH", golden_checkpoint("tiny_public"), "INPUT.SIZE", "(32, 32)"]
+        words += ["DATALOADER.NUM_WORKERS", 0, "DATASET.NUM_SHOTS", 2, "OPTIM.LR", 0.002, "USE_CUDA", False]
+        words += ["OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.PRINT_FREQ", 1]
+        return [str(word) for word in (*words, *options_of(name, precision), *options)]
+
+    return flags
+
+
+def saved_tensors(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob(f"*/model.pth.tar-{epoch}")
+    state = torch.load(file, weights_only=True)["state_dict"]
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def accuracy(printed: str) -> list[str]:
+    return re.findall(r"^\* accuracy: ([\d.]+)%$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp", "bf16"])
+@pytest.mark.parametrize("name", LEARNING)
+def test_trains_saves_goes_on_loads_and_tests(name, precision, job, tmp_path, capsys, monkeypatch):
+    whole = job(name, "whole", precision)
+    assert command_line(whole) == 0
+    (trained,) = accuracy(capsys.readouterr().out)
+
+    # Interrupted in its last epoch and started again, it ends with the same tensors.
+    trainer = TRAINER_REGISTRY.get(name)
+    step = trainer.forward_backward
+
+    def stop_in_the_last_epoch(self: Any, batch: Any) -> Any:
+        if self.epoch == 2 and self.batch_idx == 1:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    interrupted = job(name, "interrupted", precision)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "forward_backward", stop_in_the_last_epoch)
+        assert command_line(interrupted) == 130
+    assert command_line(interrupted) == 0
+    printed = capsys.readouterr().out
+    assert "Previous epoch: 2" in printed
+    assert accuracy(printed) == [trained]
+    expected = saved_tensors(tmp_path / "whole", 3)
+    assert expected
+    for key, tensor in saved_tensors(tmp_path / "interrupted", 3).items():
+        assert torch.equal(tensor, expected[key]), key
+
+    again = job(name, "again", precision, more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
+    assert command_line(again) == 0
+    assert accuracy(capsys.readouterr().out) == [trained]
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in LEARNING])
+def test_zero_shot_tests_with_and_without_eval_only(name, job, capsys):
+    assert command_line(job(name, "plain", "fp32")) == 0
+    assert command_line(job(name, "eval", "amp", more=("--eval-only",))) == 0
+    assert len(accuracy(capsys.readouterr().out)) == 2
+
+
+# --- the published settings
+
+
+PUBLISHED = {
+    ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx"): 3_555_072,
+    ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets"): 1_185_024,
+    ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_shared"): 403_200,
+    ("CoOp", "vit_b16_ctxv1"): 2_048,
+    ("CoCoOp", "vit_b16_c4_ep10_batch1_ctxv1"): 35_360,
+    ("IVLP", "vit_b16_c2_ep5_batch4_2+2ctx"): 30_720,
+}
+# Not published; stated in the README.
+COUNTED = {
+    ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_shallow"): 395_008,
+    ("VPT", "vit_b16_c2_ep5_batch4_4"): 73_728,
+    ("IVLP", "vit_b16_c2_ep5_batch4_4ctx_language_only"): 24_576,
+    ("PromptSRC", "vit_b16_c2_ep20_batch4_4+4ctx"): 46_080,
+    ("KgCoOp", "vit_b16_ep100_ctxv1"): 2_048,
+    ("CoCoOp", "vit_b16_c4_ep10_batch1_ctxv1_heavy"): 3_679_232,
+}
+
+
+@pytest.fixture(scope="module")
+def base_16(tmp_path_factory):
+    """A CLIP with the widths and depths of ViT-B/16 and no memory behind its weights but the words'."""
+    with torch.device("meta"):
+        model = clip.model.CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
+    model.token_embedding = torch.nn.Embedding.from_pretrained(torch.zeros(1, 512).expand(49408, 512))
+    return model
+
+
+@pytest.mark.parametrize(("method", "learned"), [*PUBLISHED.items(), *COUNTED.items()])
+def test_learned_parameters_in_the_published_settings(method, learned, base_16, monkeypatch):
+    from dassl.config import get_cfg_default
+    from train import extend_cfg
+
+    name, config = method
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/trainers" / name / f"{config}.yaml"))
+    cfg.TRAINER.NAME = name
+    trainer_class = TRAINER_REGISTRY.get(name)
+    run = trainer_class.__new__(trainer_class)
+    run.cfg, run.dm = cfg, SimpleNamespace(dataset=SimpleNamespace(template=None))
+    run.check_cfg(cfg)
+    learner = run.build_learner(base_16, NAMES)
+    assert sum(tensor.numel() for tensor in learner.parameters()) == learned

@@ -1,0 +1,136 @@
+"""PromptSRC: Self-regulating Prompts. Khattak et al., ICCV 2023, arXiv 2307.06948.
+
+Prompts of both encoders, as IVLP's, held near the frozen CLIP in three ways (section 3.2): its features of
+many hand-written sentences for each class, its features of the image, and its logits. At the end the prompts
+are a mean over the epochs, weighted by a Gaussian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .clip_trainer import CLIPPromptTrainer
+from .ivlp import IVLP
+from .maple import MaPLe
+from .prompt_learner import TemplateEnsemble, at_least_float32
+from .templates import IMAGENET_TEMPLATES, embedded_templates
+
+TEMPLATES = IMAGENET_TEMPLATES[:60]  # the authors took these of OpenAI's 80
+
+
+class SelfRegulation(CLIPPromptTrainer):
+    """What PromptSRC adds to a method that prompts both encoders; put it before that method's class."""
+
+    regulation: ClassVar = {
+        "TEXT_LOSS_WEIGHT": 25.0,
+        "IMAGE_LOSS_WEIGHT": 10.0,
+        "GPA_MEAN": 15.0,  # epochs: where the Gaussian has its top
+        "GPA_STD": 1.0,  # epochs
+    }
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.check_setting(cfg, "TEXT_LOSS_WEIGHT", at_least=0, why="the paper uses 25")
+        self.check_setting(cfg, "IMAGE_LOSS_WEIGHT", at_least=0, why="the paper uses 10")
+        std = cfg.TRAINER[self.settings_key()].GPA_STD
+        if std <= 0:
+            raise ValueError(
+                f"TRAINER.{self.settings_key()}.GPA_STD is {std}; allowed is more than 0 epochs."
+            )
+
+    def build_model(self) -> None:
+        super().build_model()
+        own = self.own_settings
+        self.gpa_weights = gaussian_weights(self.cfg.OPTIM.MAX_EPOCH, own.GPA_MEAN, own.GPA_STD)
+        self.average: dict[str, Tensor] = {}  # of the learned tensors, up to the last finished epoch
+
+    @cached_property
+    def clip_text_features(self) -> Tensor:
+        """The frozen CLIP's features of the classes, of length 1: `(class feature)`."""
+        clip_model, classnames = self.model.clip_model, self.dm.dataset.classnames
+        templates = embedded_templates(clip_model, TEMPLATES)
+        sentences = TemplateEnsemble(clip_model, classnames, templates, normalise_each=False)
+        with torch.no_grad():
+            return F.normalize(sentences.to(self.device).text_features(clip_model), dim=-1)
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        own, model = self.own_settings, self.model
+        image_features, text_features = model.encode_image(images), model.encode_text()
+        logits = model.logits(image_features, text_features)
+        with torch.no_grad():
+            clip_image_features = at_least_float32(model.clip_model.encode_image(images))
+            clip_image_features = F.normalize(clip_image_features, dim=-1)
+            clip_logits = model.logits(clip_image_features, self.clip_text_features)
+        return {
+            "loss_ce": F.cross_entropy(logits, labels),
+            "loss_text": own.TEXT_LOSS_WEIGHT * F.l1_loss(text_features, self.clip_text_features),
+            "loss_image": own.IMAGE_LOSS_WEIGHT * F.l1_loss(image_features, clip_image_features),
+            "loss_logits": logit_loss(logits, clip_logits),
+        }
+
+    # --- the mean over the epochs -----------------------------------------------------------------------
+
+    def after_epoch(self) -> None:
+        learned = dict(self.model.prompt_learner.named_parameters())
+        weight = self.gpa_weights[self.epoch]
+        for name, tensor in learned.items():
+            self.average[name] = self.average.get(name, 0) + weight * tensor.detach()
+        if self.epoch + 1 == self.max_epoch:
+            print("Using the Gaussian-weighted mean of the prompts over the epochs")
+            for name, tensor in learned.items():
+                tensor.data.copy_(self.average[name])
+        super().after_epoch()
+
+    def checkpoint_state(self, name: str) -> dict[str, Any]:
+        return {**super().checkpoint_state(name), "average": self.average}
+
+    def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
+        super().restore_state(name, checkpoint)
+        if "average" not in checkpoint:
+            raise ValueError(
+                f"The checkpoint of {name} has no mean over its epochs and cannot be continued; test it with "
+                "--eval-only, or give another --output-dir to start anew."
+            )
+        self.average = {key: tensor.to(self.device) for key, tensor in checkpoint["average"].items()}
+
+
+def logit_loss(logits: Tensor, clip_logits: Tensor) -> Tensor:
+    """KL divergence of the prompted prediction from CLIP's, D(CLIP's ‖ prompted), a mean over the images.
+
+    Divided by the number of classes, too, as in the authors' code. Both `(batch class)`.
+    """
+    ours, clips = logits.log_softmax(dim=-1), clip_logits.log_softmax(dim=-1)
+    return F.kl_div(ours, clips, reduction="sum", log_target=True) / logits.numel()
+
+
+def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
+    """The weight of each epoch: the density of N(mean, std²) at 1, 2, ..., brought to a sum of 1."""
+    epoch = torch.arange(1, epochs + 1, dtype=torch.float64)
+    return torch.softmax(-0.5 * ((epoch - mean) / std) ** 2, dim=0).tolist()
+
+
+@TRAINER_REGISTRY.register()
+class PromptSRC(SelfRegulation, IVLP):
+    """Self-regulating prompts."""
+
+    settings: ClassVar = {
+        **IVLP.settings,
+        **SelfRegulation.regulation,
+        "N_CTX_VISION": 4,
+        "N_CTX_TEXT": 4,
+    }
+
+
+@TRAINER_REGISTRY.register()
+class MaPLeSRC(SelfRegulation, MaPLe):
+    """PromptSRC's losses and mean on MaPLe's coupled prompts."""
+
+    settings: ClassVar = {**MaPLe.settings, **SelfRegulation.regulation}
