@@ -53,10 +53,10 @@ def write_log(folder: Path, accuracy: float) -> None:
 def test_demo_prints_all_numbers_and_the_mean(tmp_path, monkeypatch, capsys):
     accuracy = {"ZeroshotCLIP": (40.0, 60.0), "MaPLe": (70.0, 80.0)}
 
-    def run_step(script, trainer, seed, classes, output):
+    def run_step(script, method, seed, classes, output):
         kind = "train_base" if script == "base2new_train.sh" else f"test_{classes}"
-        place = output / "base2new" / kind / "shapes/shots_16" / trainer / "shapes" / f"seed{seed}"
-        write_log(place, accuracy[trainer][classes == "new"] + seed)
+        place = output / "base2new" / kind / "shapes/shots_16" / method.trainer / "shapes" / f"seed{seed}"
+        write_log(place, accuracy[method.trainer][classes == "new"] + seed)
 
     monkeypatch.setattr(demo, "run_step", run_step)
     assert demo.main(["--seeds", "1", "3", "--output", str(tmp_path)]) == 0
