@@ -243,6 +243,8 @@ def test_parts_are_sequence_first_and_give_every_position(design, old, weights):
     x = random(77, 2, 64).double()
     right = plain_transformer(model.transformer, x, text_deep, 1, causal=True)
     assert relative_error(model.transformer(x), right) < 1e-12
+    one = model.transformer.run(x.transpose(0, 1), position=4)
+    assert relative_error(one, right[4:5].transpose(0, 1)) < 1e-12
 
 
 def test_planted_prompts_are_used_by_the_whole_encoders(old, weights):
@@ -272,6 +274,18 @@ def test_planted_prompts_are_drawn_as_published(old, weights):
         assert float(tensor.std()) == pytest.approx(0.02, rel=0.05)
         assert float(tensor.mean()) == pytest.approx(0, abs=0.002)
     assert not torch.equal(planted[2], planted[3])
+
+
+def test_new_code_may_still_pass_prompts(old, weights):
+    model = clip.build_model(weights, old.design_of_maple(2)).double()
+    images, text = random(2, 3, 32, 32).double(), clip.tokenize(["a cat.", "a photo of a dog."])
+    for encode, plain, x, width in (
+        (model.encode_image, plain_image_features, images, 128),
+        (model.encode_text, plain_text_features, text, 64),
+    ):
+        tokens, deep = random(2, width), [random(2, width, seed=1), random(2, width, seed=2)]
+        ours = encode(x, clip.Prompts(tokens, deep))
+        assert relative_error(ours, plain(model, x, tokens, deep)) < 1e-12
 
 
 @pytest.mark.parametrize("text", [True, False])
