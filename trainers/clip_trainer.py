@@ -18,7 +18,7 @@ from dassl.utils import load_pretrained_weights
 
 from .checkpoints import check_fit, check_same_run, learned_tensors
 from .precision import PRECISIONS, Precision
-from .prompt_learner import PromptLearner
+from .prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from .prompted_clip import PromptedCLIP
 
 
@@ -231,6 +231,20 @@ class CLIPPromptTrainer(TrainerX):
     def test(self, split=None, **kwargs):
         with self.precision.autocast(), self.model.text_encoded_once():
             return super().test(split, **kwargs)
+
+    # --- the frozen CLIP, for methods that stay near it ---------------------------------------------------
+
+    @torch.no_grad()
+    def frozen_image_features(self, images: Tensor) -> Tensor:
+        """CLIP's own features of images `(batch 3 height width)`, of length 1: `(batch feature)`."""
+        return F.normalize(at_least_float32(self.model.clip_model.encode_image(images)), dim=-1)
+
+    @torch.no_grad()
+    def frozen_text_features(self, templates: Sequence[str], normalise_each: bool = True) -> Tensor:
+        """CLIP's own features of the classes, of length 1: `(class feature)`; see `TemplateEnsemble`."""
+        clip_model, classnames = self.model.clip_model, self.dm.dataset.classnames
+        sentences = TemplateEnsemble(clip_model, classnames, templates, normalise_each).to(self.device)
+        return F.normalize(sentences.text_features(clip_model), dim=-1)
 
     # --- checkpoints ------------------------------------------------------------------------------------
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp
-from .prompt_learner import TemplateEnsemble
 from .templates import template_of
 
 
@@ -31,11 +29,7 @@ class KgCoOp(CoOp):
 
     @cached_property
     def clip_text_features(self) -> Tensor:
-        """CLIP's own features of the classes' hand-written sentences, of length 1: `(class feature)`."""
-        clip_model, dataset = self.model.clip_model, self.dm.dataset
-        sentences = TemplateEnsemble(clip_model, dataset.classnames, [template_of(dataset)])
-        with torch.no_grad():
-            return sentences.to(self.device).text_features(clip_model)
+        return self.frozen_text_features([template_of(self.dm.dataset)])
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         text_features = self.model.encode_text()

@@ -20,7 +20,6 @@ from dassl.engine import TRAINER_REGISTRY
 from .clip_trainer import CLIPPromptTrainer
 from .ivlp import IVLP
 from .maple import MaPLe
-from .prompt_learner import TemplateEnsemble, at_least_float32
 from .templates import IMAGENET_TEMPLATES, embedded_templates
 
 TEMPLATES = IMAGENET_TEMPLATES[:60]  # the authors took these of OpenAI's 80
@@ -54,20 +53,15 @@ class SelfRegulation(CLIPPromptTrainer):
 
     @cached_property
     def clip_text_features(self) -> Tensor:
-        """The frozen CLIP's features of the classes, of length 1: `(class feature)`."""
-        clip_model, classnames = self.model.clip_model, self.dm.dataset.classnames
-        templates = embedded_templates(clip_model, TEMPLATES)
-        sentences = TemplateEnsemble(clip_model, classnames, templates, normalise_each=False)
-        with torch.no_grad():
-            return F.normalize(sentences.to(self.device).text_features(clip_model), dim=-1)
+        templates = embedded_templates(self.model.clip_model, TEMPLATES)
+        return self.frozen_text_features(templates, normalise_each=False)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         own, model = self.own_settings, self.model
         image_features, text_features = model.encode_image(images), model.encode_text()
         logits = model.logits(image_features, text_features)
+        clip_image_features = self.frozen_image_features(images)
         with torch.no_grad():
-            clip_image_features = at_least_float32(model.clip_model.encode_image(images))
-            clip_image_features = F.normalize(clip_image_features, dim=-1)
             clip_logits = model.logits(clip_image_features, self.clip_text_features)
         return {
             "loss_ce": F.cross_entropy(logits, labels),
