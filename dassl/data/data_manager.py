@@ -13,7 +13,7 @@ from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.data.samplers import build_sampler
+from dassl.data.samplers import DistributedEvalSampler, build_sampler
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import read_image
 
@@ -146,7 +146,8 @@ def build_data_loader(
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
-    if not len(loader):
+    # Where there are more processes than images, the share of one may be empty.
+    if not len(loader) and not isinstance(sampler, DistributedEvalSampler):
         raise ValueError(
             f"{sampler_type} draws {len(sampler)} of {len(data_source)} images, less than a batch "
             f"of {batch_size}; choose a smaller BATCH_SIZE."
