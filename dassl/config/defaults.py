@@ -34,6 +34,7 @@ def default_config() -> Config:
             "EVALUATOR": "Classification",
             "PER_CLASS_RESULT": False,
             "COMPUTE_CMAT": False,  # writes the confusion matrix to OUTPUT_DIR/cmat.pt
+            "SAVE_PREDICTIONS": False,  # to OUTPUT_DIR/predictions_<split>.csv; not a key of upstream
             "NO_TEST": False,
             "SPLIT": "test",  # or val
             "FINAL_MODEL": "last_step",  # or best_val

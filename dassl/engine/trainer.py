@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from dassl.data import DataManager
 from dassl.engine.checkpoints import has_best, saved_epochs
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
-from dassl.evaluation import build_evaluator
+from dassl.evaluation import Predictions, build_evaluator
 from dassl.modeling import build_backbone, build_head
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
@@ -253,7 +253,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None, **kwargs: Any) -> float:
-        """Evaluates on a split.
+        """Evaluates on a split. With `TEST.SAVE_PREDICTIONS`, writes what each image was taken for.
 
         Args:
             split: `val` or `test`; by default `cfg.TEST.SPLIT`. Without val images it is `test`.
@@ -274,13 +274,19 @@ class SimpleTrainer(TrainerBase):
         if data_loader is None:
             raise ValueError(f"DATASET.NAME {self.cfg.DATASET.NAME} has no test images.")
         print(f"Evaluate on the *{split}* set")
+        predictions = Predictions(self.cfg, self.lab2cname) if self.cfg.TEST.SAVE_PREDICTIONS else None
 
         # A bar on a terminal only: in a log file each step of it would be a line.
         for batch in tqdm(data_loader, delay=2, leave=False, disable=None):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
-            self.evaluator.process(output[0] if isinstance(output, tuple) else output, label)
+            output = output[0] if isinstance(output, tuple) else output
+            self.evaluator.process(output, label)
+            if predictions is not None:
+                predictions.add(batch, output, label)
         results = self.evaluator.evaluate()
+        if predictions is not None:
+            predictions.write(osp.join(self.output_dir, f"predictions_{split}.csv"))
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
