@@ -12,7 +12,9 @@ from yacs.config import CfgNode
 from dassl.config import Config, clean_cfg, get_cfg_default
 
 GOLDEN = Path(__file__).parent / "golden"
-ADDED = {"OPTIM.EPS", "TEST.SAVE_PREDICTIONS"}  # what upstream does not have
+# What upstream does not have.
+ADDED = {"OPTIM.EPS", "TEST.SAVE_PREDICTIONS"}
+ADDED |= {f"DATALOADER.{split}.LOADER" for split in ("TRAIN_X", "TRAIN_U", "TEST")}
 
 
 @pytest.fixture

@@ -91,7 +91,8 @@ def _dataset() -> Config:
 
 
 def _dataloader() -> Config:
-    train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
+    loader = {"LOADER": "build_data_loader"}  # a name in LOADER_REGISTRY; not a key of upstream
+    train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16, **loader}
     return Config(
         {
             "NUM_WORKERS": 4,
@@ -99,7 +100,7 @@ def _dataloader() -> Config:
             "RETURN_IMG0": False,
             "TRAIN_X": train,
             "TRAIN_U": {"SAME_AS_X": True, **train},
-            "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32},
+            "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32, **loader},
         }
     )
 
