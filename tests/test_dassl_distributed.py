@@ -1,17 +1,12 @@
-"""One test, shared out among processes: each reports what one process alone would report.
-
-As a script, `python test_dassl_distributed.py MEETING RANK FOLDER`, this file is one of two processes.
-"""
+"""One test, shared out among processes: each reports what one process alone would report."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
+import multiprocessing
 import re
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,7 +21,8 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.data.samplers import build_sampler
 from dassl.engine import TrainerX
 
-HERE = Path(__file__).resolve().parent
+# Python 3.12 and later warn where a process with threads forks; starting Python anew takes seconds.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @DATASET_REGISTRY.register(force=True)
@@ -71,15 +67,14 @@ TESTS = {
 }
 SHARED = ["DATALOADER.TEST.SAMPLER", "DistributedEvalSampler"]
 
-if __name__ == "__main__":
-    meeting, rank, folder = sys.argv[1:]
+
+def tell_of_tests(rank: int, meeting: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
-    told = {name: run(Path(folder) / name, [*options, *SHARED]) for name, options in TESTS.items()}
-    told["not shared out"] = run(Path(folder) / "not shared out", TESTS["one image"])
-    Path(folder, "told.json").write_text(json.dumps(told))
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    told = {name: run(folder / name, [*options, *SHARED]) for name, options in TESTS.items()}
+    told["not shared out"] = run(folder / "not shared out", TESTS["one image"])
+    (folder / "told.json").write_text(json.dumps(told))
     dist.destroy_process_group()
-    sys.exit(0)
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +82,15 @@ def processes(tmp_path_factory) -> list[tuple[Path, dict[str, Any]]]:
     """Each of two processes: its folder, and what it says of its tests."""
     folder = tmp_path_factory.mktemp("processes")
     folders = [folder / "first", folder / "second"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
     running = []
     for rank, own in enumerate(folders):
-        own.mkdir()
-        command = [sys.executable, __file__, str(folder / "meeting"), str(rank), str(own)]
-        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env))
+        arguments = (rank, folder / "meeting", own)
+        running.append(multiprocessing.get_context("fork").Process(target=tell_of_tests, args=arguments))
+        running[-1].start()
     for process in running:
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, errors
+        process.join(timeout=60)
+        process.kill()
+    assert [process.exitcode for process in running] == [0, 0]
     return [(own, json.loads((own / "told.json").read_text())) for own in folders]
 
 
