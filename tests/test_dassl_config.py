@@ -68,6 +68,9 @@ def test_clean_cfg_keeps_one_trainer(cfg: Config) -> None:
     cfg.TRAINER.COOP = CfgNode({"N_CTX": 16})
     clean_cfg(cfg, "MaPLe")
     assert sorted(cfg.TRAINER) == ["MAPLE", "NAME"]
+    cfg.TRAINER.MyMethod = CfgNode({"alpha": 0.5})
+    clean_cfg(cfg, "MyMethod")  # as its author wrote it, whom upstream's capitals would cost the section
+    assert sorted(cfg.TRAINER) == ["MyMethod", "NAME"]
 
 
 def test_what_upstream_does_with_yacs_works(cfg: Config) -> None:
