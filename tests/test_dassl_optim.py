@@ -196,10 +196,15 @@ def test_frozen_parameters_stay_in_the_list() -> None:
     assert len(build_optimizer(model, optim_cfg()).param_groups[0]["params"]) == 2
 
 
-def test_nothing_to_learn_is_an_error() -> None:
-    frozen = nn.Linear(2, 1).requires_grad_(False)
-    with pytest.raises(ValueError, match="all 2 parameters are frozen"):
-        build_optimizer(frozen, optim_cfg())
+def test_nothing_to_learn_is_told() -> None:
+    later = nn.Linear(2, 1).requires_grad_(False)
+    with pytest.warns(UserWarning, match="all 2 parameters are frozen") as caught:
+        optimizer = build_optimizer(later, optim_cfg(NAME="sgd"))
+    assert caught[0].filename == __file__
+    before = later.weight.clone()
+    later.requires_grad_(True)(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(later.weight, before)
     for empty in (nn.ReLU(), [], [{"params": []}]):
         with pytest.raises(ValueError, match="no parameters"):
             build_optimizer(empty, optim_cfg())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os.path as osp
-from pathlib import Path
 
 import pytest
 import torch
@@ -261,55 +260,23 @@ def test_whole_model_with_names_chosen_by_substring(tmp_path, capsys):
     assert torch.equal(fresh.model.VPT, best["state_dict"]["VPT"])
 
 
-class PromptAndAdapter(TrainerX):
-    """Two models with an optimizer and a schedule each, whose learning rates are stepped by name."""
+class WrappedFirst(WholeModelShape):
+    """Wrapped for several GPUs before it is registered."""
 
     def build_model(self):
-        cfg = self.cfg
-        self.model = CustomCLIP(self.dm.dataset.classnames, TinyCLIP()).requires_grad_(False)
-        self.model.prompt_learner.ctx.requires_grad_(True)
-        self.adapter = nn.Linear(len(CLASSES), len(CLASSES))
-        self.optim = build_optimizer(self.model.prompt_learner, cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
-        self.register_model("prompt_learner", self.model.prompt_learner, self.optim, self.sched)
-        self.optim2 = build_optimizer(self.adapter, cfg.OPTIM_ADAPTER)
-        self.sched2 = build_lr_scheduler(self.optim2, cfg.OPTIM_ADAPTER)
-        self.register_model("adapter", self.adapter, self.optim2, self.sched2)
-        self.rates = []
-
-    def model_inference(self, input):
-        return self.adapter(self.model(input))
-
-    def forward_backward(self, batch):
-        image, label, _ = self.parse_batch_train(batch)
-        name = ("prompt_learner", "adapter")[self.batch_idx % 2]
-        loss = F.cross_entropy(self.model_inference(image), label)
-        self.model_backward_and_update(loss, name)
-        if (self.batch_idx + 1) == self.num_batches:
-            self.update_lr("adapter")
-            self.rates.append([self.get_current_lr(part) for part in ("prompt_learner", "adapter")])
-        return {"loss": loss.item()}
+        super().build_model()
+        self.bare, wrapped = self.model, nn.DataParallel(self.model)
+        self.register_model("MultiModalPromptLearner", wrapped, self.optim, self.sched)
 
 
-def test_two_models_with_two_optimizers(tmp_path, capsys):
-    cfg = toy_cfg(tmp_path, OPTIM__WARMUP_EPOCH=0)
-    cfg.OPTIM_ADAPTER = cfg.OPTIM.clone()
-    cfg.OPTIM_ADAPTER.NAME, cfg.OPTIM_ADAPTER.LR = "adam", 0.01
-    cfg.OPTIM_ADAPTER.LR_SCHEDULER, cfg.OPTIM_ADAPTER.STEPSIZE = "multi_step", (1,)
-    trainer = PromptAndAdapter(cfg)
-    adapter = tensors(trainer.adapter)
-    printed = run_and_read(capsys, trainer.train)
-    assert len(printed.losses) == 8
-    assert moved(trainer.adapter, adapter) == {"weight", "bias"}
-    assert trainer.rates == [[0.05, pytest.approx(0.001)]] * 2
-    assert {path.parent.name for path in Path(cfg.OUTPUT_DIR).rglob("model.pth.tar-2")} == {
-        "prompt_learner",
-        "adapter",
-    }
-    fresh = PromptAndAdapter(cfg)
-    fresh.load_model(cfg.OUTPUT_DIR, epoch=2)
-    assert moved(fresh.adapter, tensors(trainer.adapter)) == set()
-    assert [round(fresh.test(), 2)] == printed.accuracies
+def test_one_gpu_reads_what_several_wrote_and_the_reverse(tmp_path):
+    cfg = toy_cfg(tmp_path)
+    several = WrappedFirst(cfg)
+    several.train()
+    for fresh in (WholeModelShape(cfg), WrappedFirst(cfg)):
+        fresh.load_model(cfg.OUTPUT_DIR, epoch=2)
+        assert moved(fresh.model, tensors(several.bare)) == set()
+        assert fresh.resume_model_if_exist(cfg.OUTPUT_DIR) == 2
 
 
 class TwoRates(CoOpShape):
