@@ -83,6 +83,14 @@ def test_a_warm_up_puts_the_optimizer_to_its_rate(warmup: str) -> None:
     assert train(fresh, its_scheduler, 4) == rates
 
 
+def test_warm_ups_take_upstreams_arguments() -> None:
+    for warmup in (ConstantWarmupScheduler, LinearWarmupScheduler):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        successor = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+        warmup(optimizer, successor, 2, 1e-5, -1, False)
+        assert optimizer.param_groups[0]["lr"] == 1e-5
+
+
 def test_each_group_keeps_its_own_rate() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     options = optim_cfg(LR=0.1, LR_SCHEDULER="cosine", MAX_EPOCH=4, WARMUP_EPOCH=2, WARMUP_TYPE="linear")
