@@ -57,6 +57,7 @@ def run(folder: Path, options: list[Any]) -> dict[str, Any]:
         "names": names,
         "same each time": accuracy == trainer.test() == trainer.evaluator.evaluate()["accuracy"],
         "results": dict(trainer.evaluator.evaluate()),
+        "total": trainer.evaluator._total,  # after the figures were asked for twice
         "lines": lines[lines.index("Loading evaluator: Classification") :],
     }
 
@@ -104,6 +105,7 @@ def test_two_processes_report_what_one_reports(tmp_path, processes, name, images
     (first, one), (second, other) = ((folder / name / "out", told[name]) for folder, told in processes)
     assert list(alone["results"]) == ["accuracy", "error_rate", "macro_f1", "perclass_accuracy"]
     assert one["results"] == other["results"] == alone["results"]
+    assert one["total"] == other["total"] == images
     assert one["same each time"]
     assert other["same each time"]
     assert images == 1 or 0 < alone["results"]["accuracy"] < 100
