@@ -90,6 +90,9 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path)
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(str(tmp_path / "nowhere"))
+    for nothing in (None, ""):
+        with pytest.raises(ValueError, match="no path"):
+            load_checkpoint(nothing)
     with pytest.raises(FileNotFoundError, match="checkpoint"):
         resume_from_checkpoint(str(tmp_path), nn.Linear(1, 1))
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 
 from dassl.config import get_cfg_default
-from dassl.data import DataManager, DatasetWrapper, build_data_loader, data_manager
+from dassl.data import LOADER_REGISTRY, DataManager, DatasetWrapper, build_data_loader, data_manager
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 
 # Python 3.12 and later warn where a process with threads forks, which a loader with workers does.
@@ -276,6 +276,49 @@ def test_custom_transforms_and_wrapper_take_the_place_of_ours(cfg, capsys):
     printed = capsys.readouterr().out
     assert "* Using custom transform for training\n* Using custom transform for testing\n" in printed
     assert "Building" not in printed
+
+
+def test_loaders_may_be_built_by_code_from_outside(cfg, monkeypatch):
+    monkeypatch.setattr(LOADER_REGISTRY, "_obj_map", dict(LOADER_REGISTRY._obj_map))
+
+    @LOADER_REGISTRY.register()
+    def in_order(cfg, **settings):
+        return build_data_loader(cfg, **{**settings, "sampler_type": "SequentialSampler"})
+
+    @LOADER_REGISTRY.register()
+    def weak_and_strong(cfg, data_source, tfm, batch_size, **settings):
+        return [{"index": torch.arange(batch_size), "is_train": settings["is_train"]}]
+
+    cfg.DATALOADER.TRAIN_X.LOADER = "in_order"
+    assert indices(DataManager(cfg).train_loader_x) == torch.arange(16).view(4, 4).tolist()
+    cfg.DATALOADER.TEST.LOADER = "weak_and_strong"
+    manager = DataManager(cfg)
+    assert indices(manager.train_loader_x) == torch.arange(16).view(4, 4).tolist()
+    assert [batch["is_train"] for batch in [*manager.val_loader, *manager.test_loader]] == [False, False]
+
+
+def test_the_default_builder_can_be_replaced(cfg, monkeypatch):
+    monkeypatch.setattr(LOADER_REGISTRY, "_obj_map", dict(LOADER_REGISTRY._obj_map))
+
+    def build_data_loader(cfg, **settings):
+        return [settings]
+
+    with pytest.raises(ValueError, match=r"LOADER already has a 'build_data_loader'; register\(force=True\)"):
+        LOADER_REGISTRY.register(build_data_loader)
+    LOADER_REGISTRY.register(build_data_loader, force=True)
+    (settings,) = DataManager(cfg).train_loader_x
+    assert settings["sampler_type"] == "RandomSampler"
+    assert set(settings) == {
+        *("sampler_type", "data_source", "batch_size", "n_domain", "n_ins", "tfm", "is_train"),
+        "dataset_wrapper",
+    }
+
+
+def test_misspelt_loader_is_refused_before_anything_is_read(cfg, capsys):
+    cfg.DATALOADER.TEST.LOADER = "build_loader"
+    with pytest.raises(ValueError, match="LOADER has no 'build_loader'; did you mean 'build_data_loader'"):
+        DataManager(cfg)
+    assert capsys.readouterr().out == ""
 
 
 # Images that cannot be read

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,13 @@ import pytest
 import torch
 
 from dassl.config import get_cfg_default
-from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
+from dassl.evaluation import (
+    EVALUATOR_REGISTRY,
+    Classification,
+    EvaluatorBase,
+    Predictions,
+    build_evaluator,
+)
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "evaluator.json").read_text())
 
@@ -124,3 +132,43 @@ def test_a_foreign_evaluator_is_built_by_name(capsys: pytest.CaptureFixture[str]
     assert isinstance(build_evaluator(cfg, lab2cname={}), CountOnly)
     assert capsys.readouterr().out == ""
     del EVALUATOR_REGISTRY._obj_map["CountOnly"]
+
+
+# Predictions in a file
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_predictions_are_a_line_for_each_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Predictions(get_cfg_default(), {0: "cat", 1: 'dog, "old"'})
+    scores = torch.tensor([[0.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 9.0]])
+    table.add({"impath": ["a b.jpg", "ä.jpg", "c,d.jpg"]}, scores, torch.tensor([0, 0, 1]))
+    table.add({"impath": ["last.jpg"]}, scores[:1], torch.tensor([1]))
+    path = tmp_path / "new" / "predictions_test.csv"
+    table.write(str(path))
+    assert capsys.readouterr().out == f"Predictions are saved to {path}\n"
+    assert rows_of(path) == [
+        ["impath", "label", "classname", "predicted_label", "predicted_classname"],
+        ["a b.jpg", "0", "cat", "1", 'dog, "old"'],
+        ["ä.jpg", "0", "cat", "0", "cat"],
+        ["c,d.jpg", "1", 'dog, "old"', "2", ""],
+        ["last.jpg", "1", 'dog, "old"', "1", 'dog, "old"'],
+    ]
+    assert os.listdir(path.parent) == [path.name]  # nothing unfinished is left
+
+
+@pytest.mark.parametrize(
+    ("batch", "scores", "message"),
+    [
+        ({"img": 0}, torch.ones(1, 2), r"TEST.SAVE_PREDICTIONS is True, but the batches have no 'impath'"),
+        (torch.ones(1), torch.ones(1, 2), r"the batches have no 'impath'"),
+        ({"impath": ["a"]}, torch.ones(1), r"their shapes are \(1,\) and \(1,\). Set the key to False"),
+        ({"impath": ["a"]}, {"scores": 0}, r"needs scores \(batch class\).* \(\) and \(1,\)"),
+    ],
+)
+def test_what_cannot_be_a_line_is_refused(batch: Any, scores: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictions(get_cfg_default(), {}).add(batch, scores, torch.tensor([0]))

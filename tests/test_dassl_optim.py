@@ -83,6 +83,14 @@ def test_a_warm_up_puts_the_optimizer_to_its_rate(warmup: str) -> None:
     assert train(fresh, its_scheduler, 4) == rates
 
 
+def test_warm_ups_take_upstreams_arguments() -> None:
+    for warmup in (ConstantWarmupScheduler, LinearWarmupScheduler):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        successor = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+        warmup(optimizer, successor, 2, 1e-5, -1, False)
+        assert optimizer.param_groups[0]["lr"] == 1e-5
+
+
 def test_each_group_keeps_its_own_rate() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     options = optim_cfg(LR=0.1, LR_SCHEDULER="cosine", MAX_EPOCH=4, WARMUP_EPOCH=2, WARMUP_TYPE="linear")
@@ -196,10 +204,15 @@ def test_frozen_parameters_stay_in_the_list() -> None:
     assert len(build_optimizer(model, optim_cfg()).param_groups[0]["params"]) == 2
 
 
-def test_nothing_to_learn_is_an_error() -> None:
-    frozen = nn.Linear(2, 1).requires_grad_(False)
-    with pytest.raises(ValueError, match="all 2 parameters are frozen"):
-        build_optimizer(frozen, optim_cfg())
+def test_nothing_to_learn_is_told() -> None:
+    later = nn.Linear(2, 1).requires_grad_(False)
+    with pytest.warns(UserWarning, match="all 2 parameters are frozen") as caught:
+        optimizer = build_optimizer(later, optim_cfg(NAME="sgd"))
+    assert caught[0].filename == __file__
+    before = later.weight.clone()
+    later.requires_grad_(True)(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(later.weight, before)
     for empty in (nn.ReLU(), [], [{"params": []}]):
         with pytest.raises(ValueError, match="no parameters"):
             build_optimizer(empty, optim_cfg())

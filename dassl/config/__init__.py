@@ -20,8 +20,8 @@ def clean_cfg(cfg: CfgNode, trainer: str) -> None:
 
     Args:
         cfg: the configuration; changed in place.
-        trainer: name of the trainer whose section (its name in capitals) stays.
+        trainer: name of the trainer whose section (its name, in capitals or as it is) stays.
     """
     for key in list(cfg.TRAINER.keys()):
-        if key not in ("NAME", trainer.upper()):
+        if key != "NAME" and key.upper() != trainer.upper():
             del cfg.TRAINER[key]

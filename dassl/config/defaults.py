@@ -34,6 +34,7 @@ def default_config() -> Config:
             "EVALUATOR": "Classification",
             "PER_CLASS_RESULT": False,
             "COMPUTE_CMAT": False,  # writes the confusion matrix to OUTPUT_DIR/cmat.pt
+            "SAVE_PREDICTIONS": False,  # to OUTPUT_DIR/predictions_<split>.csv; not a key of upstream
             "NO_TEST": False,
             "SPLIT": "test",  # or val
             "FINAL_MODEL": "last_step",  # or best_val
@@ -90,7 +91,8 @@ def _dataset() -> Config:
 
 
 def _dataloader() -> Config:
-    train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
+    loader = {"LOADER": "build_data_loader"}  # a name in LOADER_REGISTRY; not a key of upstream
+    train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16, **loader}
     return Config(
         {
             "NUM_WORKERS": 4,
@@ -98,7 +100,7 @@ def _dataloader() -> Config:
             "RETURN_IMG0": False,
             "TRAIN_X": train,
             "TRAIN_U": {"SAME_AS_X": True, **train},
-            "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32},
+            "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32, **loader},
         }
     )
 

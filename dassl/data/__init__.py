@@ -1,5 +1,5 @@
 """Data: datasets, samplers, transforms, and the manager that makes loaders of them."""
 
-from dassl.data.data_manager import DataManager, DatasetWrapper, build_data_loader
+from dassl.data.data_manager import LOADER_REGISTRY, DataManager, DatasetWrapper, build_data_loader
 
-__all__ = ["DataManager", "DatasetWrapper", "build_data_loader"]
+__all__ = ["LOADER_REGISTRY", "DataManager", "DatasetWrapper", "build_data_loader"]

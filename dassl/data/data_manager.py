@@ -13,11 +13,15 @@ from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.data.samplers import build_sampler
+from dassl.data.samplers import DistributedEvalSampler, build_sampler
 from dassl.data.transforms import build_transform, interpolation_mode
-from dassl.utils import read_image
+from dassl.utils import Registry, read_image
 
 Transform = Callable[[Any], Any]
+
+# Builders of loaders, by the name that `LOADER` has in the nodes of `cfg.DATALOADER`. Each is called as
+# `build_data_loader` is, which is one of them: with cfg, and with the other arguments by their names.
+LOADER_REGISTRY = Registry("LOADER")
 
 
 class DataManager:
@@ -31,6 +35,9 @@ class DataManager:
         dataset_wrapper: class to use in place of `DatasetWrapper`.
 
     A loader of a split that the dataset does not have is None.
+
+    Raises:
+        ValueError: a dataset, loader, sampler or transform of an unknown name, or that does not fit the data.
     """
 
     def __init__(
@@ -40,6 +47,12 @@ class DataManager:
         custom_tfm_test: Transform | Sequence[Transform] | None = None,
         dataset_wrapper: Callable[..., Dataset] | None = None,
     ) -> None:
+        nodes = cfg.DATALOADER
+        node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
+        # Looked up before anything is read.
+        names = [node.LOADER for node in (nodes.TRAIN_X, node_u, nodes.TEST)]
+        builders = {name: LOADER_REGISTRY.get(name) for name in names}
+
         self.dataset = build_dataset(cfg)
         if custom_tfm_train is None:
             tfm_train: Any = build_transform(cfg, is_train=True)
@@ -56,7 +69,7 @@ class DataManager:
             if not split:
                 return None
             domains = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
-            return build_data_loader(
+            return builders[node.LOADER](
                 cfg,
                 sampler_type=node.SAMPLER,
                 data_source=split,
@@ -67,8 +80,6 @@ class DataManager:
                 **domains,
             )
 
-        nodes = cfg.DATALOADER
-        node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
         self.train_loader_x = loader(self.dataset.train_x, nodes.TRAIN_X, is_train=True)
         self.train_loader_u = loader(self.dataset.train_u, node_u, is_train=True)
         self.val_loader = loader(self.dataset.val, nodes.TEST, is_train=False)
@@ -107,6 +118,7 @@ class DataManager:
         print(tabulate(rows))
 
 
+@LOADER_REGISTRY.register()
 def build_data_loader(
     cfg: CfgNode,
     sampler_type: str = "SequentialSampler",
@@ -146,7 +158,8 @@ def build_data_loader(
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
-    if not len(loader):
+    # Where there are more processes than images, the share of one may be empty.
+    if not len(loader) and not isinstance(sampler, DistributedEvalSampler):
         raise ValueError(
             f"{sampler_type} draws {len(sampler)} of {len(data_source)} images, less than a batch "
             f"of {batch_size}; choose a smaller BATCH_SIZE."

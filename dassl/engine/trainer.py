@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.engine.checkpoints import has_best, saved_epochs
+from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
-from dassl.evaluation import build_evaluator
-from dassl.modeling import build_backbone, build_head
+from dassl.evaluation import Predictions, build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
 
@@ -59,64 +59,11 @@ LEAST = {
 }
 
 
-class SimpleNet(nn.Module):
-    """A backbone, a head where one is named, and a linear classifier where there are classes.
-
-    Args:
-        cfg: reads `VERBOSE`.
-        model_cfg: the node that describes the model, `cfg.MODEL` or one like it.
-        num_classes: 0 leaves the classifier out.
-        kwargs: handed to the backbone and to the head.
-    """
-
-    def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs: Any) -> None:
-        super().__init__()
-        self.backbone = build_backbone(
-            model_cfg.BACKBONE.NAME,
-            verbose=cfg.VERBOSE,
-            pretrained=model_cfg.BACKBONE.PRETRAINED,
-            **kwargs,
-        )
-        self._fdim = self.backbone.out_features
-        self.head = None
-        head_cfg = model_cfg.HEAD
-        if head_cfg.NAME and head_cfg.HIDDEN_LAYERS:
-            self.head = build_head(
-                head_cfg.NAME,
-                verbose=cfg.VERBOSE,
-                in_features=self._fdim,
-                hidden_layers=head_cfg.HIDDEN_LAYERS,
-                activation=head_cfg.ACTIVATION,
-                bn=head_cfg.BN,
-                dropout=head_cfg.DROPOUT,
-                **kwargs,
-            )
-            self._fdim = self.head.out_features
-        self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
-
-    @property
-    def fdim(self) -> int:
-        """Width of the features."""
-        return self._fdim
-
-    def forward(self, x: Tensor, return_feature: bool = False) -> Any:
-        """Scores `(batch class)`, or features `(batch width)` where there are no classes.
-
-        With `return_feature` a pair of both.
-        """
-        features = self.backbone(x)
-        if self.head is not None:
-            features = self.head(features)
-        if self.classifier is None:
-            return features
-        scores = self.classifier(features)
-        return (scores, features) if return_feature else scores
-
-
 class SimpleTrainer(TrainerBase):
     """Builds data, model and evaluator from a config; trains, goes on after an interruption, saves and tests.
 
-    A trainer that registers no model has nothing to train: `train()` tests it.
+    A trainer that registers no model has nothing to train: `train()` tests it. Its own `before_train` and
+    `after_train` are called then, too, and its own `run_epoch` runs all epochs.
 
     Raises:
         ValueError: a setting with a value that is not allowed.
@@ -176,17 +123,26 @@ class SimpleTrainer(TrainerBase):
         Raises:
             KeyboardInterrupt: Ctrl-C; its message says how to go on.
         """
-        if not self._models:
+        epochs = (self.start_epoch, self.max_epoch)
+        # Zero-shot methods are often subclasses of a method that trains, and inherit its forward_backward.
+        own_step = self._overrides("before_train") and self._overrides("forward_backward")
+        if not (self._models or own_step or self._overrides("run_epoch")):
             print(f"{type(self).__name__} has nothing to train")
-            if not self.cfg.TEST.NO_TEST:
-                self.test()
-            return
+            if not self._overrides("before_train", "after_train"):
+                if not self.cfg.TEST.NO_TEST:
+                    self.test()
+                return
+            epochs = (0, 0)
         try:
-            super().train(self.start_epoch, self.max_epoch)
+            super().train(*epochs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._how_to_go_on()) from None
         finally:
             self.close_writer()
+
+    def _overrides(self, *hooks: str) -> bool:
+        """Whether any of the hooks is not the engine's."""
+        return any(not getattr(type(self), hook).__module__.startswith("dassl.engine.") for hook in hooks)
 
     def _how_to_go_on(self) -> str:
         saved = saved_epochs([osp.join(self.output_dir, name) for name in self._models])
@@ -199,15 +155,12 @@ class SimpleTrainer(TrainerBase):
         return f"{stopped} Epoch {saved[-1]} is saved in {self.output_dir}; {how} goes on from there."
 
     def before_train(self) -> None:
-        cls = type(self)
-        if cls.test is SimpleTrainer.test:
+        if not self._overrides("test"):
             _check_choice(self.cfg, "TEST.SPLIT")
-        if (cls.after_epoch, cls.after_train) == (SimpleTrainer.after_epoch, SimpleTrainer.after_train):
+        if not self._overrides("after_epoch", "after_train"):
             _check_choice(self.cfg, "TEST.FINAL_MODEL")
-        if self._keeps_best() and self.val_loader is None:
-            raise ValueError(
-                "TEST.FINAL_MODEL is best_val, but the dataset has no val images; choose last_step."
-            )
+        if not self._overrides("after_epoch"):
+            self._check_val()
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.cfg.RESUME and not self.start_epoch:
@@ -238,6 +191,7 @@ class SimpleTrainer(TrainerBase):
     def after_epoch(self) -> None:
         finished = self.epoch + 1
         if self._keeps_best():
+            self._check_val()
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
@@ -251,9 +205,16 @@ class SimpleTrainer(TrainerBase):
     def _keeps_best(self) -> bool:
         return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
 
+    def _check_val(self) -> None:
+        # Upstream would choose by the test images instead.
+        if self._keeps_best() and self.val_loader is None:
+            raise ValueError(
+                "TEST.FINAL_MODEL is best_val, but the dataset has no val images; choose last_step."
+            )
+
     @torch.no_grad()
     def test(self, split: str | None = None, **kwargs: Any) -> float:
-        """Evaluates on a split.
+        """Evaluates on a split. With `TEST.SAVE_PREDICTIONS`, writes what each image was taken for.
 
         Args:
             split: `val` or `test`; by default `cfg.TEST.SPLIT`. Without val images it is `test`.
@@ -274,13 +235,19 @@ class SimpleTrainer(TrainerBase):
         if data_loader is None:
             raise ValueError(f"DATASET.NAME {self.cfg.DATASET.NAME} has no test images.")
         print(f"Evaluate on the *{split}* set")
+        predictions = Predictions(self.cfg, self.lab2cname) if self.cfg.TEST.SAVE_PREDICTIONS else None
 
         # A bar on a terminal only: in a log file each step of it would be a line.
         for batch in tqdm(data_loader, delay=2, leave=False, disable=None):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
-            self.evaluator.process(output[0] if isinstance(output, tuple) else output, label)
+            output = output[0] if isinstance(output, tuple) else output
+            self.evaluator.process(output, label)
+            if predictions is not None:
+                predictions.add(batch, output, label)
         results = self.evaluator.evaluate()
+        if predictions is not None:
+            predictions.write(osp.join(self.output_dir, f"predictions_{split}.csv"))
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))

@@ -87,7 +87,12 @@ class TrainerBase:
 
     def model_state(self, name: str) -> Mapping[str, Any]:
         """The tensors of a model that are saved, and that must be there on loading."""
-        return self._models[name].state_dict()
+        return self._unwrapped(name).state_dict()
+
+    def _unwrapped(self, name: str) -> nn.Module:
+        # Files hold what is in nn.DataParallel, so that one GPU reads what several wrote, and the reverse.
+        model = self._models[name]
+        return model.module if isinstance(model, nn.DataParallel) else model
 
     def checkpoint_state(self, name: str) -> dict[str, Any]:
         """All that a checkpoint holds of a model, but the epoch and its result."""
@@ -173,7 +178,7 @@ class TrainerBase:
 
         for name, (path, checkpoint, state) in found.items():
             print(f'Loading checkpoint from "{path}"')
-            self._models[name].load_state_dict(state, strict=False)
+            self._unwrapped(name).load_state_dict(state, strict=False)
             self.restore_state(name, checkpoint)
         if hasattr(self.scaler, "load_state_dict") and checkpoint.get("scaler"):
             self.scaler.load_state_dict(checkpoint["scaler"])
@@ -207,7 +212,7 @@ class TrainerBase:
             result = checkpoint.get("val_result")
             shown = "" if result is None else f", val_result={result:.2f}"
             print(f"Load {path} to {name} (epoch={checkpoint.get('epoch')}{shown})")
-            self._models[name].load_state_dict(state, strict=False)
+            self._unwrapped(name).load_state_dict(state, strict=False)
 
     def _read_checkpoints(self, directory: str, file: str) -> dict[str, tuple[str, dict, Mapping[str, Any]]]:
         # (path, checkpoint, fitting state) of each model: all are read and checked before any is changed.
@@ -283,7 +288,18 @@ class TrainerBase:
                 self._optims[name].zero_grad()
 
     def model_backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`.
+
+        Raises:
+            FloatingPointError: it is not finite.
+            ValueError: it depends on nothing that is learned.
+        """
         self.detect_anomaly(loss)
+        if not loss.requires_grad:
+            raise ValueError(
+                "The loss depends on nothing that is learned: all it is computed from is frozen"
+                " (requires_grad=False) or was computed under torch.no_grad()."
+            )
         loss.backward()
 
     def model_update(self, names: Any = None) -> None:

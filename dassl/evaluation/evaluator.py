@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
+from dassl.utils.distributed import gather, interleave, is_shared_out, this_process
 from dassl.utils.tools import atomic_open
 
 from .build import EVALUATOR_REGISTRY
@@ -43,6 +45,8 @@ class Classification(EvaluatorBase):
     With `TEST.PER_CLASS_RESULT` also each class's accuracy and their mean; with `TEST.COMPUTE_CMAT` the
     confusion matrix `(true predicted)`, each row summing to one, as a tensor in `OUTPUT_DIR/cmat.pt`.
 
+    Where `DATALOADER.TEST.SAMPLER` deals the images out to several processes, each tells the figures of all.
+
     Args:
         lab2cname: class names by label; needed for results by class.
     """
@@ -57,6 +61,7 @@ class Classification(EvaluatorBase):
         Classification.reset(self)  # a subclass may not be ready for its own reset() yet
 
     def reset(self) -> None:
+        self._is_whole = False  # whether it holds what the other processes saw, too
         self._correct = 0
         self._total = 0
         self._y_true: list[int] = []
@@ -65,13 +70,14 @@ class Classification(EvaluatorBase):
             defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
         )
 
-    def process(self, mo: Tensor, gt: Tensor) -> None:
+    def process(self, mo: Tensor | tuple[Any, ...], gt: Tensor) -> None:
         """Takes in a batch.
 
         Args:
-            mo: scores `(batch class)`.
+            mo: scores `(batch class)`, or a tuple that begins with them.
             gt: labels `(batch)`.
         """
+        mo = mo[0] if isinstance(mo, tuple) else mo
         predicted = mo.max(1)[1].tolist()
         labels = gt.tolist()
         hits = [int(guess == label) for guess, label in zip(predicted, labels, strict=True)]
@@ -89,6 +95,8 @@ class Classification(EvaluatorBase):
         Raises:
             ValueError: no sample was processed.
         """
+        if is_shared_out(self.cfg) and not self._is_whole:
+            self._gather()
         if not self._total:
             raise ValueError("there is nothing to evaluate: the test split is empty")
         accuracy = 100.0 * self._correct / self._total
@@ -110,6 +118,17 @@ class Classification(EvaluatorBase):
             self._save_confusion_matrix()
         return results
 
+    def _gather(self) -> None:
+        own = (self._correct, self._total, self._y_true, self._y_pred, self._per_class_res)
+        correct, total, y_true, y_pred, hits = zip(*gather(own), strict=True)
+        self._correct, self._total = sum(correct), sum(total)
+        self._y_true, self._y_pred = interleave(y_true), interleave(y_pred)
+        if self._per_class_res is not None:
+            self._per_class_res = defaultdict(list)
+            for label, of_process in chain.from_iterable(share.items() for share in hits):
+                self._per_class_res[label] += of_process
+        self._is_whole = True
+
     def _report_classes(self, hits_by_label: Mapping[int, list[int]]) -> float:
         """Prints each class's accuracy and returns their mean."""
         assert self._lab2cname is not None
@@ -127,6 +146,8 @@ class Classification(EvaluatorBase):
         return mean
 
     def _save_confusion_matrix(self) -> None:
+        if this_process()[0] > 0:  # one writes for all
+            return
         matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
         with atomic_open(path, "wb") as file:

@@ -28,7 +28,7 @@ def build_optimizer(
         param_groups: what is optimized instead of all of `model`; may have learning rates of its own.
 
     Raises:
-        ValueError: unknown optimizer, or nothing that could be learned.
+        ValueError: unknown optimizer, or no parameters. Where all of them are frozen, there is a warning.
     """
     name = optim_cfg.NAME
     check_availability(name, AVAI_OPTIMS, "OPTIM.NAME")
@@ -102,6 +102,9 @@ def _check_learnable(groups: list[Any]) -> None:
     if not parameters:
         raise ValueError("there is nothing to optimize: the model has no parameters")
     if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError(
-            f"there is nothing to optimize: all {len(parameters)} parameters are frozen (requires_grad=False)"
+        # No error: a trainer may build all optimizers first, and let the models learn one after the other.
+        warnings.warn(
+            f"an optimizer has nothing to learn: all {len(parameters)} parameters are frozen"
+            " (requires_grad=False)",
+            stacklevel=3,
         )

@@ -75,9 +75,11 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged or not a checkpoint, or it calls a function other than those that
-            rebuild tensors and plain containers.
+        ValueError: no path is given, or the file is damaged or not a checkpoint, or it calls a function other
+            than those that rebuild tensors and plain containers.
     """
+    if not fpath:
+        raise ValueError("load_checkpoint() is given no path of a checkpoint")
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f"checkpoint {fpath} does not exist")
     checkpoint = _read_plain_data(fpath)

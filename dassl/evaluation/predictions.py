@@ -1,0 +1,64 @@
+"""Which class each image was taken for, as a table in a file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from typing import Any
+
+from dassl.utils.distributed import gather, interleave, is_shared_out, this_process
+from dassl.utils.tools import atomic_open
+
+COLUMNS = ("impath", "label", "classname", "predicted_label", "predicted_classname")
+
+
+class Predictions:
+    """Collects the predictions of a split, and writes them as CSV: `COLUMNS`, a line for each image.
+
+    Args:
+        cfg: reads `DATALOADER.TEST.SAMPLER`.
+        lab2cname: class names by label; a label without a name gets an empty one.
+    """
+
+    def __init__(self, cfg: Any, lab2cname: Mapping[int, str]) -> None:
+        self.cfg = cfg
+        self.lab2cname = lab2cname
+        self.rows: list[tuple[str, int, int]] = []
+
+    def add(self, batch: Any, scores: Any, labels: Any) -> None:
+        """Takes in a batch.
+
+        Args:
+            batch: has the paths of the images as `impath`.
+            scores: `(batch class)`.
+            labels: `(batch)`.
+
+        Raises:
+            ValueError: there are no paths, or other shapes.
+        """
+        if not isinstance(batch, Mapping) or "impath" not in batch:
+            raise ValueError(
+                "TEST.SAVE_PREDICTIONS is True, but the batches have no 'impath' to name the images by;"
+                " let the dataset wrapper give it, or set the key to False."
+            )
+        shapes = [tuple(getattr(values, "shape", ())) for values in (scores, labels)]
+        if [len(shape) for shape in shapes] != [2, 1]:
+            raise ValueError(
+                "TEST.SAVE_PREDICTIONS is True, which needs scores (batch class) and labels (batch); their"
+                f" shapes are {shapes[0]} and {shapes[1]}. Set the key to False."
+            )
+        predicted = scores.max(1)[1].tolist()
+        self.rows += zip(batch["impath"], labels.tolist(), predicted, strict=True)
+
+    def write(self, path: str) -> None:
+        """Writes the file, whole or not at all; of several processes, the first one writes for all."""
+        rows = interleave(gather(self.rows)) if is_shared_out(self.cfg) else self.rows
+        if this_process()[0] > 0:
+            return
+        name = self.lab2cname.get
+        with atomic_open(path) as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            for impath, label, predicted in rows:
+                table.writerow((impath, label, name(label, ""), predicted, name(predicted, "")))
+        print(f"Predictions are saved to {path}")

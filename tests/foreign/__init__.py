@@ -1,0 +1,1 @@
+"""What the tests of foreign code share: small images, a small model like CLIP, and a config."""
