@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the documents show works as it stands there."""
 
 from __future__ import annotations
 
@@ -13,41 +13,58 @@ from dassl.engine import TRAINER_REGISTRY
 from train import command_line
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
+PAGES[(ROOT / "README.md").relative_to(ROOT)] = README
+EXAMPLES = {"README.md": ("my_method", "MyMethod"), "docs/add_a_trainer.md": ("near_clip", "NearCLIP")}
 
 
-@pytest.fixture
-def example(tmp_path):
-    """The README's method, as a file; taken out of the registry afterwards."""
-    (code,) = re.findall(r"```python\n(# my_method\.py\n.*?)```", README, flags=re.DOTALL)
-    file = tmp_path / "my_method.py"
+@pytest.fixture(params=EXAMPLES)
+def example(request, tmp_path):
+    """A page's method: its file, and its name, which is taken out of the registry afterwards."""
+    module, name = EXAMPLES[request.param]
+    page = (ROOT / request.param).read_text(encoding="utf-8")
+    (code,) = re.findall(rf"```python\n(# {module}\.py\n.*?)```", page, flags=re.DOTALL)
+    file = tmp_path / f"{module}.py"
     file.write_text(code)
-    yield file
-    TRAINER_REGISTRY._obj_map.pop("MyMethod")
-    sys.modules.pop("my_method")
+    yield file, name
+    TRAINER_REGISTRY._obj_map.pop(name)
+    sys.modules.pop(module)
 
 
 def test_the_method_of_one_file_trains(example, small_dtd, golden_checkpoint, tmp_path, capsys):
+    file, name = example
+    setting = "WORDS" if name == "MyMethod" else "CTX_INIT"
     command = [
-        *("--plugin", example, "--trainer", "MyMethod"),
+        *("--plugin", file, "--trainer", name),
         *("--root", small_dtd, "--output-dir", tmp_path / "out"),
         *("--dataset-config-file", ROOT / "configs/datasets/dtd.yaml"),
         *("--config-file", ROOT / "configs/trainers/vit_b16.yaml"),
         *("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0),
         *("INPUT.SIZE", "(32, 32)", "MODEL.BACKBONE.PATH", golden_checkpoint("tiny_public")),
-        *("TRAINER.MYMETHOD.WORDS", "this is a"),
+        *(f"TRAINER.{name.upper()}.{setting}", "this is a"),
     ]
     assert command_line([str(word) for word in command]) == 0
     assert "* accuracy" in capsys.readouterr().out
-    (file,) = (tmp_path / "out").rglob("model.pth.tar-1")
-    state = torch.load(file, weights_only=True)["state_dict"]
+    (saved,) = (tmp_path / "out").rglob("model.pth.tar-1")
+    state = torch.load(saved, weights_only=True)["state_dict"]
     assert state["prompt_learner.ctx"].shape == (4, 64)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
-def test_links_lead_somewhere(path):
-    assert (ROOT / path).exists()
+LINKS = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(((?!http)[^)]+)\)", text)]
+FILES = {
+    file for text in PAGES.values() for file in re.findall(r"(?:configs|scripts)/[\w/+]+\.(?:yaml|sh)", text)
+}
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|scripts)/[\w/]+\.(?:yaml|sh)", README))))
+@pytest.mark.parametrize(("page", "link"), sorted(set(LINKS)))
+def test_links_lead_somewhere(page, link):
+    path, _, heading = link.partition("#")
+    target = (ROOT / page).parent / path
+    assert target.exists()
+    headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+    assert not heading or heading in [title.lower().replace(" ", "-") for title in headings]
+
+
+@pytest.mark.parametrize("path", sorted(FILES))
 def test_files_that_are_named_exist(path):
     assert (ROOT / path).exists()
