@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from dassl.data.datasets import Datum
 from datasets.splits import Row, Shuffle, Split, split_trainval, to_datums
 
@@ -66,30 +68,33 @@ def class_folders(
         ValueError: a class is too small to be split.
     """
     names = class_names or {}
-    folders = [folder for folder in subfolders(image_dir) if folder not in ignored]
-    members = {}
-    for label, folder in enumerate(folders):
+    rows = []
+    for label, folder in enumerate(name for name in subfolders(image_dir) if name not in ignored):
         images = images_in(os.path.join(image_dir, folder))
-        members[f"{os.path.join(image_dir, folder)} has {{}} images of {names.get(folder, folder)!r}"] = [
-            (f"{folder}/{image}", label, names.get(folder, folder)) for image in images
-        ]
-    return _divide(members, shuffle, p_trn, p_val)
+        if not images:
+            raise ValueError(f"{os.path.join(image_dir, folder)} holds no images. Unpack the images again.")
+        rows += [(f"{folder}/{image}", label, names.get(folder, folder)) for image in images]
+    return _divide(rows, image_dir, shuffle, p_trn, p_val)
 
 
 def _divide(
-    members: Mapping[str, list[Row]], shuffle: Shuffle, p_trn: float = 0.5, p_val: float = 0.2
+    rows: list[Row], image_dir: str, shuffle: Shuffle, p_trn: float = 0.5, p_val: float = 0.2
 ) -> Split:
-    """Splits the rows of each class; the keys say in errors which have `{}` images."""
+    """Divides the images of each class, classes in order of first appearance."""
     print(f"Splitting into {p_trn:.0%} train, {p_val:.0%} val, and {1 - p_trn - p_val:.0%} test")
+    by_label: dict[int, list[Row]] = {}
+    for row in rows:
+        by_label.setdefault(row[1], []).append(row)
     split = Split([], [], [])
-    for complaint, rows in members.items():
-        shuffle(rows)
-        n_train, n_val = round(len(rows) * p_trn), round(len(rows) * p_val)
-        parts = rows[:n_train], rows[n_train : n_train + n_val], rows[n_train + n_val :]
+    for members in by_label.values():
+        shuffle(members)
+        n_train, n_val = round(len(members) * p_trn), round(len(members) * p_val)
+        parts = members[:n_train], members[n_train : n_train + n_val], members[n_train + n_val :]
         if not all(parts):
+            path, _, name = members[0]
             raise ValueError(
-                f"{complaint.format(len(rows))}, too few to be split into "
-                f"{p_trn:.0%} train, {p_val:.0%} val and the rest test."
+                f"{os.path.dirname(os.path.join(image_dir, path))} has {len(members)} images of {name!r}, "
+                f"too few to be split into {p_trn:.0%} train, {p_val:.0%} val and the rest test."
             )
         for collected, part in zip(split, parts, strict=True):
             collected += part
@@ -292,13 +297,12 @@ def flower_labels(dataset_dir: str, image_dir: str, shuffle: Shuffle) -> Split:
         raise ValueError(
             f'{names_file}: expected JSON {{"1": name, "2": name, ...}}. Fetch it again.'
         ) from error
-    members: dict[str, list[Row]] = {}
+    rows = []
     for number, label in enumerate(labels, 1):
         if label not in names:
             raise ValueError(f"{names_file} has no name for class {label} of {labels_file}.")
-        rows = members.setdefault(f"{image_dir} has {{}} images of {names[label]!r}", [])
         rows.append((f"image_{number:05d}.jpg", label - 1, names[label]))
-    return _divide(members, shuffle)
+    return _divide(rows, image_dir, shuffle)
 
 
 # ImageNet ---------------------------------------------------------------------------------------------------
@@ -313,8 +317,8 @@ def imagenet_classes(path: str) -> dict[str, str]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"There is no {path}, the list of ImageNet's classes, which is not part of this project. "
-            "Copy it from a CoOp installation, or let `python -m datasets prepare imagenet` fetch it."
+            f"There is no {path}. ImageNet's class list goes there, the classnames.txt published with CoOp, "
+            "with lines such as 'n01440764 tench'; see docs/datasets.md."
         )
 
     def parse(line: str) -> tuple[str, str]:
@@ -355,7 +359,7 @@ def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: 
                 f"{min(wrong)}. Unpack the images again, or put the published classnames.txt there."
             )
     rows: list[Row] = []
-    for label, (folder, name) in enumerate(classes):
+    for label, (folder, name) in enumerate(tqdm(classes, desc=f"Listing {top}", delay=2)):
         path = f"{under}/{folder}" if under else folder
         images = images_in(os.path.join(image_dir, path))
         if not images:

@@ -7,15 +7,26 @@ turns such rows, or those of a published split file, into the lists that the dat
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from scipy.io import savemat
 
 from dassl.data.datasets import DATASET_REGISTRY
+from datasets import catalog
 
 Rows = list[tuple[str, int, str]]  # path, label, class name
+
+REGISTERED = [
+    name
+    for name, value in vars(catalog).items()
+    if value is DATASET_REGISTRY._obj_map.get(name) and value.__module__ == catalog.__name__
+]
+TEST_ONLY = [name for name in REGISTERED if DATASET_REGISTRY.get(name).test_only]
+WITH_SPLIT_FILE = [name for name in REGISTERED if DATASET_REGISTRY.get(name).split_file]
 
 # Folder or part of a file name → class name, in the order of the labels.
 CLASSES = {
@@ -174,3 +185,19 @@ def draw_tree(name: str, root: Path) -> Path:
     if name in WRITERS:
         WRITERS[name](folder, *trainval_and_test(ROWS[name]))
     return folder
+
+
+# Opening them -----------------------------------------------------------------------------------------------
+
+
+def open_dataset(name: str, root: Path, shots: int = -1, subsample: str = "all", seed: int = 1):
+    dataset = SimpleNamespace(NAME=name, ROOT=str(root), NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample)
+    return DATASET_REGISTRY.get(name)(SimpleNamespace(SEED=seed, DATASET=dataset))
+
+
+def rows(items, image_dir: str) -> Rows:
+    return [(os.path.relpath(item.impath, image_dir), item.label, item.classname) for item in items]
+
+
+def sizes(dataset) -> tuple[int, int, int]:
+    return len(dataset.train_x), len(dataset.val), len(dataset.test)

@@ -1,17 +1,17 @@
-"""Every registered benchmark on trees of its real form, right and wrong, and the published split files."""
+"""Every registered benchmark on a tree of its real form; wrong trees are in test_datasets_wrong_trees.py."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
+import random
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import benchmark_trees as trees
 import pytest
 import yaml
+from benchmark_trees import REGISTERED, TEST_ONLY, open_dataset, rows, sizes
 from helpers import ROOT
 from PIL import Image
 
@@ -19,18 +19,10 @@ from dassl.data.datasets import DATASET_REGISTRY
 from datasets import catalog
 from train import command_line
 
-REGISTERED = [
-    name
-    for name, value in vars(catalog).items()
-    if value is DATASET_REGISTRY._obj_map.get(name) and value.__module__ == catalog.__name__
-]
-TEST_ONLY = [name for name in REGISTERED if DATASET_REGISTRY.get(name).test_only]
-WITH_SPLIT_FILE = [name for name in REGISTERED if DATASET_REGISTRY.get(name).split_file]
 CONFIGS = {
     yaml.safe_load(path.read_text())["DATASET"]["NAME"]: path
     for path in sorted((ROOT / "configs" / "datasets").glob("*.yaml"))
 }
-SHARED = ROOT.parent / "shared"  # where a developer may have the published split files
 
 # As published with CoOp: config file, folder, folder of the images, template.
 PUBLISHED = {
@@ -57,23 +49,10 @@ PUBLISHED = {
 }
 
 
-def open_dataset(name: str, root: Path, shots: int = -1, subsample: str = "all", seed: int = 1):
-    dataset = SimpleNamespace(NAME=name, ROOT=str(root), NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample)
-    return DATASET_REGISTRY.get(name)(SimpleNamespace(SEED=seed, DATASET=dataset))
-
-
-def rows(items, image_dir: str) -> trees.Rows:
-    return [(os.path.relpath(item.impath, image_dir), item.label, item.classname) for item in items]
-
-
 @pytest.fixture(autouse=True)
 def three_classes(monkeypatch):
     """ImageNetA and ImageNetR of three classes, as the others here have."""
     monkeypatch.setattr(catalog.ImageNetPart, "n_classes", 3)
-
-
-def sizes(dataset) -> tuple[int, int, int]:
-    return len(dataset.train_x), len(dataset.val), len(dataset.test)
 
 
 # The catalogue ----------------------------------------------------------------------------------------------
@@ -212,91 +191,26 @@ def test_eval_only_on_a_dataset_without_training_images(name, tmp_path, golden_c
     assert f"CoOp needs train_x images; {name} has none." in capsys.readouterr().err
 
 
-# Wrong trees ------------------------------------------------------------------------------------------------
+def test_flowers_are_divided_by_label_in_order_of_first_appearance(tmp_path):
+    """As the reference does; and two classes of one name stay two."""
+    folder = trees.draw_tree("OxfordFlowers", tmp_path)
+    (folder / "cat_to_name.json").write_text('{"1": "rose", "2": "lily", "3": "rose"}')
+    dataset = open_dataset("OxfordFlowers", tmp_path, seed=5)
+    shuffle = random.Random(5).shuffle
+    expected = []
+    for label in (2, 1, 0):  # image_00001.jpg is of the last class
+        numbers = [3 * k + 3 - label for k in range(7)]
+        shuffle(numbers)
+        expected += [f"image_{number:05d}.jpg" for number in numbers[:4]]
+    assert [os.path.basename(item.impath) for item in dataset.train_x] == expected
+    assert dataset.classnames == ["rose", "lily", "rose"]
 
 
-def refused(name: str, root: Path, error: type[Exception] | tuple[type[Exception], ...]) -> str:
-    """The message of the refusal, which is one line and leaves the folder as it was."""
-    before = sorted(root.rglob("*"))
-    with pytest.raises(error) as raised:
-        open_dataset(name, root, shots=1)
-    assert sorted(root.rglob("*")) == before
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
-
-
-@pytest.mark.parametrize("name", REGISTERED)
-def test_nothing_there(name, tmp_path):
-    dataset = DATASET_REGISTRY.get(name)
-    message = refused(name, tmp_path, FileNotFoundError)
-    assert f"{name}: no folder {tmp_path}/{dataset.dataset_dir}" in message
-    for expected in (dataset.split_file, *getattr(dataset, "own_lists", ())):
-        assert expected in message
-
-
-@pytest.mark.parametrize("name", REGISTERED)
-def test_missing_class_folder(name, tmp_path):
-    trees.draw_tree(name, tmp_path)
-    dataset = open_dataset(name, tmp_path)  # which saves the split, if there is a split file
-    folder = Path(dataset.test[-1].impath).parent
-    shutil.rmtree(folder)
-    message = refused(name, tmp_path, (FileNotFoundError, ValueError))
-    assert str(Path(dataset.image_dir)) in message
-    assert "missing" in message or "no folder" in message or "holds 2 folders" in message
-
-
-@pytest.mark.parametrize("name", WITH_SPLIT_FILE)
-def test_split_file_of_another_dataset(name, tmp_path):
-    folder = trees.draw_tree(name, tmp_path)
-    other = {part: [(f"other/{part}.jpg", 0, "other")] for part in ("train", "val", "test")}
-    split_path = folder / DATASET_REGISTRY.get(name).split_file
-    split_path.write_text(json.dumps(other))
-    message = refused(name, tmp_path, FileNotFoundError)
-    assert message.startswith(f"{split_path}: 3 of 3 images are missing")
-    assert "use the split made for them" in message
-
-
-@pytest.mark.parametrize("name", ["ImageNetA", "ImageNetR"])
-def test_other_than_200_classes(name, tmp_path, monkeypatch):
-    monkeypatch.undo()
-    folder = trees.draw_tree(name, tmp_path)
-    message = refused(name, tmp_path, ValueError)
-    assert message.startswith(
-        f"{folder}/{DATASET_REGISTRY.get(name).image_dir} holds 3 folders, 3 of them in"
-    )
-    assert "expected are 200" in message
-
-
-OWN_FILES = [
-    (name, path)
-    for name, path in [
-        ("OxfordPets", "annotations/trainval.txt"),
-        ("OxfordPets", "annotations/test.txt"),
-        ("StanfordCars", "devkit/cars_meta.mat"),
-        ("StanfordCars", "devkit/cars_train_annos.mat"),
-        ("StanfordCars", "cars_test_annos_withlabels.mat"),
-        ("OxfordFlowers", "imagelabels.mat"),
-        ("OxfordFlowers", "cat_to_name.json"),
-        ("SUN397", "ClassName.txt"),
-        ("SUN397", "Training_01.txt"),
-        ("SUN397", "Testing_01.txt"),
-        ("UCF101", "ucfTrainTestlist/classInd.txt"),
-        ("UCF101", "ucfTrainTestlist/trainlist01.txt"),
-        ("UCF101", "ucfTrainTestlist/testlist01.txt"),
-    ]
-] + [(name, path) for name in REGISTERED for path in getattr(DATASET_REGISTRY.get(name), "own_lists", ())]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00\x80", b"foo\n", "a folder"])
-@pytest.mark.parametrize(("name", "path"), OWN_FILES)
-def test_wrong_list_files(name, path, content, tmp_path):
-    """Not there, empty, not text, of another form, and a folder in its place."""
-    folder = trees.draw_tree(name, tmp_path)
-    (folder / path).unlink()
-    if content == "a folder":
-        (folder / path).mkdir()
-    elif content is not None:
-        (folder / path).write_bytes(content)
-    message = refused(name, tmp_path, (FileNotFoundError, ValueError))
-    assert str(folder) in message
-    assert Path(path).name in message
+def test_class_list_as_others_read_it(tmp_path):
+    folder = trees.draw_tree("ImageNet", tmp_path)
+    names = DATASET_REGISTRY.get("ImageNet").read_classnames(str(folder / "classnames.txt"))
+    assert names == trees.CLASSES["ImageNet"]
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no .*/nowhere\.txt\. ImageNet's class list goes there"
+    ):
+        DATASET_REGISTRY.get("ImageNet").read_classnames(str(folder / "nowhere.txt"))

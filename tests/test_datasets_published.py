@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import benchmark_trees as trees
 import pytest
+from benchmark_trees import open_dataset
 from helpers import ROOT
 
 from dassl.data.datasets import DATASET_REGISTRY
@@ -37,11 +37,6 @@ def published(name: str) -> splits.Split:
     return splits.load_split(str(SHARED / "splits" / f"split_zhou_{name}.json"))
 
 
-def open_dataset(name: str, root: Path, subsample: str = "all", shots: int = -1):
-    dataset = SimpleNamespace(NAME=name, ROOT=str(root), NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample)
-    return DATASET_REGISTRY.get(name)(SimpleNamespace(SEED=1, DATASET=dataset))
-
-
 def make_folder(name: str, root: Path) -> Path:
     dataset = DATASET_REGISTRY.get(name)
     (root / dataset.dataset_dir / dataset.image_dir).mkdir(parents=True)
@@ -63,12 +58,14 @@ def test_counts(name, tmp_path):
     split_file = f"split_zhou_{name}.json"
     shutil.copy(SHARED / "splits" / split_file, make_folder(name, tmp_path) / split_file)
 
-    whole, base, new = (open_dataset(name, tmp_path, subsample) for subsample in ("all", "base", "new"))
+    whole, base, new = (
+        open_dataset(name, tmp_path, subsample=subsample) for subsample in ("all", "base", "new")
+    )
     sizes = {"train": len(whole.train_x), "val": len(whole.val), "test": len(whole.test)}
     assert {**sizes, "classes": whole.num_classes} == counts
     assert [len(whole.train_x), len(base.test), len(new.test)] == tables[in_tables]
     assert base.classnames + new.classnames == whole.classnames
-    shots = open_dataset(name, tmp_path, "base", shots=16)
+    shots = open_dataset(name, tmp_path, shots=16, subsample="base")
     assert len(shots.train_x) == 16 * base.num_classes
     assert len(shots.val) == 4 * base.num_classes
 
@@ -122,7 +119,7 @@ def test_the_class_list_of_imagenet(name, tmp_path):
         for one in folders:
             (image_dir / part / one).mkdir(parents=True)
             (image_dir / part / one / "a.JPEG").touch()
-    whole, base = open_dataset(name, tmp_path), open_dataset(name, tmp_path, "base")
+    whole, base = open_dataset(name, tmp_path), open_dataset(name, tmp_path, subsample="base")
     assert whole.classnames == [names[wnid] for wnid in wnids]
     assert [Path(item.impath).parent.name for item in whole.test] == folders
     assert base.classnames == whole.classnames[: len(wnids) // 2]
