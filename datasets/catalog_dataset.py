@@ -25,12 +25,13 @@ class CatalogDataset(DatasetBase):
         ValueError: a wrong setting or split file.
     """
 
+    test_only = False  # nothing to train on: no shots are drawn, and `train_x` is empty
+
     # Relative here; on an instance `dataset_dir` and `image_dir` are whole paths.
     dataset_dir = ""
     image_dir = ""
     split_file = ""
     template = "a photo of a {}."
-    test_only = False  # nothing to train on: no shots are drawn, and `train_x` is empty
 
     def __init__(self, cfg: Any) -> None:
         name, shots, subsample = type(self).__name__, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
