@@ -27,6 +27,7 @@ setup(
         "yacs",  # configurations
         "PyYAML",
         "scikit-learn",  # macro F1
+        "scipy",  # the .mat files of StanfordCars and OxfordFlowers
         "tabulate",
         "tqdm",
     ],

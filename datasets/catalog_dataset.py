@@ -25,6 +25,8 @@ class CatalogDataset(DatasetBase):
         ValueError: a wrong setting or split file.
     """
 
+    test_only = False  # nothing to train on: no shots are drawn, and `train_x` is empty
+
     # Relative here; on an instance `dataset_dir` and `image_dir` are whole paths.
     dataset_dir = ""
     image_dir = ""
@@ -50,20 +52,24 @@ class CatalogDataset(DatasetBase):
             if not os.path.isdir(folder):
                 raise FileNotFoundError(
                     f"{name}: no folder {folder} (DATASET.ROOT is {cfg.DATASET.ROOT!r}). "
-                    f"Expected are the images under {self.image_dir} and the split file {self.split_path}."
+                    f"Expected are the images under {self.image_dir} and {self.beside_images()}."
                 )
 
         train, val, test = self.find_split(random.Random(cfg.SEED).shuffle)
-        if shots != -1:
+        if shots != -1 and not self.test_only:
             cache = os.path.join(self.split_fewshot_dir, f"shot_{shots}-seed_{cfg.SEED}.json")
             train, val = splits.few_shot(train, val, shots, cfg.SEED, cache)
         train_x, val_x, test_x = splits.subsample_classes(
             *(to_datums(rows, self.image_dir) for rows in (train, val, test)), subsample=subsample
         )
-        super().__init__(train_x=train_x, val=val_x, test=test_x)
+        super().__init__(train_x=[] if self.test_only else train_x, val=val_x, test=test_x)
 
     def make(self, folder: str) -> None:
         """Makes the dataset as `folder`, which is not there yet. Only what is drawn here can; others pass."""
+
+    def beside_images(self) -> str:
+        """What the folder holds beside its images, for the error where it is not there."""
+        return f"the split file {self.split_path}"
 
     def make_split(self, shuffle: Shuffle) -> Split:
         """Splits the images of a folder that has no split file. `shuffle` shuffles a list in place."""

@@ -5,14 +5,49 @@ Always from sorted names, so that the same images and seed give the same split o
 
 from __future__ import annotations
 
+import json
 import os
 import random
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from dassl.data.datasets import Datum
 from datasets.splits import Row, Shuffle, Split, split_trainval, to_datums
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+Parsed = TypeVar("Parsed")
+
+
+# Folders ----------------------------------------------------------------------------------------------------
+
+
+def subfolders(folder: str) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones. Links to folders count.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is none in it.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {folder}. Unpack the images again.")
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not names:
+        raise ValueError(f"{folder} holds no folders; expected one for each class.")
+    return names
+
+
+def images_in(folder: str) -> list[str]:
+    """Names of the image files in a folder, sorted, without hidden ones."""
+    return [
+        name
+        for name in sorted(os.listdir(folder))
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    ]
 
 
 def class_folders(
@@ -33,29 +68,33 @@ def class_folders(
         ValueError: a class is too small to be split.
     """
     names = class_names or {}
-    folders = sorted(
-        entry.name
-        for entry in os.scandir(image_dir)
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in ignored
-    )
-    if not folders:
-        raise ValueError(f"{image_dir} holds no folders; expected one for each class.")
+    rows = []
+    for label, folder in enumerate(name for name in subfolders(image_dir) if name not in ignored):
+        images = images_in(os.path.join(image_dir, folder))
+        if not images:
+            raise ValueError(f"{os.path.join(image_dir, folder)} holds no images. Unpack the images again.")
+        rows += [(f"{folder}/{image}", label, names.get(folder, folder)) for image in images]
+    return _divide(rows, image_dir, shuffle, p_trn, p_val)
+
+
+def _divide(
+    rows: list[Row], image_dir: str, shuffle: Shuffle, p_trn: float = 0.5, p_val: float = 0.2
+) -> Split:
+    """Divides the images of each class, classes in order of first appearance."""
     print(f"Splitting into {p_trn:.0%} train, {p_val:.0%} val, and {1 - p_trn - p_val:.0%} test")
+    by_label: dict[int, list[Row]] = {}
+    for row in rows:
+        by_label.setdefault(row[1], []).append(row)
     split = Split([], [], [])
-    for label, folder in enumerate(folders):
-        images = [
-            name
-            for name in sorted(os.listdir(os.path.join(image_dir, folder)))
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-        shuffle(images)
-        rows = [(f"{folder}/{name}", label, names.get(folder, folder)) for name in images]
-        n_train, n_val = round(len(rows) * p_trn), round(len(rows) * p_val)
-        parts = rows[:n_train], rows[n_train : n_train + n_val], rows[n_train + n_val :]
+    for members in by_label.values():
+        shuffle(members)
+        n_train, n_val = round(len(members) * p_trn), round(len(members) * p_val)
+        parts = members[:n_train], members[n_train : n_train + n_val], members[n_train + n_val :]
         if not all(parts):
+            path, _, name = members[0]
             raise ValueError(
-                f"{os.path.join(image_dir, folder)} has {len(rows)} images, too few to be split into "
-                f"{p_trn:.0%} train, {p_val:.0%} val and the rest test."
+                f"{os.path.dirname(os.path.join(image_dir, path))} has {len(members)} images of {name!r}, "
+                f"too few to be split into {p_trn:.0%} train, {p_val:.0%} val and the rest test."
             )
         for collected, part in zip(split, parts, strict=True):
             collected += part
@@ -78,27 +117,252 @@ def read_and_split_data(
     )
 
 
+# Lists ------------------------------------------------------------------------------------------------------
+
+
+def _no_list(path: str) -> FileNotFoundError:
+    return FileNotFoundError(f"There is no split file, and no {path} to make it from. Put one of them there.")
+
+
+def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> list[Parsed]:
+    """What `parse` makes of each line of a text file that is not empty.
+
+    Args:
+        parse: raises ValueError or KeyError for a line that it cannot read.
+        expected: says in errors what a line holds.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line cannot be read, or the file is no text.
+    """
+    if not os.path.isfile(path):
+        raise _no_list(path)
+    parsed = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file ({error.reason}); expected {expected} a line.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                parsed.append(parse(line))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is {line!r}; expected {expected}.") from error
+    if not parsed:
+        raise ValueError(f"{path} is empty; expected {expected} a line.")
+    return parsed
+
+
+def _held_out(trainval: list[Row], test: list[Row], shuffle: Shuffle) -> Split:
+    train, val = split_trainval(trainval, [label for _, label, _ in trainval], shuffle)
+    return Split(train, val, test)
+
+
 def pet_annotations(dataset_dir: str, shuffle: Shuffle) -> Split:
     """Splits by Oxford Pets' own lists. A line is image, class from 1, species, breed."""
 
+    def parse(line: str) -> Row:
+        name, label, _, _ = line.split()
+        return f"{name}.jpg", int(label) - 1, name.rpartition("_")[0].lower()
+
     def read(list_file: str) -> list[Row]:
         path = os.path.join(dataset_dir, "annotations", list_file)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"There is no split file, and no {path} to make it from. Put one of them there."
-            )
+        return parse_lines(path, parse, "'name class species breed'")
+
+    return _held_out(read("trainval.txt"), read("test.txt"), shuffle)
+
+
+def aircraft_lists(dataset_dir: str) -> Split:
+    """The split that FGVC-Aircraft's own lists give. A line is an image's number and its variant."""
+    variants = parse_lines(os.path.join(dataset_dir, "variants.txt"), str, "the name of a variant")
+    labels = {name: label for label, name in enumerate(variants)}
+
+    def parse(line: str) -> Row:
+        image, _, variant = line.partition(" ")
+        return f"{image}.jpg", labels[variant], variant
+
+    def read(part: str) -> list[Row]:
+        path = os.path.join(dataset_dir, f"images_variant_{part}.txt")
+        return parse_lines(path, parse, "'image variant', with a variant of variants.txt")
+
+    return Split(read("train"), read("val"), read("test"))
+
+
+def sun_partition(dataset_dir: str, shuffle: Shuffle) -> Split:
+    """Splits by SUN397's first partition. A line is `/a/abbey/sun_x.jpg`, a class `/a/abbey`.
+
+    Of `/b/bakery/shop` the name is "shop bakery": what tells indoor from outdoor comes first.
+    """
+    classes = parse_lines(os.path.join(dataset_dir, "ClassName.txt"), str, "'/letter/class'")
+    labels = {folder: label for label, folder in enumerate(classes)}
+
+    def parse(line: str) -> Row:
+        folder = line.rpartition("/")[0]
+        words = folder.split("/")[2:]
+        return line.removeprefix("/"), labels[folder], " ".join(reversed(words))
+
+    def read(list_file: str) -> list[Row]:
+        path = os.path.join(dataset_dir, list_file)
+        return parse_lines(path, parse, "'/letter/class/image', with a class of ClassName.txt")
+
+    return _held_out(read("Training_01.txt"), read("Testing_01.txt"), shuffle)
+
+
+def ucf_lists(dataset_dir: str, shuffle: Shuffle) -> Split:
+    """Splits by UCF101's first partition. A line is `ApplyLipstick/v_ApplyLipstick_g01_c01.avi`.
+
+    The middle frame of that video is `Apply_Lipstick/v_ApplyLipstick_g01_c01.jpg`.
+    """
+    lists = os.path.join(dataset_dir, "ucfTrainTestlist")
+
+    def parse_class(line: str) -> tuple[str, int]:
+        number, action = line.split()
+        return action, int(number) - 1
+
+    labels = dict(parse_lines(os.path.join(lists, "classInd.txt"), parse_class, "'number action'"))
+
+    def parse(line: str) -> Row:
+        action, video = line.split()[0].split("/")
+        name = "_".join(re.findall("[A-Z][^A-Z]*", action))
+        return f"{name}/{video.removesuffix('.avi')}.jpg", labels[action], name
+
+    def read(list_file: str) -> list[Row]:
+        path = os.path.join(lists, list_file)
+        return parse_lines(path, parse, "'action/video.avi', with an action of classInd.txt")
+
+    return _held_out(read("trainlist01.txt"), read("testlist01.txt"), shuffle)
+
+
+# Matlab files -----------------------------------------------------------------------------------------------
+
+
+def _read_mat(path: str, key: str) -> Sequence[Any]:
+    """The vector `key` of a .mat file, with structs as objects and numbers as Python's."""
+    if not os.path.isfile(path):
+        raise _no_list(path)
+    from scipy.io import loadmat  # here, because importing it takes longer than most of a start
+
+    try:
+        return loadmat(path, struct_as_record=False, simplify_cells=False, variable_names=[key])[key].ravel()
+    except Exception as error:  # scipy raises whatever its parser stumbles over
+        raise ValueError(
+            f"{path} is not readable as a Matlab file with the variable {key!r} "
+            f"({str(error).partition(chr(10))[0]}). Fetch it again."
+        ) from error
+
+
+def car_annotations(dataset_dir: str, shuffle: Shuffle) -> Split:
+    """Splits by Stanford Cars' annotations. Of "Audi TTS Coupe 2012" the name is "2012 Audi TTS Coupe"."""
+    meta = os.path.join(dataset_dir, "devkit", "cars_meta.mat")
+    names = []
+    for cell in _read_mat(meta, "class_names"):
+        model, _, year = str(cell.item()).rpartition(" ")
+        names.append(f"{year} {model}")
+
+    def read(folder: str, *annotations: str) -> list[Row]:
+        path = os.path.join(dataset_dir, *annotations)
         rows = []
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    name, label, _, _ = line.split()
-                    rows.append((f"{name}.jpg", int(label) - 1, name.rpartition("_")[0].lower()))
-                except ValueError as error:
-                    raise ValueError(
-                        f"{path}, line {number} is {line.strip()!r}; expected 'name class species breed'."
-                    ) from error
+        for index, record in enumerate(_read_mat(path, "annotations")):
+            try:
+                label = int(getattr(record, "class").item()) - 1
+                image = str(record.fname.item())
+            except (AttributeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}: annotation {index} lacks 'fname' or 'class'. For the test images, "
+                    "cars_test_annos_withlabels.mat is meant."
+                ) from error
+            if not 0 <= label < len(names):
+                raise ValueError(
+                    f"{path}: annotation {index} has class {label + 1}; {meta} names 1 to {len(names)}."
+                )
+            rows.append((f"{folder}/{image}", label, names[label]))
         return rows
 
-    trainval, test = read("trainval.txt"), read("test.txt")
-    train, val = split_trainval(trainval, [label for _, label, _ in trainval], shuffle)
-    return Split(train, val, test)
+    trainval = read("cars_train", "devkit", "cars_train_annos.mat")
+    return _held_out(trainval, read("cars_test", "cars_test_annos_withlabels.mat"), shuffle)
+
+
+def flower_labels(dataset_dir: str, image_dir: str, shuffle: Shuffle) -> Split:
+    """Splits the flowers of each kind 50/20/30, as CoOp does; their own lists train on few."""
+    names_file = os.path.join(dataset_dir, "cat_to_name.json")
+    labels_file = os.path.join(dataset_dir, "imagelabels.mat")
+    labels = [int(label) for label in _read_mat(labels_file, "labels")]
+    if not os.path.isfile(names_file):
+        raise _no_list(names_file)
+    try:
+        with open(names_file, encoding="utf-8") as file:
+            names = {int(label): str(name) for label, name in json.load(file).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f'{names_file}: expected JSON {{"1": name, "2": name, ...}}. Fetch it again.'
+        ) from error
+    rows = []
+    for number, label in enumerate(labels, 1):
+        if label not in names:
+            raise ValueError(f"{names_file} has no name for class {label} of {labels_file}.")
+        rows.append((f"image_{number:05d}.jpg", label - 1, names[label]))
+    return _divide(rows, image_dir, shuffle)
+
+
+# ImageNet ---------------------------------------------------------------------------------------------------
+
+
+def imagenet_classes(path: str) -> dict[str, str]:
+    """Folder → name, in the order of ImageNet's list. A line is `n01440764 tench`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line without a name, a folder twice, or folders that are not in order.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"There is no {path}. ImageNet's class list goes there, the classnames.txt published with CoOp, "
+            "with lines such as 'n01440764 tench'; see docs/datasets.md."
+        )
+
+    def parse(line: str) -> tuple[str, str]:
+        folder, name = line.split(maxsplit=1)
+        return folder, name
+
+    entries = parse_lines(path, parse, "'folder name'")
+    folders = [folder for folder, _ in entries]
+    if folders != sorted(set(folders)):
+        # Labels are places in the sorted list: another order would give images the names of other classes.
+        at = next(
+            k
+            for k, (folder, right) in enumerate(zip(folders, sorted(folders), strict=True))
+            if folder != right or folders.count(folder) > 1
+        )
+        raise ValueError(
+            f"{path}: {folders[at]}, class {at + 1}, is out of order or there twice; expected are "
+            "ImageNet's folders sorted, as published."
+        )
+    return dict(entries)
+
+
+def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: str = "") -> list[Row]:
+    """All images of a folder for each class, labelled in the order of `classes`, which are `(folder, name)`.
+
+    Args:
+        under: the folder in `image_dir` that holds the classes' folders.
+
+    Raises:
+        ValueError: other folders are there than those of the classes, or one holds no images.
+    """
+    top = os.path.join(image_dir, under) if under else image_dir
+    present, expected = set(subfolders(top)), {folder for folder, _ in classes}
+    for wrong, what in ((expected - present, "missing"), (present - expected, "not in classnames.txt")):
+        if wrong:
+            raise ValueError(
+                f"{top}: of the folders of {len(classes)} classes, {len(wrong)} are {what}, the first: "
+                f"{min(wrong)}. Unpack the images again, or put the published classnames.txt there."
+            )
+    rows: list[Row] = []
+    for label, (folder, name) in enumerate(tqdm(classes, desc=f"Listing {top}", delay=2)):
+        path = f"{under}/{folder}" if under else folder
+        images = images_in(os.path.join(image_dir, path))
+        if not images:
+            raise ValueError(f"{os.path.join(image_dir, path)} holds no images. Unpack the images again.")
+        rows += [(f"{path}/{image}", label, name) for image in images]
+    return rows

@@ -193,7 +193,9 @@ def test_class_too_small_to_be_split(tmp_path):
     folder.mkdir(parents=True)
     for number in range(3):
         (folder / f"{number}.jpg").touch()
-    assert f"{folder} has 3 images, too few" in refused(DescribableTextures, config(tmp_path), tmp_path)
+    assert f"{folder} has 3 images of 'banded', too few" in refused(
+        DescribableTextures, config(tmp_path), tmp_path
+    )
     (folder / "3.jpg").touch()
     assert len(DescribableTextures(config(tmp_path)).test) == 1
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from benchmark_trees import REGISTERED
 
-from dassl.data.datasets import DatasetBase, Datum
-from datasets.caltech101 import Caltech101
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from datasets.dtd import DescribableTextures
-from datasets.eurosat import EuroSAT
 from datasets.oxford_pets import OxfordPets
 
 PROJECT = Path(__file__).parents[1]
@@ -118,8 +117,9 @@ def test_wrong_subsample_of_a_foreign_dataset():
         OxfordPets.subsample_classes([], [], subsample="novel")
 
 
-@pytest.mark.parametrize("dataset", [OxfordPets, DescribableTextures, EuroSAT, Caltech101])
-def test_all_have_the_static_methods(dataset):
+@pytest.mark.parametrize("name", REGISTERED)
+def test_all_have_the_static_methods(name):
+    dataset = DATASET_REGISTRY.get(name)
     first = Datum(impath="x/1.jpg", label=4, classname="four")
     second = Datum(impath="x/2.jpg", label=7, classname="seven")
     (kept,) = dataset.subsample_classes([second, first], subsample="new")

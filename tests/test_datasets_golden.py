@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import datasets
 from dassl.data.datasets import DATASET_REGISTRY
 
 GOLDEN = Path(__file__).parent / "golden" / "fewshot"
@@ -148,18 +147,3 @@ def test_eurosat_renames_its_folders(tmp_path):
         for number in range(4):
             touch(tmp_path / "eurosat" / "2750" / folder / f"{folder}_{number}.jpg")
     assert open_dataset("EuroSAT", tmp_path).classnames == ["Forest", "Highway or Road", "Sea or Lake"]
-
-
-@pytest.mark.parametrize(
-    ("config", "name", "template"),
-    [
-        ("oxford_pets", "OxfordPets", "a photo of a {}, a type of pet."),
-        ("dtd", "DescribableTextures", "{} texture."),
-        ("eurosat", "EuroSAT", "a centered satellite photo of {}."),
-        ("caltech101", "Caltech101", "a photo of a {}."),
-    ],
-)
-def test_config_names_a_registered_dataset_with_its_template(config, name, template):
-    path = Path(datasets.__file__).parents[1] / "configs" / "datasets" / f"{config}.yaml"
-    assert path.read_text() == f'DATASET:\n  NAME: "{name}"\n'
-    assert DATASET_REGISTRY.get(name).template == template

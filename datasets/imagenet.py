@@ -1,0 +1,3 @@
+"""`ImageNet` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import ImageNet as ImageNet

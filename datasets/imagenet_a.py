@@ -1,0 +1,3 @@
+"""`ImageNetA` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import ImageNetA as ImageNetA

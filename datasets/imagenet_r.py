@@ -1,0 +1,3 @@
+"""`ImageNetR` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import ImageNetR as ImageNetR

@@ -1,0 +1,3 @@
+"""`ImageNetSketch` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import ImageNetSketch as ImageNetSketch

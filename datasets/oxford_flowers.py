@@ -1,0 +1,3 @@
+"""`OxfordFlowers` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import OxfordFlowers as OxfordFlowers

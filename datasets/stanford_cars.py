@@ -1,0 +1,3 @@
+"""`StanfordCars` under its old module name, for datasets and scripts written for CoOp."""
+
+from datasets.catalog import StanfordCars as StanfordCars
