@@ -62,6 +62,13 @@ def extend_cfg(cfg) -> None:
     """Adds the keys that datasets and trainers of this project read; a trainer's `settings` say its own."""
     cfg.DATASET.ROOT = "data"
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.OWN = CfgNode()  # own data, see configs/datasets/folder.yaml, csv.yaml and hub.yaml
+    cfg.DATASET.OWN.PATH = ""
+    cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."
+    cfg.DATASET.OWN.CLASS_NAMES = CfgNode(new_allowed=True)
+    cfg.DATASET.OWN.CLASS_LIST = []
+    cfg.DATASET.OWN.NOVEL_CLASSES = []
+    cfg.DATASET.OWN.SPLIT = [0.5, 0.2, 0.3]
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)
