@@ -69,6 +69,9 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.OWN.CLASS_LIST = []
     cfg.DATASET.OWN.NOVEL_CLASSES = []
     cfg.DATASET.OWN.SPLIT = [0.5, 0.2, 0.3]
+    cfg.DATASET.OWN.PATH_COLUMN = "path"
+    cfg.DATASET.OWN.LABEL_COLUMN = "label"
+    cfg.DATASET.OWN.SPLIT_COLUMN = "split"
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)

@@ -2,4 +2,5 @@
 
 from datasets import catalog as catalog
 from datasets import own as own
+from datasets import own_table as own_table
 from datasets import shapes as shapes

@@ -1,6 +1,6 @@
-"""Own data without code: a folder of photos (`DATASET.NAME folder`) or a table of them (`DATASET.NAME csv`).
+"""Own data without code: what all kinds of it share, and a folder of photos (`DATASET.NAME folder`).
 
-What there is to set is `DATASET.OWN`: see `configs/datasets/folder.yaml`, `csv.yaml` and docs/own_data.md.
+What there is to set is `DATASET.OWN`: see `configs/datasets/folder.yaml` and docs/own_data.md.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class OwnDataset(CatalogDataset):
 
     def find_split(self, shuffle: Shuffle) -> Split:
         """The split of the data, or the saved one, or a new one; without `shuffle`, which the run seeds."""
-        photos = sorted(self.photos(), key=lambda photo: (_text(photo.path), photo.path))
+        photos = sorted(self.photos(), key=lambda photo: (plain(photo.path), photo.path))
         given = [photo for photo in photos if photo.part]
         if given:
             parts = {part: [photo for photo in given if photo.part == part] for part in PARTS}
@@ -150,22 +150,22 @@ class OwnDataset(CatalogDataset):
 
     def _class_names(self, classes: Sequence[str]) -> list[str]:
         """The name of each class in the sentence: the config's, or what the data calls it."""
-        mapping = {_text(key): _text(name) for key, name in self.own.CLASS_NAMES.items()}
-        listed = [_text(name) for name in self.own.CLASS_LIST]
+        mapping = {plain(key): plain(name) for key, name in self.own.CLASS_NAMES.items()}
+        listed = [plain(name) for name in self.own.CLASS_LIST]
         for key in mapping:
             if key not in classes:
                 raise ValueError(f"DATASET.OWN.CLASS_NAMES names {key!r}; {_no_class(key, classes)}")
         if listed and len(listed) != len(classes):
             raise ValueError(
                 f"DATASET.OWN.CLASS_LIST has {len(listed)} names; allowed is one for each of the "
-                f"{len(classes)} classes, in the order {_few(classes)}."
+                f"{len(classes)} classes, in the order {few(classes)}."
             )
         names = listed or [mapping.get(label, label) for label in classes]
         for name, count in Counter(names).items():
             if count > 1 or not name.strip():
                 who = [label for label, other in zip(classes, names, strict=True) if other == name]
                 raise ValueError(
-                    f"{count} classes ({_few(who)}) are called {name!r}; give each a name of its own in "
+                    f"{count} classes ({few(who)}) are called {name!r}; give each a name of its own in "
                     "DATASET.OWN.CLASS_NAMES or CLASS_LIST."
                 )
         return names
@@ -176,7 +176,7 @@ class OwnDataset(CatalogDataset):
             **{name: k for k, name in enumerate(names)},
             **{label: k for k, label in enumerate(classes)},
         }
-        novel = [_text(name) for name in self.own.NOVEL_CLASSES]
+        novel = [plain(name) for name in self.own.NOVEL_CLASSES]
         for name in novel:
             if name not in labels:
                 raise ValueError(f"DATASET.OWN.NOVEL_CLASSES names {name!r}; {_no_class(name, list(labels))}")
@@ -199,19 +199,20 @@ class OwnDataset(CatalogDataset):
             raise ValueError("DATASET.OWN.CLASS_NAMES and CLASS_LIST are both given; take one of them.")
 
 
-def _text(name: object) -> str:
+def plain(name: object) -> str:
     """A name as typed or as a folder has it: file systems differ in how they compose an ü."""
     return unicodedata.normalize("NFC", str(name))
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first names, for a message."""
     more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
 
 
 def _no_class(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}?" if near else f"There are {_few(known)}."
+    hint = f"Did you mean {near[0]!r}?" if near else f"There are {few(known)}."
     return f"there is no such class. {hint}"
 
 
@@ -236,7 +237,7 @@ class folder(OwnDataset):
         if not os.path.isdir(self.dataset_dir):
             raise FileNotFoundError(
                 f"DATASET.OWN.PATH is {cfg.DATASET.OWN.PATH!r} and DATASET.ROOT {cfg.DATASET.ROOT!r}: there "
-                f"is no folder {self.dataset_dir}. Give the folder that holds a folder of photos for each class."
+                f"is no folder {self.dataset_dir}. Give the one that holds a folder of photos for each class."
             )
         super().__init__(cfg)
 
@@ -282,7 +283,7 @@ class folder(OwnDataset):
         others = [name for name in folders if name not in parts and holds.get(name) != (False, False)]
         if not others and {"train", "test"} <= set(parts):
             return True
-        problem = f"beside {_few(others)}" if others else "but not both train and test"
+        problem = f"beside {few(others)}" if others else "but not both train and test"
         raise ValueError(
             f"{place} holds {' and '.join(parts)} with folders in it, {problem}. Allowed are folders of "
             "classes, or only train, test and, if you like, val with folders of classes in them."
@@ -297,7 +298,7 @@ class folder(OwnDataset):
             elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 left_out.add("no images", where)
             elif entry.is_file():
-                photos.append(Photo(where, _text(name), part))
+                photos.append(Photo(where, plain(name), part))
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise FileNotFoundError(f"{entry.path} is a link to nothing. Mend or remove it.")
             else:
