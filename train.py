@@ -72,6 +72,8 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.OWN.PATH_COLUMN = "path"
     cfg.DATASET.OWN.LABEL_COLUMN = "label"
     cfg.DATASET.OWN.SPLIT_COLUMN = "split"
+    cfg.DATASET.OWN.SUBSET = ""
+    cfg.DATASET.OWN.REVISION = ""
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)

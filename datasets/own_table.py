@@ -34,10 +34,14 @@ class csv(OwnDataset):
             )
         return table
 
+    def columns(self) -> tuple[str, str, str]:
+        """The columns of path, label and split."""
+        return self.own.PATH_COLUMN, self.own.LABEL_COLUMN, self.own.SPLIT_COLUMN
+
     def photos(self) -> list[Photo]:
         lines = self._lines()
         header = lines[0][1] if lines else []
-        wanted = [self.own.PATH_COLUMN, self.own.LABEL_COLUMN, self.own.SPLIT_COLUMN]
+        wanted = self.columns()
         keys = ["PATH_COLUMN", "LABEL_COLUMN", "SPLIT_COLUMN"]
         for key, column in zip(keys, wanted, strict=True):
             # without a split's column there is no split, unless the config asks for one by another name
@@ -62,7 +66,7 @@ class csv(OwnDataset):
             path = self._inside(path, where)
             label = plain(label)
             if not label:
-                raise ValueError(f"{where}: {path} has no {self.own.LABEL_COLUMN}. Give it one.")
+                raise ValueError(f"{where}: {path} has no {wanted[1]}. Give it one.")
             if path in seen:
                 first, other = seen[path]
                 problem = "twice" if other == label else f"as {other!r} and as {label!r}"
@@ -101,7 +105,7 @@ class csv(OwnDataset):
 
     def _check_parts(self, photos: list[tuple[str, Photo]]) -> None:
         """Either no photo says its part, or each: a misspelt one would else be split as we like."""
-        column = self.own.SPLIT_COLUMN
+        column = self.columns()[2]
         given = any(photo.part for _, photo in photos)
         for where, photo in photos:
             if given and photo.part not in PARTS:
