@@ -20,6 +20,7 @@ import trainers  # noqa: F401  (registers the methods)
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from datasets.own import ClassNames
 
 ROOT = Path(__file__).resolve().parent
 OWN_CODE = {"clip", "dassl", "datasets", "trainers", "train.py"}
@@ -65,7 +66,7 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.OWN = CfgNode()  # own data, see configs/datasets/folder.yaml, csv.yaml and hub.yaml
     cfg.DATASET.OWN.PATH = ""
     cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."
-    cfg.DATASET.OWN.CLASS_NAMES = CfgNode(new_allowed=True)
+    cfg.DATASET.OWN.CLASS_NAMES = ClassNames(new_allowed=True)
     cfg.DATASET.OWN.CLASS_LIST = []
     cfg.DATASET.OWN.NOVEL_CLASSES = []
     cfg.DATASET.OWN.SPLIT = [0.5, 0.2, 0.3]

@@ -13,6 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from yacs.config import CfgNode
+
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets import splits
 from datasets.catalog_dataset import CatalogDataset
@@ -21,6 +23,13 @@ from datasets.splits import Row, Shuffle, Split
 
 PARTS = Split._fields  # train, val, test
 FEWSHOT_FOLDER = "split_fewshot"  # where `CatalogDataset` keeps its shots: beside the data, and no class
+
+
+class ClassNames(CfgNode):
+    """`DATASET.OWN.CLASS_NAMES`: yaml reads a folder called 1 as a number; here all keys are words."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(str(key), value)
 
 
 class Photo(NamedTuple):
