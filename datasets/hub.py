@@ -243,8 +243,9 @@ def _features(schema: Any, card: dict[str, Any], subset: str) -> dict[str, Any]:
         if name in kinds and isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
             kinds[name] = kind.get("names") or ""
     infos = card.get("dataset_info")
-    for info in _dicts(infos if isinstance(infos, list) else [infos]):
-        if subset and info.get("config_name", subset) != subset:
+    infos = _dicts(infos if isinstance(infos, list) else [infos])
+    for info in infos:
+        if len(infos) > 1 and info.get("config_name") != (subset or "default"):
             continue
         for feature in _dicts(info.get("features")):
             dtype = feature.get("dtype")

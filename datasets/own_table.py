@@ -41,18 +41,7 @@ class csv(OwnDataset):
     def photos(self) -> list[Photo]:
         lines = self._lines()
         header = lines[0][1] if lines else []
-        wanted = self.columns()
-        keys = ["PATH_COLUMN", "LABEL_COLUMN", "SPLIT_COLUMN"]
-        for key, column in zip(keys, wanted, strict=True):
-            # without a split's column there is no split, unless the config asks for one by another name
-            optional = key == "SPLIT_COLUMN" and column in ("", "split")
-            if header.count(column) > 1 or (column not in header and not optional):
-                count = "more than one" if column in header else "no"
-                raise ValueError(
-                    f"{self.table} has {count} column {column!r} (DATASET.OWN.{key}) in line 1; it has "
-                    f"{few([repr(name) for name in header]) or 'none'}. The separator is a comma."
-                )
-        places = [header.index(column) if column in header else None for column in wanted]
+        places = self._places(header)
         seen: dict[str, tuple[int, str]] = {}
         photos = []
         for number, cells in lines[1:]:
@@ -66,7 +55,7 @@ class csv(OwnDataset):
             path = self._inside(path, where)
             label = plain(label)
             if not label:
-                raise ValueError(f"{where}: {path} has no {wanted[1]}. Give it one.")
+                raise ValueError(f"{where}: {path} has no {self.columns()[1]}. Give it one.")
             if path in seen:
                 first, other = seen[path]
                 problem = "twice" if other == label else f"as {other!r} and as {label!r}"
@@ -80,6 +69,20 @@ class csv(OwnDataset):
         found = [photo for _, photo in photos]
         print(f"{len(found)} photos of {len({photo.label for photo in found})} classes in {self.table}")
         return found
+
+    def _places(self, header: list[str]) -> list[int | None]:
+        """Where in a line path, label and split stand; the split perhaps nowhere."""
+        keys = ("PATH_COLUMN", "LABEL_COLUMN", "SPLIT_COLUMN")
+        for key, column in zip(keys, self.columns(), strict=True):
+            # without a split's column there is no split, unless the config asks for one by another name
+            optional = key == "SPLIT_COLUMN" and column in ("", "split")
+            if header.count(column) > 1 or (column not in header and not optional):
+                count = "more than one" if column in header else "no"
+                raise ValueError(
+                    f"{self.table} has {count} column {column!r} (DATASET.OWN.{key}) in line 1; it has "
+                    f"{few([repr(name) for name in header]) or 'none'}. The separator is a comma."
+                )
+        return [header.index(column) if column in header else None for column in self.columns()]
 
     def _lines(self) -> list[tuple[int, list[str]]]:
         """Line numbers and cells, without empty lines."""

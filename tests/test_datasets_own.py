@@ -189,6 +189,14 @@ def test_folders_train_val_and_test_are_the_split(tmp_path):
     assert not (tmp_path / "split_own.json").exists()
 
 
+def test_the_shots_of_a_given_split_are_beside_it_and_no_class(tmp_path):
+    draw(tmp_path, {"train/cat": 9, "train/dog": 9, "test/cat": 2})
+    first = open_folder(tmp_path, "DATASET.NUM_SHOTS", 2)
+    again = open_folder(tmp_path, "DATASET.NUM_SHOTS", 2)
+    assert parts(first) == parts(again) == [4, 0, 2]
+    assert (tmp_path / "split_fewshot/shot_2-seed_1.json").is_file()
+
+
 def test_val_may_be_missing_or_empty(tmp_path):
     draw(tmp_path, {"train/cat": 3, "test/cat": 2})
     assert parts(open_folder(tmp_path)) == [3, 0, 2]

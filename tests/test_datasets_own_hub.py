@@ -136,6 +136,15 @@ def test_names_in_the_readme_and_a_single_split(repository, tmp_path):
     assert (tmp_path / "data/hub/me--animals/photos_split_own.json").is_file()
 
 
+def test_names_in_the_readme_are_those_of_the_subset(repository, tmp_path):
+    for name in ("coarse", "fine"):
+        repository.write(f"{name}/train-00000-of-00001.parquet", [0, 1] * 5)
+    entry = "- config_name: {}\n  features:\n  - {{name: label, dtype: {{class_label: {{names: {}}}}}}}\n"
+    repository.card("dataset_info:\n" + entry.format("coarse", ["a", "b"]) + entry.format("fine", ["c", "d"]))
+    assert open_hub(tmp_path / "data", "DATASET.OWN.SUBSET", "fine").classnames == ["c", "d"]
+    assert open_hub(tmp_path / "data", "DATASET.OWN.SUBSET", "coarse").classnames == ["a", "b"]
+
+
 def test_validation_tests_where_there_is_no_test(repository, tmp_path, capsys):
     repository.write("default/train/0000.parquet", [0, 1], NAMES)
     repository.write("default/validation/0000.parquet", [1], NAMES)
