@@ -97,7 +97,7 @@ class csv(OwnDataset):
 
     def _inside(self, path: str, where: str) -> str:
         """The path from the table's folder, written in one way."""
-        whole = os.path.normpath(os.path.join(self.dataset_dir, path))
+        whole = os.path.join(self.dataset_dir, path)
         inside = os.path.relpath(whole, self.dataset_dir).replace(os.sep, "/")
         if not path or inside == "." or inside.split("/")[0] == "..":
             raise ValueError(

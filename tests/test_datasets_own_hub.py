@@ -122,7 +122,7 @@ def test_splits_of_the_hub_and_names_in_the_file(repository, tmp_path):
 
 
 def test_names_in_the_readme_and_a_single_split(repository, tmp_path):
-    repository.write("data/train-00000-of-00001.parquet", [0, 1] * 5)
+    repository.write("data/train-00000-of-00001.parquet", [0, 1] * 5 + [-1])  # -1: the hub's "no label"
     repository.card(
         "dataset_info:\n  features:\n  - {name: image, dtype: image}\n  - name: label\n    dtype:\n"
         "      class_label:\n        names: {'1': one, '0': zero}\n"
