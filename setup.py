@@ -33,6 +33,7 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard"],
+        "hub": ["pyarrow"],  # for DATASET.NAME hub; the hub's own package is called `datasets`, like ours
         "dev": [
             "pytest>=8",
             "tensorboard",

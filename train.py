@@ -20,6 +20,7 @@ import trainers  # noqa: F401  (registers the methods)
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from datasets.own import ClassNames
 
 ROOT = Path(__file__).resolve().parent
 OWN_CODE = {"clip", "dassl", "datasets", "trainers", "train.py"}
@@ -62,6 +63,18 @@ def extend_cfg(cfg) -> None:
     """Adds the keys that datasets and trainers of this project read; a trainer's `settings` say its own."""
     cfg.DATASET.ROOT = "data"
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.OWN = CfgNode()  # own data, see configs/datasets/folder.yaml, csv.yaml and hub.yaml
+    cfg.DATASET.OWN.PATH = ""
+    cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."
+    cfg.DATASET.OWN.CLASS_NAMES = ClassNames(new_allowed=True)
+    cfg.DATASET.OWN.CLASS_LIST = []
+    cfg.DATASET.OWN.NOVEL_CLASSES = []
+    cfg.DATASET.OWN.SPLIT = [0.5, 0.2, 0.3]
+    cfg.DATASET.OWN.PATH_COLUMN = "path"
+    cfg.DATASET.OWN.LABEL_COLUMN = "label"
+    cfg.DATASET.OWN.SPLIT_COLUMN = "split"
+    cfg.DATASET.OWN.SUBSET = ""
+    cfg.DATASET.OWN.REVISION = ""
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
@@ -32,6 +33,7 @@ class CatalogDataset(DatasetBase):
     image_dir = ""
     split_file = ""
     template = "a photo of a {}."
+    novel_labels: Collection[int] = ()  # which labels are `new`; without any, the second half
 
     def __init__(self, cfg: Any) -> None:
         name, shots, subsample = type(self).__name__, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
@@ -60,7 +62,9 @@ class CatalogDataset(DatasetBase):
             cache = os.path.join(self.split_fewshot_dir, f"shot_{shots}-seed_{cfg.SEED}.json")
             train, val = splits.few_shot(train, val, shots, cfg.SEED, cache)
         train_x, val_x, test_x = splits.subsample_classes(
-            *(to_datums(rows, self.image_dir) for rows in (train, val, test)), subsample=subsample
+            *(to_datums(rows, self.image_dir) for rows in (train, val, test)),
+            subsample=subsample,
+            novel=self.novel_labels,
         )
         super().__init__(train_x=[] if self.test_only else train_x, val=val_x, test=test_x)
 

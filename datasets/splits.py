@@ -13,7 +13,7 @@ import os
 import random
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
 
 from dassl.data.datasets import Datum
@@ -219,18 +219,35 @@ def sample_shots(rows: list[Row], shots: int, rng: random.Random) -> list[Row]:
     return drawn
 
 
-def subsample_classes(*args: list[Datum], subsample: str = "all") -> list[list[Datum]]:
-    """Keeps the base classes, the first ceil(n / 2) labels of the first list, or the rest, from 0."""
+def select_labels(labels: Collection[int], subsample: str, novel: Collection[int] = ()) -> list[int]:
+    """The labels that `subsample` asks for, sorted.
+
+    Args:
+        novel: the labels that are `new`; without any, those behind the first ceil(n / 2). `base` is the rest.
+
+    Raises:
+        ValueError: none is left.
+    """
     check_subsample(subsample)
+    labels = sorted(labels)
     if subsample == "all":
-        return list(args)
-    labels = sorted({item.label for item in args[0]})
-    n_base = (len(labels) + 1) // 2
-    selected = labels[:n_base] if subsample == "base" else labels[n_base:]
+        return labels
+    new = [label for label in labels if label in novel] if novel else labels[(len(labels) + 1) // 2 :]
+    selected = new if subsample == "new" else [label for label in labels if label not in new]
     if not selected:
         raise ValueError(
             f"DATASET.SUBSAMPLE_CLASSES {subsample!r} leaves none of {len(labels)} classes; use 'all'."
         )
+    return selected
+
+
+def subsample_classes(
+    *args: list[Datum], subsample: str = "all", novel: Collection[int] = ()
+) -> list[list[Datum]]:
+    """Keeps the base or the new classes among the labels of the first list, see `select_labels`; from 0."""
+    selected = select_labels({item.label for item in args[0]}, subsample, novel)
+    if subsample == "all":
+        return list(args)
     print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
     relabel = {label: position for position, label in enumerate(selected)}
     return [

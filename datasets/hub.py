@@ -1,0 +1,293 @@
+"""`DATASET.NAME hub`: an image-classification dataset of the Hugging Face hub, by its id.
+
+The hub's own package is called `datasets`, like this folder, so that both cannot be imported; its parquet
+files are read with pyarrow instead. See `configs/datasets/hub.yaml` and docs/own_data.md.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import io
+import json
+import os
+import re
+from csv import writer as write_table
+from typing import Any
+
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+from dassl.data.datasets import DATASET_REGISTRY
+from datasets.own import few
+from datasets.own_table import csv
+from datasets.readers import IMAGE_SUFFIXES
+
+PART_OF = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+COLUMNS = ("path", "label", "split")  # of the table that is written here
+Files = dict[str, list[str]]  # the parquet files of each of the hub's splits
+
+
+@DATASET_REGISTRY.register()
+class hub(csv):
+    """Writes the images once to `DATASET.ROOT/hub/<id>`, beside a table of them; from then on it is as `csv`.
+
+    That folder is made beside its place and moved there when it is whole. The hub is not asked again.
+    """
+
+    def find_table(self, cfg: Any) -> str:
+        self.own = cfg.DATASET.OWN
+        self._check_settings()  # before much is fetched
+        self.repository = os.path.expanduser(self.own.PATH)
+        local = os.path.isabs(self.repository)
+        if not (
+            os.path.isdir(self.repository) if local else re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.own.PATH)
+        ):
+            raise ValueError(
+                f"DATASET.OWN.PATH is {self.own.PATH!r}; allowed is the id of a dataset on the hub, such as "
+                "ethz/food101, or the whole path of a folder with a copy of one."
+            )
+        words = [os.path.basename(self.repository.rstrip("/")) if local else self.own.PATH]
+        words += [self.own.SUBSET, self.own.REVISION]
+        words += [self.own.LABEL_COLUMN] if self.own.LABEL_COLUMN != "label" else []
+        name = "--".join(re.sub(r"[^\w.-]+", "--", word) for word in words if word)
+        root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+        self.dataset_dir = os.path.join(root, "hub", name)
+        table = os.path.join(self.dataset_dir, "photos.csv")
+        if not os.path.isdir(self.dataset_dir):
+            self._make_whole()
+        if not os.path.isfile(table):
+            raise FileNotFoundError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it anew.")
+        return table
+
+    def columns(self) -> tuple[str, str, str]:
+        return COLUMNS
+
+    def make(self, folder: str) -> None:
+        """Fetches the parquet files and writes their images and the table into `folder`."""
+        parquet = _parquet()
+        repository = self.repository if os.path.isabs(self.repository) else self._download()
+        card = _read_card(repository)
+        parts = _parts(_files_of_splits(repository, card, self.own.SUBSET, self.own.PATH))
+        opened = {part: [_open(parquet, file) for file in files] for part, files in parts.items()}
+        first = next(iter(opened.values()))[0]
+        features = _features(first.schema_arrow, card, self.own.SUBSET)
+        image, label = self._image_and_label(features)
+        names = features[label]
+        lines: list[tuple[str, str, str]] = []
+        unlabelled = 0
+        total = sum(file.metadata.num_rows for files in opened.values() for file in files)
+        with tqdm(total=total, desc="Writing images", unit="image", delay=2) as progress:
+            for part, files in opened.items():
+                place = os.path.join(folder, "images", part or "all")
+                os.makedirs(place)
+                rows = (row for file in files for row in _rows(file, image, label))
+                for number, (picture, value) in enumerate(rows):
+                    progress.update()
+                    if value is None or (isinstance(value, int) and value < 0):
+                        unlabelled += 1
+                        continue
+                    where = f"{self.own.PATH}, {part or 'row'} {number}"
+                    path = f"images/{part or 'all'}/{number:07d}{_write_image(picture, place, number, where)}"
+                    lines.append((path, _name_of(value, names, where), part))
+        if unlabelled:
+            print(f"Left out: {unlabelled} images without a label")
+        with open(os.path.join(folder, "photos.csv"), "w", encoding="utf-8", newline="") as file:
+            write_table(file).writerows([COLUMNS, *lines])
+
+    def _download(self) -> str:
+        from huggingface_hub import snapshot_download
+
+        print(f"Fetching {self.own.PATH} from the hub")
+        try:
+            return snapshot_download(
+                self.own.PATH,
+                repo_type="dataset",
+                revision=self.own.REVISION or None,
+                allow_patterns=["*.parquet", "README.md"],
+            )
+        except Exception as error:  # its errors are of many kinds, and none is a fault in this project
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ValueError(
+                f"DATASET.OWN.PATH {self.own.PATH!r} could not be fetched from the hub ({reason}). Check the "
+                "id and the network; a private or gated dataset needs `hf auth login`."
+            ) from error
+
+    def _image_and_label(self, features: dict[str, Any]) -> tuple[str, str]:
+        images = [name for name, kind in features.items() if kind == "image"]
+        labels = [name for name, kind in features.items() if isinstance(kind, list)]
+        image, label = self.own.PATH_COLUMN, self.own.LABEL_COLUMN
+        if image not in images and image in ("", "path") and len(images) == 1:
+            image = images[0]
+        if label not in features and label in ("", "label") and len(labels) == 1:
+            label = labels[0]
+        for key, column, allowed in (("PATH", image, images), ("LABEL", label, [*features])):
+            if column not in allowed or (key == "LABEL" and column in images):
+                raise ValueError(
+                    f"DATASET.OWN.{key}_COLUMN is {column!r}, but {self.own.PATH} has the columns "
+                    f"{few([*features])}, of which {few(images) or 'none'} are images."
+                )
+        return image, label
+
+
+def _parquet() -> Any:
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ValueError(
+            "DATASET.NAME hub reads parquet files with pyarrow, which is not installed: pip install pyarrow"
+        ) from error
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    """What a list of a card holds; of a card that is written otherwise, nothing."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _open(parquet: Any, path: str) -> Any:
+    try:
+        return parquet.ParquetFile(path)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not readable as parquet ({reason}). Fetch it again.") from error
+
+
+def _read_card(repository: str) -> dict[str, Any]:
+    """The yaml at the head of the README, where the hub keeps what it knows of a dataset."""
+    path = os.path.join(repository, "README.md")
+    if not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        head = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", file.read(), flags=re.DOTALL)
+    try:
+        card = yaml.safe_load(head[1]) if head else {}
+    except yaml.YAMLError:
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+# Which files, of which split ------------------------------------------------------------------------------
+
+
+def _files_of_splits(repository: str, card: dict[str, Any], subset: str, name: str) -> Files:
+    """The files of each split: as the card says, or by their names.
+
+    Raises:
+        ValueError: no parquet files, or several subsets and none chosen.
+    """
+    found = sorted(
+        os.path.relpath(os.path.join(place, file), repository).replace(os.sep, "/")
+        for place, _, files in os.walk(repository)
+        for file in files
+        if file.endswith(".parquet")
+    )
+    if not found:
+        raise ValueError(
+            f"{name} holds no parquet files. The hub converts most datasets: try DATASET.OWN.REVISION "
+            "refs/convert/parquet; or download its images and use DATASET.NAME folder."
+        )
+    subsets: dict[str, Files] = {}
+    for config in _dicts(card.get("configs")):
+        files: Files = {}
+        for entry in _dicts(config.get("data_files")):
+            globs = entry["path"] if isinstance(entry.get("path"), list) else [str(entry.get("path"))]
+            listed = [file for file in found if any(fnmatch.fnmatch(file, glob) for glob in globs)]
+            if listed:
+                files[str(entry.get("split", "train"))] = listed
+        if files:
+            subsets[str(config.get("config_name", "default"))] = files
+    if not subsets:
+        for file in found:
+            *folders, base = file.split("/")
+            folders = [folder for folder in folders if folder != "data"]
+            split = re.split(r"[-.]", base)[0]
+            if split not in PART_OF and folders and folders[-1] in PART_OF:
+                split = folders.pop()
+            subsets.setdefault(folders[0] if folders else "default", {}).setdefault(split, []).append(file)
+    chosen = subset or ("default" if "default" in subsets else next(iter(subsets)))
+    if chosen not in subsets or (not subset and len(subsets) > 1 and chosen != "default"):
+        raise ValueError(
+            f"DATASET.OWN.SUBSET is {subset!r}; {name} has the subsets {few(sorted(subsets))}. Choose one."
+        )
+    return {split: [os.path.join(repository, f) for f in files] for split, files in subsets[chosen].items()}
+
+
+def _parts(files: Files) -> Files:
+    """Our parts for the hub's splits; a single one has the part "", and is split by the config's shares."""
+    parts: Files = {}
+    for split, listed in files.items():
+        if split in PART_OF:
+            parts.setdefault(PART_OF[split], []).extend(listed)
+        elif len(files) > 1:
+            print(f"Not used: the split {split!r}; known are {', '.join(PART_OF)}")
+    if "train" not in parts or len(parts) == 1:
+        return {"": [file for listed in (parts or files).values() for file in listed]}
+    if "test" not in parts:
+        print("There is no split for testing: that for validation is taken")
+        parts["test"] = parts.pop("val")
+    return parts
+
+
+# What is in them ------------------------------------------------------------------------------------------
+
+
+def _features(schema: Any, card: dict[str, Any], subset: str) -> dict[str, Any]:
+    """Column → "image", a list of class names, or "" for all else; by the file, else by the card."""
+    kinds: dict[str, Any] = {}
+    for field in schema:
+        inner = {field.type.field(k).name for k in range(field.type.num_fields)}
+        kinds[field.name] = "image" if {"bytes", "path"} <= inner else ""
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name, kind in (described.get("info", {}).get("features") or {}).items():
+        if name in kinds and isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
+            kinds[name] = kind.get("names") or ""
+    infos = card.get("dataset_info")
+    infos = _dicts(infos if isinstance(infos, list) else [infos])
+    for info in infos:
+        if len(infos) > 1 and info.get("config_name") != (subset or "default"):
+            continue
+        for feature in _dicts(info.get("features")):
+            dtype = feature.get("dtype")
+            names = dtype.get("class_label", {}).get("names") if isinstance(dtype, dict) else None
+            if names and kinds.get(str(feature.get("name"))) == "":
+                ordered = sorted(names, key=int) if isinstance(names, dict) else range(len(names))
+                kinds[str(feature.get("name"))] = [str(names[key]) for key in ordered]
+    return kinds
+
+
+def _rows(file: Any, image: str, label: str) -> Any:
+    """Pairs of image struct and label, a few at a time: a file may be larger than the memory."""
+    try:
+        for batch in file.iter_batches(batch_size=64, columns=[image, label]):
+            yield from zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"A parquet file of the dataset is damaged ({reason}). Fetch it again.") from error
+
+
+def _name_of(value: Any, names: Any, where: str) -> str:
+    if not isinstance(names, list):
+        return str(value)
+    if not isinstance(value, int) or value >= len(names):
+        raise ValueError(f"{where}: the label is {value!r}; allowed is 0 to {len(names) - 1}.")
+    return names[value]
+
+
+def _write_image(picture: Any, place: str, number: int, where: str) -> str:
+    """Writes the bytes as they are; returns the suffix."""
+    content = (picture or {}).get("bytes")
+    if not content:
+        raise ValueError(
+            f"{where}: the parquet file has no bytes of the image. Use DATASET.NAME folder or csv."
+        )
+    suffix = os.path.splitext(picture.get("path") or "")[1].lower()
+    if suffix not in IMAGE_SUFFIXES:
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                suffix = f".{(image.format or '').lower()}"
+        except OSError as error:
+            raise ValueError(f"{where} is no image that can be read ({error}).") from error
+    with open(os.path.join(place, f"{number:07d}{suffix}"), "wb") as file:
+        file.write(content)
+    return suffix

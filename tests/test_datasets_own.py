@@ -1,0 +1,372 @@
+"""`DATASET.NAME folder`: what a user's own folder becomes, and what is said where it cannot be meant."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yacs.config import CfgNode
+
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY
+from train import extend_cfg
+
+
+def config(name: str, root: Path, *options: object) -> CfgNode:
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.merge_from_list(["DATASET.NAME", name, "DATASET.ROOT", str(root), "SEED", 1, *options])
+    return cfg
+
+
+def open_folder(root: Path, *options: object) -> Any:
+    return DATASET_REGISTRY.get("folder")(config("folder", root, *options))
+
+
+def draw(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
+    """Empty files, a number in each folder; datasets do not look into images."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (root / folder / f"{number:02d}{suffix}").touch()
+    return root
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def refused(root: Path, *options: object, error: type[Exception] = ValueError) -> str:
+    """The message of the refusal, which is one line and leaves the folder as it was."""
+    before = files(root)
+    with pytest.raises(error) as raised:
+        open_folder(root, *options)
+    assert files(root) == before
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def paths(items: Any, root: Path) -> list[str]:
+    return [os.path.relpath(item.impath, root) for item in items]
+
+
+def parts(dataset: Any) -> list[int]:
+    return [len(part) for part in (dataset.train_x, dataset.val, dataset.test)]
+
+
+# --- the split
+
+
+def test_classes_are_split_by_the_shares_and_the_split_is_saved(tmp_path, capsys):
+    draw(tmp_path, {"cat": 10, "bird": 20, "dog": 10})
+    dataset = open_folder(tmp_path)
+    assert dataset.classnames == ["bird", "cat", "dog"]
+    assert parts(dataset) == [20, 8, 12]
+    assert Counter(item.classname for item in dataset.test) == {"bird": 6, "cat": 3, "dog": 3}
+    assert dataset.template == "a photo of a {}."
+    printed = capsys.readouterr().out
+    assert f"40 photos of 3 classes in {tmp_path}\n" in printed
+
+    saved = json.loads((tmp_path / "split_own.json").read_text())
+    assert [row[0] for row in saved["test"]] == paths(dataset.test, tmp_path)
+    assert all(path.split("/")[0] == name and label in range(3) for path, label, name in saved["train"])
+    listed = [row[0] for part in ("train", "val", "test") for row in saved[part]]
+    assert len(set(listed)) == len(listed) == 40
+
+    again = open_folder(tmp_path)
+    assert paths(again.train_x, tmp_path) == paths(dataset.train_x, tmp_path)
+    assert f"Reading split from {tmp_path / 'split_own.json'}" in capsys.readouterr().out
+
+
+def test_the_split_depends_on_names_alone(tmp_path, monkeypatch):
+    first = draw(tmp_path / "first", {"cat": 10, "bird": 20})
+    second = draw(tmp_path / "second", {"ant": 4, "bird": 20, "cat": 10})
+    expected = open_folder(first, "SEED", 1)
+    random.seed(99)
+    state = random.getstate()
+    scandir = os.scandir
+    reverse = {"key": lambda entry: entry.name, "reverse": True}
+    monkeypatch.setattr(os, "scandir", lambda path: iter(sorted(scandir(path), **reverse)))
+    dataset = open_folder(second, "SEED", 2)
+    assert random.getstate() == state
+    for part in ("train_x", "val", "test"):
+        kept = [path for path in paths(getattr(dataset, part), second) if not path.startswith("ant")]
+        assert kept == paths(getattr(expected, part), first)
+
+
+def test_shots_come_from_the_split(tmp_path):
+    draw(tmp_path, {"cat": 10, "bird": 20})
+    whole = open_folder(tmp_path)
+    shots = open_folder(tmp_path, "DATASET.NUM_SHOTS", 2)
+    assert parts(shots) == [4, 4, 9]
+    assert set(paths(shots.train_x, tmp_path)) < set(paths(whole.train_x, tmp_path))
+    assert open_folder(tmp_path).classnames == ["bird", "cat"], "the folder of the shots is no class"
+
+
+def test_a_read_only_folder_gets_a_line_and_the_same_split(tmp_path, capsys, monkeypatch):
+    draw(tmp_path, {"cat": 10, "bird": 20})
+    before = files(tmp_path)
+
+    def write_json(content, path, replace=True):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("datasets.splits.write_json", write_json)
+    first, second = open_folder(tmp_path), open_folder(tmp_path, "SEED", 5)
+    assert paths(first.test, tmp_path) == paths(second.test, tmp_path)
+    assert files(tmp_path) == before
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Split not saved")]
+    assert len(said) == 2
+    assert "split_own.json" in said[0]
+
+
+def test_photos_that_came_later_are_told_and_left_out(tmp_path, capsys):
+    draw(tmp_path, {"cat": 10, "bird": 20})
+    before = open_folder(tmp_path)
+    draw(tmp_path, {"ant": 3, "cat": 11})
+    capsys.readouterr()
+    dataset = open_folder(tmp_path)
+    assert dataset.classnames == ["bird", "cat"]
+    assert paths(dataset.train_x, tmp_path) == paths(before.train_x, tmp_path)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not used")]
+    split = tmp_path / "split_own.json"
+    assert said == (
+        "Not used: 4 photos that came after the split was saved, the first: ant/00.jpg. "
+        f"To split anew, delete {split}."
+    )
+    split.unlink()
+    assert open_folder(tmp_path).classnames == ["ant", "bird", "cat"]
+
+
+def test_photos_that_are_gone_are_an_error(tmp_path):
+    draw(tmp_path, {"cat": 10, "bird": 20})
+    open_folder(tmp_path)
+    (tmp_path / "cat/03.jpg").unlink()
+    message = refused(tmp_path, error=FileNotFoundError)
+    assert f"lists 30 photos, of which 1 are gone, the first: {tmp_path}/cat/03.jpg" in message
+    assert f"delete {tmp_path}/split_own.json" in message
+
+
+def test_other_shares_than_the_saved_split_s(tmp_path):
+    draw(tmp_path, {"cat": 10, "bird": 20})
+    assert parts(open_folder(tmp_path, "DATASET.OWN.SPLIT", [0.8, 0, 0.2])) == [24, 0, 6]
+    message = refused(tmp_path)
+    assert "[0.5, 0.2, 0.3], but the saved split was made by [0.8, 0, 0.2]" in message
+    assert "split_own.json" in message
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [1, 0, 0]), (2, [1, 0, 1]), (3, [2, 0, 1]), (4, [2, 1, 1])]
+)
+def test_small_classes(count, expected, tmp_path, capsys):
+    draw(tmp_path, {"few": count, "many": 10})
+    dataset = open_folder(tmp_path)
+    found = [[i.classname for i in p].count("few") for p in (dataset.train_x, dataset.val, dataset.test)]
+    assert found == expected
+    told = "Only for training: 1 classes of a single photo, the first: 'few'" in capsys.readouterr().out
+    assert told == (count == 1)
+
+
+def test_only_single_photos_cannot_be_tested(tmp_path):
+    draw(tmp_path, {"a": 1, "b": 1})
+    assert "no photos to test with" in refused(tmp_path)
+
+
+# --- train, val and test folders
+
+
+def test_folders_train_val_and_test_are_the_split(tmp_path):
+    draw(tmp_path, {"train/cat": 3, "train/dog": 3, "val/dog": 1, "test/cat": 2, "test/dog": 1})
+    dataset = open_folder(tmp_path)
+    assert parts(dataset) == [6, 1, 3]
+    assert dataset.classnames == ["cat", "dog"]
+    assert all(path.startswith("test/") for path in paths(dataset.test, tmp_path))
+    assert not (tmp_path / "split_own.json").exists()
+
+
+def test_the_shots_of_a_given_split_are_beside_it_and_no_class(tmp_path):
+    draw(tmp_path, {"train/cat": 9, "train/dog": 9, "test/cat": 2})
+    first = open_folder(tmp_path, "DATASET.NUM_SHOTS", 2)
+    again = open_folder(tmp_path, "DATASET.NUM_SHOTS", 2)
+    assert parts(first) == parts(again) == [4, 0, 2]
+    assert (tmp_path / "split_fewshot/shot_2-seed_1.json").is_file()
+
+
+def test_val_may_be_missing_or_empty(tmp_path):
+    draw(tmp_path, {"train/cat": 3, "test/cat": 2})
+    assert parts(open_folder(tmp_path)) == [3, 0, 2]
+    (tmp_path / "val").mkdir()
+    assert parts(open_folder(tmp_path)) == [3, 0, 2]
+
+
+def test_classes_called_train_and_val(tmp_path):
+    draw(tmp_path, {"train": 4, "val": 4, "test": 4})
+    assert open_folder(tmp_path).classnames == ["test", "train", "val"]
+
+
+def test_a_class_called_train_within_train(tmp_path):
+    draw(tmp_path, {"train/train": 3, "train/bus": 3, "test/train": 1, "test/bus": 1})
+    assert open_folder(tmp_path).classnames == ["bus", "train"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"train/cat": 3, "test/cat": 2, "dog": 3}, "holds test and train with folders in it, beside dog"),
+        (
+            {"train/cat": 3, "val/cat": 2},
+            "holds train and val with folders in it, but not both train and test",
+        ),
+        ({"train/cat": 3, "test/cat": 2, "test/dog": 1}, "class 'dog' has photos, but none in train"),
+    ],
+)
+def test_half_a_split(counts, expected, tmp_path):
+    assert expected in refused(draw(tmp_path, counts))
+
+
+# --- what a folder may hold besides
+
+
+def test_what_is_left_out_is_counted_in_one_line(tmp_path, capsys):
+    draw(tmp_path, {"cat": 4, "dog": 4, "empty": 0, ".thumbs": 2, "cat/old": 1})
+    for name in ("cat/notes.txt", "cat/Thumbs.db", "dog/.00.jpg", ".DS_Store", "loose.jpg"):
+        (tmp_path / name).touch()
+    dataset = open_folder(tmp_path)
+    assert dataset.classnames == ["cat", "dog"]
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"8 photos of 2 classes in {tmp_path}; left out: 1 classes without photos (empty), "
+        "3 hidden (.DS_Store), 3 no images (cat/Thumbs.db), 1 not in the folder of a class (loose.jpg)"
+    )
+
+
+def test_spaces_non_ascii_upper_case_and_links(tmp_path):
+    root = tmp_path / "meine Bilder"
+    draw(root, {"Großer Bär": 4}, ".JPG")
+    draw(tmp_path / "elsewhere", {"cat": 4}, " ü.PnG")
+    (root / "katze").symlink_to(tmp_path / "elsewhere/cat")
+    (root / "Großer Bär/linked.webp").symlink_to(tmp_path / "elsewhere/cat/00 ü.PnG")
+    (tmp_path / "link").symlink_to(root)
+    dataset = open_folder(tmp_path / "link")
+    assert dataset.classnames == ["Großer Bär", "katze"]
+    items = [*dataset.train_x, *dataset.val, *dataset.test]
+    assert len(items) == 9
+    assert all(os.path.isfile(item.impath) for item in items)
+
+
+def test_names_are_the_same_however_the_file_system_composes_them(tmp_path):
+    draw(tmp_path, {"Ba\u0308r": 4, "cat": 4})
+    dataset = open_folder(
+        tmp_path, "DATASET.OWN.NOVEL_CLASSES", ["B\u00e4r"], "DATASET.SUBSAMPLE_CLASSES", "new"
+    )
+    assert dataset.classnames == ["B\u00e4r"]
+    assert all(os.path.isfile(item.impath) for item in dataset.train_x)
+
+
+def test_a_link_to_nothing(tmp_path):
+    draw(tmp_path, {"cat": 4})
+    (tmp_path / "cat/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert f"{tmp_path}/cat/gone.jpg is a link to nothing" in refused(tmp_path, error=FileNotFoundError)
+
+
+@pytest.mark.parametrize("counts", [{}, {"cat": 0}, {"a/b/c": 3}])
+def test_no_photos(counts, tmp_path):
+    message = refused(draw(tmp_path, counts))
+    assert f"{tmp_path} has no photos in folders of classes. Expected is {tmp_path}/CLASS" in message
+
+
+def test_no_folder(tmp_path):
+    message = refused(tmp_path, "DATASET.OWN.PATH", "photos", error=FileNotFoundError)
+    assert f"DATASET.OWN.PATH is 'photos' and DATASET.ROOT '{tmp_path}'" in message
+    assert f"there is no folder {tmp_path}/photos" in message
+
+
+def test_a_path_starts_from_the_root(tmp_path):
+    draw(tmp_path / "photos", {"cat": 4})
+    assert len(open_folder(tmp_path, "DATASET.OWN.PATH", "photos").train_x) == 2
+    assert len(open_folder(tmp_path / "other", "DATASET.OWN.PATH", str(tmp_path / "photos")).train_x) == 2
+
+
+# --- names, base and new classes
+
+
+def halves(root: Path, *options: object) -> list[list[str]]:
+    return [
+        open_folder(root, "DATASET.SUBSAMPLE_CLASSES", half, *options).classnames for half in ("base", "new")
+    ]
+
+
+def test_base_is_the_first_half_as_for_the_benchmarks(tmp_path):
+    draw(tmp_path, dict.fromkeys("edcba", 4))
+    assert halves(tmp_path) == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_novel_classes_are_new_and_the_rest_is_base(tmp_path):
+    draw(tmp_path, dict.fromkeys("edcba", 4))
+    options = ("DATASET.OWN.CLASS_NAMES", {"b": "bee"}, "DATASET.OWN.NOVEL_CLASSES", ["d", "bee", "a"])
+    assert halves(tmp_path, *options) == [["c", "e"], ["a", "bee", "d"]]
+    new = open_folder(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "new", *options)
+    assert {item.label: item.classname for item in new.test} == {0: "a", 1: "bee", 2: "d"}
+
+
+@pytest.mark.parametrize(("options", "half"), [((), "new"), (("DATASET.OWN.NOVEL_CLASSES", ["cat"]), "base")])
+def test_one_class_has_no_two_halves(options, half, tmp_path):
+    draw(tmp_path, {"cat": 6})
+    assert open_folder(tmp_path, "DATASET.OWN.NOVEL_CLASSES", []).classnames == ["cat"]
+    (tmp_path / "split_own.json").unlink()
+    message = refused(tmp_path, "DATASET.SUBSAMPLE_CLASSES", half, *options)
+    assert f"DATASET.SUBSAMPLE_CLASSES '{half}' leaves none of 1 classes" in message
+
+
+def test_names_of_the_config_hold_for_a_saved_split_too(tmp_path):
+    draw(tmp_path, {"n01": 4, "n02": 4})
+    assert open_folder(tmp_path).classnames == ["n01", "n02"]
+    assert open_folder(tmp_path, "DATASET.OWN.CLASS_NAMES", {"n02": "cat"}).classnames == ["n01", "cat"]
+    assert open_folder(tmp_path, "DATASET.OWN.CLASS_LIST", ["dog", "cat"]).classnames == ["dog", "cat"]
+
+
+def test_folders_that_are_numbers_are_named_in_a_file(tmp_path):
+    draw(tmp_path / "photos", {"1": 4, "2.5": 4, "cat": 4})
+    file = tmp_path / "mine.yaml"
+    file.write_text("DATASET: {OWN: {PATH: photos, CLASS_NAMES: {1: one, 2.5: 2, cat: 03}}}")
+    cfg = config("folder", tmp_path)
+    cfg.merge_from_file(str(file))
+    assert "cat: 3" in str(cfg), "train.py prints it, in the order of the keys"
+    assert DATASET_REGISTRY.get("folder")(cfg.clone()).classnames == ["one", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("CLASS_NAMES", {"dogg": "x"}, ("CLASS_NAMES names 'dogg'", "Did you mean 'dog'?")),
+        ("CLASS_NAMES", {"dog": "cat"}, ("2 classes (cat, dog) are called 'cat'",)),
+        ("CLASS_NAMES", {"dog": " "}, ("1 classes (dog) are called ' '",)),
+        ("CLASS_LIST", ["a"], ("CLASS_LIST has 1 names", "2 classes, in the order cat, dog")),
+        ("NOVEL_CLASSES", ["kat"], ("NOVEL_CLASSES names 'kat'", "Did you mean 'cat'?")),
+        ("NOVEL_CLASSES", ["zebra"], ("NOVEL_CLASSES names 'zebra'", "There are cat, dog.")),
+        ("TEMPLATE", "a photo", ("TEMPLATE is 'a photo'", "needs {} once")),
+        ("SPLIT", [0.5, 0.5], ("SPLIT is [0.5, 0.5]", "three shares")),
+        ("SPLIT", [0.5, 0.2, 0.2], ("SPLIT is [0.5, 0.2, 0.2]", "add up to 1")),
+        ("SPLIT", [1.0, 0, 0], ("SPLIT is [1.0, 0, 0]", "test above 0")),
+        ("SPLIT", [0.5, "a", 0.5], ("SPLIT is [0.5, 'a', 0.5]", "three shares")),
+    ],
+)
+def test_settings_that_cannot_be(key, value, expected, tmp_path):
+    message = refused(draw(tmp_path, {"cat": 6, "dog": 6}), f"DATASET.OWN.{key}", value)
+    for part in expected:
+        assert part in message
+
+
+def test_names_both_listed_and_mapped(tmp_path):
+    options = ("DATASET.OWN.CLASS_LIST", ["a", "b"], "DATASET.OWN.CLASS_NAMES", {"cat": "a"})
+    assert "take one of them" in refused(draw(tmp_path, {"cat": 6, "dog": 6}), *options)
+
+
+def test_another_file_where_the_split_should_be(tmp_path):
+    draw(tmp_path, {"cat": 6})
+    (tmp_path / "split_own.json").write_text("{")
+    assert "split_own.json is not readable as JSON" in refused(tmp_path)

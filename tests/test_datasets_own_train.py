@@ -1,0 +1,110 @@
+"""Own photos trained on and tested by `train.py`, as a user calls it: no code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from PIL import Image
+
+from train import command_line
+
+CONFIG = ROOT / "configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"
+PHOTOS = ROOT.parent / "shared/photos/dtd/images"
+
+
+@pytest.fixture
+def job(tmp_path, golden_checkpoint):
+    """Flags of a short training run on what lies in `root`."""
+
+    def flags(
+        kind: str, root: Path, half: str, output: str, *options: object, flags: tuple = ()
+    ) -> list[str]:
+        words = ["--root", root, "--seed", 1, "--trainer", "MaPLe", "--output-dir", tmp_path / output]
+        words += ["--dataset-config-file", ROOT / f"configs/datasets/{kind}.yaml", "--config-file", CONFIG]
+        words += [*flags, "MODEL.BACKBONE.PATH", golden_checkpoint("tiny_public"), "INPUT.SIZE", "(32, 32)"]
+        words += ["DATALOADER.NUM_WORKERS", 0, "TRAINER.MAPLE.PREC", "fp32", "TRAINER.MAPLE.PROMPT_DEPTH", 3]
+        words += ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "USE_CUDA", False]
+        words += ["DATASET.SUBSAMPLE_CLASSES", half, *options]
+        return [str(word) for word in words]
+
+    return flags
+
+
+def draw(root: Path) -> Path:
+    """Ten real photos in each of three folders, one of them with a space and letters beyond ASCII."""
+    for label, name in enumerate(["brown bear", "Kätzchen", "zebra"]):
+        (root / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = np.random.RandomState(100 * label + index).randint(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"IMG {index:02d}.JPG")
+    return root
+
+
+def train_and_test(job, capsys, kind: str, root: Path, *options: object) -> list[str]:
+    """Trains on the base classes and tests on the new ones; returns what the two runs printed."""
+    printed = []
+    for half, output, flags in (("base", "run", ()), ("new", "new", ("--eval-only", "--model-dir"))):
+        place = (Path(job(kind, root, half, "run")[7]),) if flags else ()
+        assert command_line(job(kind, root, half, output, *options, flags=(*flags, *place))) == 0
+        printed.append(capsys.readouterr().out)
+    return printed
+
+
+def test_a_folder_of_photos(job, tmp_path, capsys):
+    root = draw(tmp_path / "my photos")
+    base, new = train_and_test(job, capsys, "folder", root, "DATASET.OWN.NOVEL_CLASSES", "['zebra']")
+    assert f"30 photos of 3 classes in {root}\n" in base
+    assert "epoch [1/1]" in base
+    assert "* total: 6" in base  # 3 of 10 in each of two classes
+    assert "* total: 3" in new
+    checkpoint = tmp_path / "run/MultiModalPromptLearner/model.pth.tar-1"
+    assert checkpoint.is_file()
+    assert sorted(
+        path.name for path in root.iterdir() if path.name not in ("Kätzchen", "brown bear", "zebra")
+    ) == [
+        "split_fewshot",
+        "split_own.json",
+    ]
+
+
+def test_a_table_of_photos(job, tmp_path, capsys):
+    root = draw(tmp_path / "my photos")
+    lines = ["path,label"]
+    for path in sorted(root.rglob("*.JPG")):
+        lines.append(f"{path.relative_to(root)},{path.parent.name}")
+    (root / "photos.csv").write_text("\n".join(lines), encoding="utf-8")
+    base, new = train_and_test(job, capsys, "csv", root, "DATASET.OWN.CLASS_NAMES", "{'Kätzchen': 'kitten'}")
+    assert "epoch [1/1]" in base
+    assert "* total: 6" in base
+    assert "* total: 3" in new
+    saved = json.loads((root / "photos_split_own.json").read_text())
+    assert {name for _, _, name in saved["test"]} == {"brown bear", "kitten", "zebra"}
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the photos of textures in ../shared/photos")
+def test_photos_of_textures(job, tmp_path, capsys):
+    root = tmp_path / "textures"
+    for folder in sorted(PHOTOS.iterdir()):
+        (root / folder.name).mkdir(parents=True)
+        for photo in sorted(folder.glob("*.jpg"))[:8]:
+            shutil.copy(photo, root / folder.name)
+    base, new = train_and_test(job, capsys, "folder", root, "DATASET.OWN.TEMPLATE", "{} texture.")
+    assert "48 photos of 6 classes" in base
+    assert "epoch [1/1]" in base
+    assert "* total: 6" in base
+    assert "* total: 6" in new
+
+
+def test_a_wrong_setting_is_one_line_and_leaves_nothing(job, tmp_path, capsys):
+    root = draw(tmp_path / "photos")
+    before = sorted(tmp_path.rglob("*"))
+    assert command_line(job("folder", root, "new", "run", "DATASET.OWN.NOVEL_CLASSES", "['zebras']")) == 2
+    assert capsys.readouterr().err == (
+        "train.py: DATASET.OWN.NOVEL_CLASSES names 'zebras'; there is no such class. Did you mean 'zebra'?\n"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
