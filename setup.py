@@ -36,6 +36,7 @@ setup(
         "hub": ["pyarrow"],  # for DATASET.NAME hub; the hub's own package is called `datasets`, like ours
         "dev": [
             "pytest>=8",
+            "pyarrow",
             "tensorboard",
             "ruff==0.17.*",
             "mypy==2.4.*",
