@@ -63,6 +63,7 @@ def extend_cfg(cfg) -> None:
     """Adds the keys that datasets and trainers of this project read; a trainer's `settings` say its own."""
     cfg.DATASET.ROOT = "data"
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.FEW_SHOT_LIST = ""  # the few_shot.json of a run, to train on the same images
     cfg.DATASET.OWN = CfgNode()  # own data, see configs/datasets/folder.yaml, csv.yaml and hub.yaml
     cfg.DATASET.OWN.PATH = ""
     cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."

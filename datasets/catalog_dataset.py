@@ -11,6 +11,7 @@ from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
 from datasets import splits
+from datasets.sample import Sample, read_sample
 from datasets.splits import Shuffle, Split, to_datums, to_rows
 
 
@@ -18,8 +19,10 @@ class CatalogDataset(DatasetBase):
     """A benchmark that a subclass describes in a few lines; see `datasets/catalog.py`.
 
     Reads `DATASET.ROOT`, `DATASET.NUM_SHOTS` (-1: all training images), `DATASET.SUBSAMPLE_CLASSES` (all,
-    base or new) and `SEED`. Which shots are drawn depends on the split, `NUM_SHOTS` and `SEED` alone. The
-    static methods are those by which datasets written for CoOp call each other.
+    base or new), `SEED`, and `DATASET.FEW_SHOT_LIST`, the `few_shot.json` of a run whose sample is to be
+    used, whatever the shots and the seed are. Otherwise, which shots are drawn depends on the split,
+    `NUM_SHOTS` and `SEED` alone. The static methods are those by which datasets written for CoOp call each
+    other.
 
     Raises:
         FileNotFoundError: no such folder, or a split file that lists images that are not there.
@@ -57,16 +60,31 @@ class CatalogDataset(DatasetBase):
                     f"Expected are the images under {self.image_dir} and {self.beside_images()}."
                 )
 
-        train, val, test = self.find_split(random.Random(cfg.SEED).shuffle)
-        if shots != -1 and not self.test_only:
-            cache = os.path.join(self.split_fewshot_dir, f"shot_{shots}-seed_{cfg.SEED}.json")
-            train, val = splits.few_shot(train, val, shots, cfg.SEED, cache)
+        split = self.find_split(random.Random(cfg.SEED).shuffle)
+        self.sample = self._draw(split, cfg)
+        if not self.test_only:
+            print(
+                f"Sample of all classes: {len(self.sample.train):,} images to train on, "
+                f"{len(self.sample.val):,} to validate; sha256 {self.sample.sha256}"
+            )
+        parts = (self.sample.train, self.sample.val, split.test)
         train_x, val_x, test_x = splits.subsample_classes(
-            *(to_datums(rows, self.image_dir) for rows in (train, val, test)),
+            *(to_datums(rows, self.image_dir) for rows in parts),
             subsample=subsample,
             novel=self.novel_labels,
         )
         super().__init__(train_x=[] if self.test_only else train_x, val=val_x, test=test_x)
+
+    def _draw(self, split: Split, cfg: Any) -> Sample:
+        name, shots, seed = type(self).__name__, cfg.DATASET.NUM_SHOTS, cfg.SEED
+        listed = getattr(cfg.DATASET, "FEW_SHOT_LIST", "")
+        if self.test_only or (shots == -1 and not listed):
+            return Sample(name, -1, seed, split.train, split.val)
+        if listed:
+            print(f"Reading the few-shot data from {listed}")
+            return read_sample(listed, name, split)
+        cache = os.path.join(self.split_fewshot_dir, f"shot_{shots}-seed_{seed}.json")
+        return Sample(name, shots, seed, *splits.few_shot(split.train, split.val, shots, seed, cache))
 
     def make(self, folder: str) -> None:
         """Makes the dataset as `folder`, which is not there yet. Only what is drawn here can; others pass."""

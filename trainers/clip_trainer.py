@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from .checkpoints import check_fit, check_same_run, learned_tensors
 from .precision import PRECISIONS, Precision
 from .prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from .prompted_clip import PromptedCLIP
+
+SAMPLE_FILE = "few_shot.json"
 
 
 class CLIPPromptTrainer(TrainerX):
@@ -192,10 +195,19 @@ class CLIPPromptTrainer(TrainerX):
                 "DATASET.NUM_SHOTS": cfg.DATASET.NUM_SHOTS,
                 "DATASET.SUBSAMPLE_CLASSES": cfg.DATASET.SUBSAMPLE_CLASSES,
                 "SEED": cfg.SEED,
+                # Of the images drawn; "" for a dataset that does not say.
+                "sample_sha256": getattr(getattr(self.dm.dataset, "sample", None), "sha256", ""),
             },
         }
 
     # --- training and testing ---------------------------------------------------------------------------
+
+    def before_epoch(self) -> None:
+        """Before the first epoch, the sample that is trained on is written beside the results."""
+        super().before_epoch()
+        sample = getattr(self.dm.dataset, "sample", None)
+        if self.epoch == self.start_epoch and sample is not None:
+            sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
 
     def forward_backward(self, batch) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)

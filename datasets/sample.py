@@ -1,0 +1,78 @@
+"""Which images a run drew: a list with a hash, so that another run can be compared with it, or use it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+from datasets.splits import Row, Split, read_json, write_json
+
+FIELDS = {"dataset": str, "shots": int, "seed": int, "sha256": str, "train": list, "val": list}
+
+
+class Sample(NamedTuple):
+    """The training and validation images of a run, of all classes: base and new ones are told apart later.
+
+    Attributes:
+        shots: drawn of each class; -1 for all there are.
+    """
+
+    dataset: str
+    shots: int
+    seed: int
+    train: list[Row]
+    val: list[Row]
+
+    @property
+    def sha256(self) -> str:
+        """Of the paths, one a line, those for training behind a line `train`, the others behind `val`."""
+        lines = ["train", *(path for path, _, _ in self.train), "val", *(path for path, _, _ in self.val)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def save(self, path: str) -> None:
+        """Writes what `read_sample` reads; of all images of a dataset the numbers alone, and the hash."""
+        parts: dict[str, Any] = {"train": len(self.train), "val": len(self.val)}
+        if self.shots != -1:
+            parts = {part: [row[0] for row in getattr(self, part)] for part in parts}
+        head = {"dataset": self.dataset, "shots": self.shots, "seed": self.seed, "sha256": self.sha256}
+        write_json({**head, **parts}, path)
+
+
+def read_sample(path: str, dataset: str, split: Split) -> Sample:
+    """Reads a list that `Sample.save` wrote; each image's class is the split's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no such list, was changed, is of another dataset, or names other images than
+            the split has.
+    """
+    where = f"DATASET.FEW_SHOT_LIST {path}"
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{where}: there is no such file. Give the few_shot.json of a run.")
+    content = read_json(path)
+    for field, kind in FIELDS.items():
+        if not isinstance(content, dict) or not isinstance(content.get(field), kind):
+            raise ValueError(
+                f"{where} has no {field} ({kind.__name__}); expected is the few_shot.json of a few-shot run."
+            )
+    if content["dataset"] != dataset:
+        raise ValueError(f"{where} is of {content['dataset']}; DATASET.NAME is {dataset}.")
+    parts = {}
+    for part in ("train", "val"):
+        rows = {row[0]: row for row in getattr(split, part)}
+        unknown = [image for image in content[part] if image not in rows]
+        if unknown:
+            raise ValueError(
+                f"{where}: {len(unknown)} of {len(content[part])} images are not in {part} of this split, "
+                f"the first: {unknown[0]!r}. It was drawn from another split; put that one there."
+            )
+        parts[part] = [rows[image] for image in content[part]]
+    sample = Sample(dataset, content["shots"], content["seed"], parts["train"], parts["val"])
+    if sample.sha256 != content["sha256"]:
+        raise ValueError(f"{where} was changed: its sha256 is {sample.sha256}, not {content['sha256']}.")
+    names = {label: name for _, label, name in split.train}
+    missing = sorted(names.keys() - {label for _, label, _ in sample.train})
+    if missing:
+        raise ValueError(f"{where} has no image of {len(missing)} classes, the first: {names[missing[0]]!r}.")
+    return sample
