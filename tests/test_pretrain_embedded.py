@@ -13,6 +13,7 @@ from datasets import shapes
 from scripts import captioned_drawings, pretrain_embedded_clip
 from scripts.captioned_drawings import DRAWN, WITHHELD, Captions, draw_pool, make_batch
 from scripts.pretrain_embedded_clip import Settings, accuracies, pretrain
+from trainers.templates import SELECTED_TEMPLATES
 
 TINY = Settings(vision_width=64, vision_layers=1, text_layers=1, drawings=40, steps=4, batch=8, warmup=1)
 TEMPLATES = [
@@ -22,13 +23,7 @@ TEMPLATES = [
     "a photo of a {}, a type of pet.",
     "{} texture.",
     "a centered satellite photo of {}.",
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
+    *SELECTED_TEMPLATES,
 ]
 
 
