@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import ssl
 import time
 import urllib.error
@@ -75,8 +76,8 @@ class Checks:
         return ""
 
     def __str__(self) -> str:
-        known = [f"{kind} {value}" for kind, value in asdict(self).items() if value]
-        return ", ".join(known) or "no checksum is known"
+        known = [f"{kind} {value}" for kind, value in asdict(self).items() if value and kind != "bytes"]
+        return known[0] if known else "no checksum is known"
 
 
 def digests(path: Path, kinds: list[str]) -> dict[str, str]:
@@ -209,6 +210,8 @@ def _open(url: str, headers: dict[str, str]) -> Any:
         cause: object = getattr(error, "reason", error)
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise Refused(f"its certificate is not accepted ({one_line(cause)})") from error
+        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+            raise Refused("its host is not known: the address is dead, or there is no network") from error
         raise _Broken(cause) from error
 
 

@@ -107,9 +107,11 @@ def _from_drive(address: str, part: Path, checks: Checks, name: str, room: float
 
 def _drive_problem(error: object, page: str, name: str) -> str:
     text = one_line(error)
+    if isinstance(error, ConnectionError) or "NameResolutionError" in text:
+        text = "no connection to Google Drive"
     if "too many users" in text.lower() or "quota" in text.lower() or "many accesses" in text.lower():
         text = "Google Drive's quota for this file is used up for today"
-    return f"{text[:200]}; open {page} in a browser, signed in, and save the file as {name}"
+    return f"{text[:200]}; by hand: open {page} in a browser, signed in, and save {name}"
 
 
 # The hub ----------------------------------------------------------------------------------------------------

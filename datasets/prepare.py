@@ -84,19 +84,23 @@ def _prepare_part(part: Part, folder: Path, root: Path, entry: Entry) -> list[di
     reasons = []
     for source in part.sources:
         try:
-            return [_from_source(source, part, folder, root, entry)]
+            return [_from_source(source, part, folder)]
         except (Refused, Unsafe, FileNotFoundError, ValueError) as error:
             reasons.append(one_line(error))
-    raise Refused("; ".join(reasons))
+    first = part.sources[0]
+    raise Refused(
+        f"{'; '.join(reasons)}. To go on, put {first.file} at {folder / first.file} ({first.checks}) and "
+        f"run: python -m datasets prepare {entry.name} --root {root}"
+    )
 
 
-def _from_source(source: Source, part: Part, folder: Path, root: Path, entry: Entry) -> dict[str, Any]:
+def _from_source(source: Source, part: Part, folder: Path) -> dict[str, Any]:
     """Takes what a source gives; returns what is to be recorded of it."""
     work = folder / WORK
     fresh = work / f"{source.file}.unpacked"
     if source.name:
         return _from_parquet(source, fresh, folder)
-    file, address = _find_file(source, folder, root, entry)
+    file, address = _find_file(source, folder)
     digest = {"sha256": source.checks.sha256} if source.checks.sha256 else digests(file, ["sha256"])
     print(
         f"{file.name}: {source.checks if source.checks.decisive else 'no checksum is known; taken as it is'}"
@@ -128,7 +132,7 @@ def _from_source(source: Source, part: Part, folder: Path, root: Path, entry: En
     }
 
 
-def _find_file(source: Source, folder: Path, root: Path, entry: Entry) -> tuple[Path, str]:
+def _find_file(source: Source, folder: Path) -> tuple[Path, str]:
     """The source's file, whole and checked: put there by hand, downloaded before, or downloaded now."""
     for path, address in (
         (folder / source.file, "by hand"),
@@ -142,18 +146,9 @@ def _find_file(source: Source, folder: Path, root: Path, entry: Entry) -> tuple[
                 raise Refused(f"{path}: {problem}: fetch it again, or remove it")
             path.unlink()
     if not source.addresses:
-        raise Refused(
-            f"by hand only. {source.by_hand} Put {source.file} at {folder / source.file} ({source.checks}); "
-            f"then: python -m datasets prepare {entry.name} --root {root}"
-        )
+        raise Refused(f"by hand only. {source.by_hand.rstrip('.')}")
     target = folder / WORK / source.file
-    try:
-        return target, fetch(source.addresses, target, source.checks, 1.0 if source.take is None else 2.0)
-    except Refused as error:
-        raise Refused(
-            f"{error}. By another way: put {source.file} at {folder / source.file} ({source.checks}); "
-            f"then: python -m datasets prepare {entry.name} --root {root}"
-        ) from error
+    return target, fetch(source.addresses, target, source.checks, 1.0 if source.take is None else 2.0)
 
 
 def _from_parquet(source: Source, fresh: Path, folder: Path) -> dict[str, Any]:
@@ -196,6 +191,8 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                work.rmdir()  # if empty
+            with contextlib.suppress(OSError):  # not if they hold something
+                work.rmdir()
             os.unlink(file.name)
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -17,7 +17,8 @@ chunkedcut  chunked, and closes within it
 slow        with ranges, a twentieth at a time
 gone        404
 moved       a redirection to plain
-other       another version each time, with ETags
+shifted     breaks off as breaks, and gives another range than the one asked for
+other       other bytes the first time, and another ETag each time
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if behaviour in ("html", "disguised"):
             content = b"<!DOCTYPE html><html>Please sign in.</html>" + b" " * len(content)
-        if behaviour == "wrong":
+        if behaviour == "wrong" or (behaviour == "other" and not times):
             content = bytes(255 - byte for byte in content)
         if behaviour == "short":
             content = content[: len(content) // 2]
@@ -78,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         if behaviour in ("noranges", "stuck") or not asked or self.headers.get("If-Range", etag) != etag:
             self.send_response(200)
             return 0
-        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        start = 0 if behaviour == "shifted" else int(asked.removeprefix("bytes=").removesuffix("-"))
         if start >= size:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{size}")
@@ -92,7 +93,9 @@ class Handler(BaseHTTPRequestHandler):
         cut = len(body) * 2 // 5
         if behaviour == "chunkedcut":
             self.wfile.write(b"%x\r\n" % len(body) + body[:cut])
-        elif behaviour in ("stuck", "unsizedcut") or (behaviour in ("breaks", "other") and times < 2):
+        elif behaviour in ("stuck", "unsizedcut") or (
+            behaviour in ("breaks", "other", "shifted") and times < 2
+        ):
             self.wfile.write(body[:cut])
         elif behaviour == "slow":
             for start in range(0, len(body), len(self.server.files["slow.bin"]) // 20):

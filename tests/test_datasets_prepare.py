@@ -158,7 +158,7 @@ def test_what_only_a_person_can_get(world, tmp_path, capsys):
     assert run("prepare", "dtd", "--root", tmp_path) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "still missing" in line]
     assert "by hand only. Register at the authors' page. " in line
-    assert f"Put dtd.tar.gz at {tmp_path}/dtd/dtd.tar.gz (md5 {md5(ARCHIVE)})" in line
+    assert f"To go on, put dtd.tar.gz at {tmp_path}/dtd/dtd.tar.gz (md5 {md5(ARCHIVE)}) and run: " in line
     assert line.endswith(f"python -m datasets prepare DescribableTextures --root {tmp_path}")
     (tmp_path / "dtd/dtd.tar.gz").write_bytes(ARCHIVE)
     assert run("prepare", "dtd", "--root", tmp_path) == 0
@@ -170,7 +170,7 @@ def test_no_address_works(world, server, tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "still missing" in line]
     assert "gives a web page" in line
     assert "404" in line
-    assert f"By another way: put dtd.tar.gz at {tmp_path}/dtd/dtd.tar.gz" in line
+    assert f"To go on, put dtd.tar.gz at {tmp_path}/dtd/dtd.tar.gz" in line
     assert not (tmp_path / "dtd/images").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +94,11 @@ def test_a_file_that_changes_between_tries_starts_over(server, tmp_path, pauses)
     assert [status for _, status in server.asked][1:] != [None, None]  # a range was asked for, and not given
 
 
+def test_another_range_than_the_one_asked_for_starts_over(server, tmp_path, pauses):
+    assert got(server, "shifted", tmp_path, Checks()) == "shifted"
+    assert server.asked[1][1] is not None
+
+
 def test_wrong_bytes_from_before_cost_one_more_try(server, tmp_path, pauses):
     (tmp_path / "a.bin.part").write_bytes(b"x" * 5000)
     got(server, "plain", tmp_path)
@@ -159,6 +165,16 @@ def test_pauses_grow(server, tmp_path, pauses):
         fetch((server.url("stuck", "a.bin"),), tmp_path / "a.bin", Checks())
     assert pauses == [1, 2, 4, 8, 16][: len(pauses)]
     assert len(pauses) >= download.RETRIES
+
+
+def test_a_host_that_is_not_known_is_given_up_at_once(tmp_path, pauses, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(Refused, match="its host is not known: the address is dead, or there is no network"):
+        fetch(("http://dead.example/a.bin",), tmp_path / "a.bin", RIGHT)
+    assert pauses == []
 
 
 def test_no_server(server, tmp_path, pauses):
