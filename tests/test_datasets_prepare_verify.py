@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from test_datasets_prepare import CLASSES, COUNTS, IMAGES, SPLIT, jpeg, run
+from served_dtd import CLASSES, COUNTS, IMAGES, SPLIT, jpeg, run
 
 from dassl.data.datasets import Datum
 from datasets import __main__ as command
