@@ -12,7 +12,7 @@ from tabulate import tabulate
 from datasets.contact_sheet import draw_sheet
 from datasets.download import NoRoom
 from datasets.prepare import prepare
-from datasets.sources import Entry, find, known
+from datasets.sources import Entry, WrongArgument, find, known
 from datasets.verify import images_of_classes, open_dataset, read_rows, status, verify
 
 OK, DEVIATES, WRONG, STOPPED = 0, 1, 2, 130  # exit codes
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         return args.run(args)
     except (ValueError, OSError, RuntimeError, NoRoom) as error:
         print(f"python -m datasets: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG if isinstance(error, ValueError) else DEVIATES
+        return WRONG if isinstance(error, WrongArgument) else DEVIATES
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return STOPPED
@@ -172,7 +172,7 @@ def run_show(args: argparse.Namespace) -> int:
     entry = find(args.name)
     out = Path(args.out or f"{entry.name}.png")
     if out.suffix.lower() != ".png":
-        raise ValueError(f"--out is {str(out)!r}; it must end with .png.")
+        raise WrongArgument(f"--out is {str(out)!r}; it must end with .png.")
     if entry.drawn and not (args.root / entry.folder).exists():
         open_dataset(entry, args.root)
     classes = images_of_classes(read_rows(entry, args.root))

@@ -43,6 +43,10 @@ SOURCES = Path(__file__).with_name("sources.json")
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
 
 
+class WrongArgument(ValueError):
+    """A command was given what it does not take."""
+
+
 @dataclass(frozen=True)
 class Source:
     file: str
@@ -141,7 +145,7 @@ def find(name: str) -> Entry:
     """The dataset of this name, its config file's name, or one of the names that people call it by.
 
     Raises:
-        ValueError: there is none.
+        WrongArgument: there is none.
     """
     names: dict[str, str] = {}
     for entry in known().values():
@@ -152,7 +156,7 @@ def find(name: str) -> Entry:
     near = [alias for alias in names if _plain(name) and _plain(name) in alias]
     near = near or difflib.get_close_matches(_plain(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {names[near[0]]}?" if near else ""
-    raise ValueError(f"There is no dataset {name!r}; there are {', '.join(known())}.{hint}")
+    raise WrongArgument(f"There is no dataset {name!r}; there are {', '.join(known())}.{hint}")
 
 
 @functools.cache
