@@ -32,11 +32,17 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "download": [  # what only some sources of datasets need: see docs/fetching_datasets.md
+            "gdown",  # Google Drive, where the split files and UCF101's frames are
+            "huggingface_hub",  # files on the hub, resumed and with a login where one is needed
+            "pyarrow",  # datasets in the hub's own form (parquet); large
+        ],
         "tensorboard": ["tensorboard"],
         "hub": ["pyarrow"],  # for DATASET.NAME hub; the hub's own package is called `datasets`, like ours
         "dev": [
             "pytest>=8",
             "pyarrow",
+            "gdown",
             "tensorboard",
             "ruff==0.17.*",
             "mypy==2.4.*",
