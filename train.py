@@ -64,6 +64,7 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.ROOT = "data"
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
     cfg.DATASET.FEW_SHOT_LIST = ""  # the few_shot.json of a run, to train on the same images
+    cfg.DATASET.REBUILD_INDEX = False  # lists the folders of images anew, whatever an index on disk says
     cfg.DATASET.OWN = CfgNode()  # own data, see configs/datasets/folder.yaml, csv.yaml and hub.yaml
     cfg.DATASET.OWN.PATH = ""
     cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."

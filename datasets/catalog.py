@@ -237,7 +237,7 @@ class ImageNetVariant(FixedSplit):
         test = self.list_images(classes)
         return Split(test, [], test)  # the first tells the classes; see `test_only`
 
-    def list_images(self, classes: dict[str, str]) -> list[Row]:
+    def list_images(self, classes: dict[str, str]) -> Sequence[Row]:
         return readers.labelled_folders(self.image_dir, list(classes.items()))
 
 
@@ -248,7 +248,7 @@ class ImageNetV2(ImageNetVariant):
     dataset_dir = "imagenetv2"
     image_dir = "imagenetv2-matched-frequency-format-val"
 
-    def list_images(self, classes: dict[str, str]) -> list[Row]:
+    def list_images(self, classes: dict[str, str]) -> Sequence[Row]:
         numbered = [(str(label), name) for label, name in enumerate(classes.values())]
         return readers.labelled_folders(self.image_dir, numbered)
 
@@ -266,7 +266,7 @@ class ImageNetPart(ImageNetVariant):
 
     n_classes = 200
 
-    def list_images(self, classes: dict[str, str]) -> list[Row]:
+    def list_images(self, classes: dict[str, str]) -> Sequence[Row]:
         folders = readers.subfolders(self.image_dir)
         present = [(folder, name) for folder, name in classes.items() if folder in folders]
         if len(folders) != self.n_classes or len(present) != self.n_classes:

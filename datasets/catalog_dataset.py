@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
-from datasets import splits
+from datasets import index, splits
 from datasets.sample import Sample, read_sample
 from datasets.splits import Shuffle, Split, to_datums, to_rows
 
@@ -21,8 +21,8 @@ class CatalogDataset(DatasetBase):
     Reads `DATASET.ROOT`, `DATASET.NUM_SHOTS` (-1: all training images), `DATASET.SUBSAMPLE_CLASSES` (all,
     base or new), `SEED`, and `DATASET.FEW_SHOT_LIST`, the `few_shot.json` of a run whose sample is to be
     used, whatever the shots and the seed are. Otherwise, which shots are drawn depends on the split,
-    `NUM_SHOTS` and `SEED` alone. The static methods are those by which datasets written for CoOp call each
-    other.
+    `NUM_SHOTS` and `SEED` alone. With `DATASET.REBUILD_INDEX` the folders of images are listed anew: see
+    `index.py`. The static methods are those by which datasets written for CoOp call each other.
 
     Raises:
         FileNotFoundError: no such folder, or a split file that lists images that are not there.
@@ -60,7 +60,9 @@ class CatalogDataset(DatasetBase):
                     f"Expected are the images under {self.image_dir} and {self.beside_images()}."
                 )
 
-        split = self.find_split(random.Random(cfg.SEED).shuffle)
+        # REBUILD_INDEX is this project's own key: other configurations lack it.
+        with index.opened(self.dataset_dir, getattr(cfg.DATASET, "REBUILD_INDEX", False)):
+            split = self.find_split(random.Random(cfg.SEED).shuffle)
         self.sample = self._draw(split, cfg)
         if not self.test_only:
             print(

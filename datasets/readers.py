@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from dassl.data.datasets import Datum
+from datasets.index import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from datasets.index import list_images, progress, rows_of_folders
+from datasets.rows import Rows
 from datasets.splits import Row, Shuffle, Split, split_trainval, to_datums
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 Parsed = TypeVar("Parsed")
 
 
@@ -41,15 +41,6 @@ def subfolders(folder: str) -> list[str]:
     return names
 
 
-def images_in(folder: str) -> list[str]:
-    """Names of the image files in a folder, sorted, without hidden ones."""
-    return [
-        name
-        for name in sorted(os.listdir(folder))
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-    ]
-
-
 def class_folders(
     image_dir: str,
     shuffle: Shuffle,
@@ -69,8 +60,9 @@ def class_folders(
     """
     names = class_names or {}
     rows = []
-    for label, folder in enumerate(name for name in subfolders(image_dir) if name not in ignored):
-        images = images_in(os.path.join(image_dir, folder))
+    folders = [name for name in subfolders(image_dir) if name not in ignored]
+    for label, folder in enumerate(progress(folders, "Listing images", "folder")):
+        images = list_images(os.path.join(image_dir, folder))
         if not images:
             raise ValueError(f"{os.path.join(image_dir, folder)} holds no images. Unpack the images again.")
         rows += [(f"{folder}/{image}", label, names.get(folder, folder)) for image in images]
@@ -85,7 +77,7 @@ def _divide(
     by_label: dict[int, list[Row]] = {}
     for row in rows:
         by_label.setdefault(row[1], []).append(row)
-    split = Split([], [], [])
+    split: tuple[list[Row], ...] = ([], [], [])
     for members in by_label.values():
         shuffle(members)
         n_train, n_val = round(len(members) * p_trn), round(len(members) * p_val)
@@ -98,7 +90,7 @@ def _divide(
             )
         for collected, part in zip(split, parts, strict=True):
             collected += part
-    return split
+    return Split(*split)
 
 
 def read_and_split_data(
@@ -341,7 +333,7 @@ def imagenet_classes(path: str) -> dict[str, str]:
     return dict(entries)
 
 
-def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: str = "") -> list[Row]:
+def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: str = "") -> Rows:
     """All images of a folder for each class, labelled in the order of `classes`, which are `(folder, name)`.
 
     Args:
@@ -358,11 +350,13 @@ def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: 
                 f"{top}: of the folders of {len(classes)} classes, {len(wrong)} are {what}, the first: "
                 f"{min(wrong)}. Unpack the images again, or put the published classnames.txt there."
             )
-    rows: list[Row] = []
-    for label, (folder, name) in enumerate(tqdm(classes, desc=f"Listing {top}", delay=2)):
-        path = f"{under}/{folder}" if under else folder
-        images = images_in(os.path.join(image_dir, path))
-        if not images:
+    paths = [f"{under}/{folder}" if under else folder for folder, _ in classes]
+    rows = rows_of_folders(
+        image_dir,
+        [(path, label, name) for label, (path, (_, name)) in enumerate(zip(paths, classes, strict=True))],
+    )
+    filled = rows.label_names()
+    for label, path in enumerate(paths):
+        if label not in filled:
             raise ValueError(f"{os.path.join(image_dir, path)} holds no images. Unpack the images again.")
-        rows += [(f"{path}/{image}", label, name) for image in images]
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from datasets.splits import Row, Split, read_json, write_json
@@ -21,8 +22,8 @@ class Sample(NamedTuple):
     dataset: str
     shots: int
     seed: int
-    train: list[Row]
-    val: list[Row]
+    train: Sequence[Row]
+    val: Sequence[Row]
 
     @property
     def sha256(self) -> str:

@@ -13,20 +13,22 @@ import os
 import random
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from dassl.data.datasets import Datum
+from datasets.index import listing, progress
+from datasets.rows import Datums, Row, Rows, unpack_names
 
-Row = tuple[str, int, str]  # path, label, class name
+LAZY_FROM = 100_000  # images, from which on a split is no list of Datums but makes them when asked for
 Shuffle = Callable[[list[Any]], None]  # random.shuffle, or that of a random.Random
 Item = TypeVar("Item")
 
 
 class Split(NamedTuple):
-    train: list[Row]
-    val: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    val: Sequence[Row]
+    test: Sequence[Row]
 
 
 # Reading and writing ----------------------------------------------------------------------------------------
@@ -103,15 +105,19 @@ def write_json(content: Any, path: str, replace: bool = True) -> None:
 def check_labels(split: Split, source: str) -> None:
     """Checks that training labels are 0 to n - 1, each with one name, and val and test have no others."""
     names: dict[int, str] = {}
-    for path, label, name in (row for part in split for row in part):
-        if names.setdefault(label, name) != name:
-            raise ValueError(
-                f"{source}: label {label} is {names[label]!r} and, at {path}, {name!r}; expected one name."
-            )
+    parts = [Rows.pack(part) for part in split]
+    for rows in parts:
+        for position, (_, label, name) in enumerate(rows.groups):
+            if names.setdefault(label, name) != name:
+                path, _, _ = rows[int((rows.group_of == position).argmax())]
+                raise ValueError(
+                    f"{source}: label {label} is {names[label]!r} and, at {path}, {name!r}; "
+                    "expected one name."
+                )
     for part in ("train", "test"):
         if not getattr(split, part):
             raise ValueError(f"{source}: {part} lists no images.")
-    trained = {label for _, label, _ in split.train}
+    trained = set(parts[0].label_names())
     if trained != set(range(len(names))):
         wrong = sorted(trained ^ set(range(len(names))))
         raise ValueError(
@@ -122,23 +128,36 @@ def check_labels(split: Split, source: str) -> None:
 
 def check_images(split: Split, image_dir: str, source: str) -> None:
     """Checks that all images are there. Lists each folder once, instead of asking for each image."""
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for path, _, _ in (row for part in split for row in part):
-        folder, _, name = path.rpartition("/")
-        if folder not in listings:
-            try:
-                listings[folder] = set(os.listdir(os.path.join(image_dir, folder)))
-            except (FileNotFoundError, NotADirectoryError):
-                listings[folder] = set()
-        if name not in listings[folder]:
-            missing.append(path)
+    missing, first = 0, ""
+    for part in split:
+        rows = Rows.pack(part)
+        positions = [
+            position
+            for folder, those in progress(rows.by_folder().items(), "Looking for images", "folder")
+            for position in _missing(rows, folder, those.tolist(), image_dir)
+        ]
+        missing += len(positions)
+        if positions and not first:
+            first = rows[min(positions)][0]
     if missing:
         total = sum(len(part) for part in split)
         raise FileNotFoundError(
-            f"{source}: {len(missing)} of {total} images are missing, the first: "
-            f"{os.path.join(image_dir, missing[0])}. Unpack the images again, or use the split made for them."
+            f"{source}: {missing} of {total} images are missing, the first: "
+            f"{os.path.join(image_dir, first)}. Unpack the images again, or use the split made for them."
         )
+
+
+def _missing(rows: Rows, folder: str, positions: list[int], image_dir: str) -> list[int]:
+    """Those of the images in one folder that are not there."""
+    try:
+        there = listing(os.path.join(image_dir, folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return positions
+    first, last = positions[0], positions[-1]
+    if last - first == len(positions) - 1 and rows.packed(first, last + 1) == there.images:
+        return []  # the rows were made from such a listing
+    names = {name for packed in there for name in unpack_names(packed)}
+    return [position for position in positions if rows.name(position) not in names]
 
 
 def check_subsample(subsample: str) -> None:
@@ -176,13 +195,15 @@ def split_trainval(
 
 
 def few_shot(
-    train: list[Row], val: list[Row], shots: int, seed: int, cache: str
+    train: Sequence[Row], val: Sequence[Row], shots: int, seed: int, cache: str
 ) -> tuple[list[Row], list[Row]]:
     """Draws `shots` training images a class and up to 4 for validation, from one stream of random numbers.
 
-    The draw is kept in the file `cache`, and read from there if it is of the same images, shots and seed.
+    The stream is the draw's own: nothing drawn elsewhere changes it, and it changes nothing elsewhere. The
+    draw is kept in the file `cache`, and read from there if it is of the same images, shots and seed.
     """
-    source = hashlib.sha256(json.dumps([train, val, shots, seed]).encode()).hexdigest()
+    train, val = Rows.pack(train), Rows.pack(val)
+    source = hashlib.sha256(json.dumps([train.digest(), val.digest(), shots, seed]).encode()).hexdigest()
     if os.path.exists(cache):
         try:
             kept = read_shots(cache, source)
@@ -207,15 +228,16 @@ def read_shots(cache: str, source: str) -> tuple[list[Row], list[Row]]:
     return as_rows(content.get("train"), f"{cache}: train"), as_rows(content.get("val"), f"{cache}: val")
 
 
-def sample_shots(rows: list[Row], shots: int, rng: random.Random) -> list[Row]:
+def sample_shots(rows: Sequence[Row], shots: int, rng: random.Random) -> list[Row]:
     """Draws `shots` rows of each label, in order of first appearance; of a smaller class, all undrawn."""
     print(f"Creating a {shots}-shot dataset")
-    by_label: dict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_label[row[1]].append(row)
+    rows = Rows.pack(rows)
     drawn: list[Row] = []
-    for members in by_label.values():
-        drawn += rng.sample(members, shots) if len(members) >= shots else members
+    for positions in rows.by_label().values():
+        # Which places of a sequence are drawn depends on its length alone.
+        places = range(len(positions))
+        chosen = rng.sample(places, shots) if len(positions) >= shots else places
+        drawn += [rows[int(positions[place])] for place in chosen]
     return drawn
 
 
@@ -242,16 +264,20 @@ def select_labels(labels: Collection[int], subsample: str, novel: Collection[int
 
 
 def subsample_classes(
-    *args: list[Datum], subsample: str = "all", novel: Collection[int] = ()
-) -> list[list[Datum]]:
+    *args: Sequence[Datum], subsample: str = "all", novel: Collection[int] = ()
+) -> list[Any]:
     """Keeps the base or the new classes among the labels of the first list, see `select_labels`; from 0."""
-    selected = select_labels({item.label for item in args[0]}, subsample, novel)
+    first = args[0]
+    labels = first.label_names() if isinstance(first, Datums) else {item.label for item in first}
+    selected = select_labels(labels, subsample, novel)
     if subsample == "all":
         return list(args)
     print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
     relabel = {label: position for position, label in enumerate(selected)}
     return [
-        [
+        items.relabelled(relabel)
+        if isinstance(items, Datums)
+        else [
             Datum(impath=item.impath, label=relabel[item.label], domain=item.domain, classname=item.classname)
             for item in items
             if item.label in relabel
@@ -263,13 +289,17 @@ def subsample_classes(
 # Rows and Datums: files hold the first, the engine takes the second -----------------------------------------
 
 
-def to_datums(rows: list[Row], image_dir: str) -> list[Datum]:
+def to_datums(rows: Sequence[Row], image_dir: str) -> Any:
+    """A list of Datums; of very many rows, a sequence that makes each when it is asked for (`Datums`)."""
+    if len(rows) >= LAZY_FROM:
+        return Datums(Rows.pack(rows), image_dir)
     return [
         Datum(impath=os.path.join(image_dir, path), label=label, classname=name) for path, label, name in rows
     ]
 
 
-def to_rows(datums: list[Datum], image_dir: str) -> list[Row]:
+def to_rows(datums: Iterable[Datum], image_dir: str) -> list[Row]:
+    """The rows of any Datums, with paths relative to `image_dir`."""
     return [
         (os.path.relpath(item.impath, image_dir).replace(os.sep, "/"), item.label, item.classname)
         for item in datums

@@ -144,13 +144,12 @@ class DatasetBase:
     @staticmethod
     def get_num_classes(data_source: Iterable[Datum]) -> int:
         """The highest label plus one."""
-        return max(item.label for item in data_source) + 1
+        return max(_label_names(data_source)) + 1
 
     @staticmethod
     def get_lab2cname(data_source: Iterable[Datum]) -> tuple[dict[int, str], list[str]]:
         """The name of each label, and the names in the order of the labels."""
-        names = {item.label: item.classname for item in data_source}
-        lab2cname = dict(sorted(names.items()))
+        lab2cname = dict(sorted(_label_names(data_source).items()))
         return lab2cname, list(lab2cname.values())
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
@@ -202,3 +201,12 @@ class DatasetBase:
         for item in data_source:
             groups[item.domain].append(item)
         return groups
+
+
+def _label_names(data_source: Iterable[Datum]) -> dict[int, str]:
+    """The name of each label. A source that knows them is not asked for each of its images.
+
+    Such a source has a `label_names()` that gives them.
+    """
+    known = getattr(data_source, "label_names", None)
+    return known() if known is not None else {item.label: item.classname for item in data_source}
