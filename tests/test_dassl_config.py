@@ -13,7 +13,7 @@ from dassl.config import Config, clean_cfg, get_cfg_default
 
 GOLDEN = Path(__file__).parent / "golden"
 # What upstream does not have.
-ADDED = {"OPTIM.EPS", "TEST.SAVE_PREDICTIONS"}
+ADDED = {"DATALOADER.CACHE_GB", "OPTIM.EPS", "TEST.SAVE_PREDICTIONS"}
 ADDED |= {f"DATALOADER.{split}.LOADER" for split in ("TRAIN_X", "TRAIN_U", "TEST")}
 
 

@@ -13,6 +13,7 @@ from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
+from dassl.data.image_cache import GB, ImageCache
 from dassl.data.samplers import DistributedEvalSampler, build_sampler
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import Registry, read_image
@@ -171,7 +172,15 @@ class _Loader(DataLoader):
     """A DataLoader that does not warn about more workers than cores.
 
     Their number decides with which random numbers an image is augmented: no machine may change it.
+    Before they are started, the images are decoded that the dataset's cache can hold for them.
     """
+
+    def __iter__(self) -> Any:
+        cache = getattr(self.dataset, "cache", None)
+        if self.num_workers > 0 and isinstance(cache, ImageCache) and ImageCache.is_shared(self):
+            data_source = getattr(self.dataset, "data_source", ())
+            cache.fill((item.impath for item in data_source), self.num_workers)
+        return super().__iter__()
 
     def check_worker_number_rationality(self) -> None:
         pass
@@ -184,6 +193,8 @@ class DatasetWrapper(Dataset):
     `img` is a list of `DATALOADER.K_TRANSFORMS` images if that is above 1. Further transforms add `img2`, ...
     and `DATALOADER.RETURN_IMG0` adds `img0`, the image resized but not augmented.
 
+    Training images are decoded once and kept, up to `DATALOADER.CACHE_GB` (see `ImageCache`).
+
     Args:
         cfg: reads `DATALOADER` and `INPUT`.
         data_source: the images.
@@ -191,9 +202,12 @@ class DatasetWrapper(Dataset):
         is_train: whether images are augmented `K_TRANSFORMS` times.
 
     Raises:
-        ValueError: `K_TRANSFORMS` without a transform; when it is its turn, an image that cannot be decoded.
+        ValueError: `K_TRANSFORMS` without a transform; a negative `CACHE_GB`; when it is its turn, an image
+            that cannot be decoded.
         FileNotFoundError: an image that is not there, when it is its turn.
     """
+
+    cache: ImageCache | None = None  # also where a subclass does not call this __init__
 
     def __init__(
         self,
@@ -212,6 +226,11 @@ class DatasetWrapper(Dataset):
             raise ValueError(
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform; set it to 1."
             )
+        budget = getattr(cfg.DATALOADER, "CACHE_GB", 0)  # a configuration from elsewhere has no such key
+        if not budget >= 0:
+            raise ValueError(f"DATALOADER.CACHE_GB is {budget}; allowed is 0 (no cache) or more.")
+        if is_train and budget:
+            self.cache = ImageCache(budget * GB, len(data_source), _read)
 
         resize = T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg))
         to_tensor: list[Transform] = [resize, T.ToTensor()]
@@ -225,7 +244,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        img0 = _read(item.impath)
+        img0 = _read(item.impath) if self.cache is None else self.cache.read(item.impath)
         if self.transform is None:
             output["img"] = img0
         elif isinstance(self.transform, (list, tuple)):

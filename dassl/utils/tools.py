@@ -122,11 +122,11 @@ def read_image(path: str) -> Image.Image:
         FileNotFoundError: no such file.
         ValueError: the file is truncated or not an image.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"image {path} does not exist")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {path} cannot be read: {error}") from error
 
