@@ -121,7 +121,7 @@ def test_budget_is_kept(items):
     for fill in (False, True):
         cache = ImageCache(sum(sizes[:4]) + 10, len(items), read_image)
         if fill:
-            cache.fill([item.impath for item in items], threads=2)
+            cache.fill([item.impath for item in items for _ in range(3)], threads=2)
         for item in items * 2:
             cache.read(item.impath)
         assert len(cache) == 4
@@ -134,6 +134,12 @@ def test_nothing_is_kept_where_few_images_would_fit(items):
         cache = ImageCache(2 * size, count, read_image)
         cache.read(items[0].impath)
         assert len(cache) == kept
+
+
+def test_filling_looks_at_no_more_paths_than_fit(items):
+    paths = iter(item.impath for item in items * 1000)
+    ImageCache(bytes_of(items, 2) + 10, 4, read_image).fill(paths, threads=1)
+    assert len(list(paths)) >= 8000 - 4
 
 
 def test_only_training_images_are_kept(cfg, items):

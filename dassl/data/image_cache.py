@@ -74,11 +74,11 @@ class ImageCache:
         if self._filled:
             return
         self._filled = True
-        wanted = iter(dict.fromkeys(path for path in paths if path not in self._kept))
+        wanted = (path for path in paths if path not in self._kept)
         progress = tqdm(desc="Decoding images", unit="image", delay=2, leave=False, disable=None)
         with progress, ThreadPoolExecutor(threads) as pool:
             # A few at a time: those that do not fit must not be in memory all together.
-            while not self.full and (some := list(islice(wanted, 4 * threads))):
+            while not self.full and (some := dict.fromkeys(islice(wanted, 4 * threads))):
                 for path, image in zip(some, pool.map(self._read_or_none, some), strict=True):
                     if image is not None and not self.full:
                         self._keep(path, image)
