@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 from dassl.config import get_cfg_default
 from dassl.data.transforms import IMAGE_TRANSFORM_REGISTRY, TENSOR_TRANSFORM_REGISTRY, build_transform
+from dassl.data.transforms.fused import Compose
 from dassl.data.transforms.transforms import INTERPOLATION_MODES
 
 NAMES = [
@@ -165,3 +167,48 @@ def test_transforms_from_outside_come_last_on_image_or_tensor(cfg):
 
     tensor = build_transform(cfg, choices=["doubled", "to_white"])(image())
     assert torch.equal(tensor, torch.full((3, 24, 24), 2.0))
+
+
+# Both last steps at once
+
+
+@pytest.mark.parametrize("size", [(256, 1), (7, 5), (224, 224)])
+def test_conversion_and_normalisation_at_once_have_the_same_bits(cfg, size):
+    values = np.arange(256, dtype=np.uint8)
+    pixels = np.resize(np.stack([values, values[::-1], np.roll(values, 99)], axis=1), (*size[::-1], 3))
+    picture = Image.fromarray(pixels)
+    steps = [T.ToTensor(), T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)]
+    expected = T.Compose(steps)(picture)
+    given = Compose(steps)(picture)
+    assert torch.equal(given, expected)
+    assert (given.dtype, given.stride()) == (expected.dtype, expected.stride())
+    assert picture.tobytes() == pixels.tobytes()
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_transforms_have_the_bits_and_random_numbers_of_torchvision_s(cfg, is_train):
+    transform = build_transform(cfg, is_train=is_train)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = T.Compose(transform.transforms)(image())
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert torch.equal(transform(image()), expected)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_no_rgb_image_goes_through_each_step(cfg):
+    ones = T.Normalize([0.5], [0.25])
+    for picture in (image().convert("L"), np.asarray(image())[..., :1].copy()):
+        assert torch.equal(Compose([T.ToTensor(), ones])(picture), T.Compose([T.ToTensor(), ones])(picture))
+    with pytest.raises(ValueError, match="std evaluated to zero"):
+        Compose([T.ToTensor(), T.Normalize([0.5] * 3, [0.0] * 3)])(image())
+
+
+def test_steps_that_are_changed_later_are_obeyed(cfg):
+    transform = build_transform(cfg, is_train=False)
+    plain = transform.transforms.pop()
+    assert isinstance(plain, T.Normalize)
+    assert 0 <= transform(image()).min() <= transform(image()).max() <= 1
+    transform.transforms += [plain, lambda img: img + 100]
+    assert transform(image()).min() > 50

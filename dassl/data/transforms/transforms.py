@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import GaussianNoise
 from yacs.config import CfgNode
 
+from dassl.data.transforms.fused import Compose
 from dassl.utils import Registry, get_most_similar_str_to_a_from_b
 
 INTERPOLATION_MODES = {
@@ -63,7 +64,7 @@ def build_transform(
     return _train_transform(cfg, choices) if is_train else _test_transform(cfg, choices)
 
 
-def _train_transform(cfg: CfgNode, choices: Sequence[str]) -> T.Compose:
+def _train_transform(cfg: CfgNode, choices: Sequence[str]) -> Compose:
     steps: list[Callable[[Any], Any]] = []
     # The two crops give the right size by themselves.
     if "random_crop" not in choices and "random_resized_crop" not in choices:
@@ -72,10 +73,10 @@ def _train_transform(cfg: CfgNode, choices: Sequence[str]) -> T.Compose:
     steps += _chosen(IMAGE_TRANSFORM_REGISTRY, choices, cfg)
     steps.append(_to_tensor())
     steps += _chosen(TENSOR_TRANSFORM_REGISTRY, choices, cfg)
-    return T.Compose(steps)
+    return Compose(steps)
 
 
-def _test_transform(cfg: CfgNode, choices: Sequence[str]) -> T.Compose:
+def _test_transform(cfg: CfgNode, choices: Sequence[str]) -> Compose:
     height, width = cfg.INPUT.SIZE
     print(f"+ resize the smaller edge to {max(height, width)}")
     print(f"+ {height}x{width} center crop")
@@ -89,7 +90,7 @@ def _test_transform(cfg: CfgNode, choices: Sequence[str]) -> T.Compose:
         [name for name in choices if name in ("normalize", "instance_norm")],
         cfg,
     )
-    return T.Compose(steps)
+    return Compose(steps)
 
 
 def _chosen(registry: Registry, choices: Sequence[str], cfg: CfgNode) -> list[Callable[[Any], Any]]:
