@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from datasets.splits import Row, Split, read_json, write_json
 
 FIELDS = {"dataset": str, "shots": int, "seed": int, "sha256": str, "train": list, "val": list}
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """The training and validation images of a run, of all classes: base and new ones are told apart later.
 
     Attributes:
@@ -25,7 +28,7 @@ class Sample(NamedTuple):
     train: Sequence[Row]
     val: Sequence[Row]
 
-    @property
+    @cached_property  # of ImageNet's 1.28 million paths it takes a while
     def sha256(self) -> str:
         """Of the paths, one a line, those for training behind a line `train`, the others behind `val`."""
         lines = ["train", *(path for path, _, _ in self.train), "val", *(path for path, _, _ in self.val)]
