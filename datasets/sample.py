@@ -64,6 +64,9 @@ def read_sample(path: str, dataset: str, split: Split) -> Sample:
         raise ValueError(f"{where} is of {content['dataset']}; DATASET.NAME is {dataset}.")
     parts = {}
     for part in ("train", "val"):
+        wrong = next((image for image in content[part] if not isinstance(image, str)), None)
+        if wrong is not None:
+            raise ValueError(f"{where}: {part} holds {wrong!r}; expected are paths of images.")
         rows = {row[0]: row for row in getattr(split, part)}
         unknown = [image for image in content[part] if image not in rows]
         if unknown:

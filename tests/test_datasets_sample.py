@@ -115,6 +115,7 @@ def test_what_is_drawn_hangs_on_nothing_else(job, tmp_path, small_dtd):
             r"has no train \(list\); expected is the few_shot\.json of a few-shot run",
         ),
         (lambda s: s.pop("sha256"), r"has no sha256 \(str\)"),
+        (lambda s: s["train"].append(["a", 1]), r"train holds \['a', 1\]; expected are paths of images\.$"),
         (
             lambda s: s.update(train=s["train"][:4]) or s.update(sha256=hash_of(s)),
             r"has no image of 2 classes, the first: 'braided'\.$",
