@@ -30,6 +30,10 @@ setup(
         "scipy",  # the .mat files of StanfordCars and OxfordFlowers
         "tabulate",
         "tqdm",
+        "filelock",  # two runs never write into one folder
+        "rich",  # the live view of a sweep
+        "Jinja2",  # the report as a page
+        "matplotlib",  # figures
     ],
     extras_require={
         "download": [  # what only some sources of datasets need: see docs/fetching_datasets.md
@@ -38,11 +42,13 @@ setup(
             "pyarrow",  # datasets in the hub's own form (parquet); large
         ],
         "tensorboard": ["tensorboard"],
+        "cluster": ["submitit"],  # sweeps on Slurm
         "hub": ["pyarrow"],  # for DATASET.NAME hub; the hub's own package is called `datasets`, like ours
         "dev": [
             "pytest>=8",
             "pyarrow",
             "gdown",
+            "submitit",
             "tensorboard",
             "ruff==0.17.*",
             "mypy==2.4.*",

@@ -1,0 +1,1 @@
+"""From runs to tables: the protocols of the field, sweeps over them, and what comes of the runs."""
