@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -48,9 +49,9 @@ def one_of_several() -> Iterator[None]:
             restore_rng_state(broadcast(rng_state()))
             yield
     except Exception:
-        if not fails_first():
-            raise SystemExit(1) from None
-        raise
+        if fails_first():
+            traceback.print_exc()  # now: torchrun ends this process as soon as another one ends
+        raise SystemExit(1) from None
     except SystemExit as end:
         if end.code:
             fails_first()
@@ -62,7 +63,10 @@ def one_of_several() -> Iterator[None]:
 
 def fails_first() -> bool:
     """To be asked once by a process that fails: whether it is to tell why. True without torchrun."""
-    return _store is None or _store.add("failures", 1) == 1
+    try:
+        return _store is None or _store.add("failures", 1) == 1
+    except RuntimeError:  # the store was in a process that is gone
+        return False
 
 
 def check_devices(use_cuda: bool) -> None:
