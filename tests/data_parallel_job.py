@@ -40,7 +40,8 @@ CASES: dict[str, tuple[str, list[Any]]] = {name: (name, []) for name in METHODS}
     ),
 }
 AUGMENTED = ["INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize")]
-RESUMED = {"no workers": [], "workers": ["DATALOADER.NUM_WORKERS", 1]}
+THREE_EPOCHS = ["OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1, "TEST.NO_TEST", True]
+RESUMED: dict[str, list[Any]] = {"no workers": [], "workers": ["DATALOADER.NUM_WORKERS", 1]}
 REFUSED: dict[str, tuple[str, list[Any]]] = {
     "odd batch": ("MaPLe", ["DATALOADER.TRAIN_X.BATCH_SIZE", 3]),
     "own step": ("OwnStep", []),
@@ -101,6 +102,8 @@ COMMANDS: dict[str, list[Any]] = {
     "no flag": ["--trainer", "MaPLe", "--no-such-flag"],
     "no key": ["--trainer", "MaPLe", "NO.SUCH", 1],
     "zero-shot": ["--trainer", "ZeroshotCLIP"],
+    "amp": ["--trainer", "MaPLe", "TRAINER.MAPLE.PREC", "amp"],
+    "bf16": ["--trainer", "MaPLe", "TRAINER.MAPLE.PREC", "bf16"],
 }
 
 
@@ -137,7 +140,7 @@ def steps(root: Path, output: Path, name: str, options: list[Any]) -> dict[str, 
 
 def resumed(root: Path, output: Path, options: list[Any]) -> dict[str, Any]:
     """What three epochs learn in one go, and interrupted in the second; all three are augmented."""
-    options = [*options, *AUGMENTED, "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1, "TEST.NO_TEST", True]
+    options = [*options, *AUGMENTED, *THREE_EPOCHS]
     whole = make(root, output / "whole", "MaPLe", options)
     whole.train()
     cut = make(root, output / "cut", "MaPLe", options)

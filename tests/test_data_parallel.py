@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from data_parallel_job import CASES, REFUSED, RESUMED, SETTINGS, Foreign, OwnStep, steps
+from data_parallel_job import (
+    AUGMENTED,
+    CASES,
+    REFUSED,
+    RESUMED,
+    SETTINGS,
+    THREE_EPOCHS,
+    Foreign,
+    OwnStep,
+    make,
+    steps,
+)
 from helpers import ROOT
 
 from dassl.data.samplers import SharedBatches
@@ -85,6 +96,15 @@ def test_an_interrupted_run_goes_on_to_the_same_tensors(case, processes):
         for name, tensor in first["whole"].items():
             assert torch.equal(seen["whole"][name], tensor), name
             assert torch.equal(seen["resumed"][name], tensor), name
+
+
+def test_another_number_of_processes_is_said_where_a_run_goes_on(folder, processes, capsys):
+    options = [*AUGMENTED, *THREE_EPOCHS]
+    trainer = make(folder / "data", folder / "two/resumed no workers/cut", "MaPLe", options)
+    assert trainer.resume_model_if_exist(trainer.output_dir) == 3
+    assert (
+        "It is of a run on 2 processes, here are 1: the images will be augmented" in capsys.readouterr().out
+    )
 
 
 def test_the_first_process_goes_first_and_figures_are_means(processes):
@@ -201,9 +221,10 @@ def test_a_wrong_flag_is_told_once(folder, processes):
     assert told(folder, "no flag")[1].count("unrecognized arguments") == 1
 
 
-def test_several_processes_can_test(folder, processes):
-    assert json.loads((folder / "codes.json").read_text())["zero-shot"] == [0, 0]
-    out, err = told(folder, "zero-shot")
+@pytest.mark.parametrize("name", ["zero-shot", "amp", "bf16"])
+def test_what_only_tests_and_other_precisions_run_too(name, folder, processes):
+    assert json.loads((folder / "codes.json").read_text())[name] == [0, 0]
+    out, err = told(folder, name)
     assert (out.count("* total: 144"), err) == (1, "")
 
 

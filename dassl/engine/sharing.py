@@ -31,10 +31,11 @@ def shared_test(cfg: CfgNode, trainer_class: Any) -> CfgNode:
     So it is for a trainer of which batches can be shared and an evaluator that gathers, `Classification`.
     Other tests are run whole by each process.
     """
+    if this_process()[1] == 1 or cfg.DATALOADER.TEST.SAMPLER != "SequentialSampler":
+        return cfg
     evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
     gathers = getattr(evaluator, "evaluate", None) is Classification.evaluate
-    in_order = cfg.DATALOADER.TEST.SAMPLER == "SequentialSampler"
-    if this_process()[1] == 1 or not (gathers and in_order and _can_share(trainer_class)):
+    if not (gathers and _can_share(trainer_class)):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
@@ -54,20 +55,19 @@ def check_shared_training(trainer: Any) -> None:
     has_something_to_train = getattr(trainer, "has_something_to_train", lambda: True)
     if processes == 1 or not has_something_to_train():
         return
-    name, loader = trainer.cfg.TRAINER.NAME, trainer.train_loader_x
     if not _can_share(type(trainer)):
         raise ValueError(
-            f"TRAINER.NAME is {name}, which takes its training steps in a way of its own, and {processes} "
-            "processes cannot share those. Train with python train.py, without torchrun."
+            f"TRAINER.NAME is {trainer.cfg.TRAINER.NAME}, which takes its steps in a way of its own: "
+            f"{processes} processes cannot share them. Train with python train.py, without torchrun."
         )
-    batches = getattr(loader, "batch_sampler", None)
-    if loader is not None and not isinstance(batches, SharedBatches):
+    if trainer.train_loader_x is None:  # said where it is needed
+        return
+    batches = getattr(trainer.train_loader_x, "batch_sampler", None)
+    if not isinstance(batches, SharedBatches):
         raise ValueError(
             f"DATALOADER.TRAIN_X.LOADER is {trainer.cfg.DATALOADER.TRAIN_X.LOADER}, whose batches "
             f"{processes} processes cannot share. Choose build_data_loader, or train without torchrun."
         )
-    if batches is None:  # said elsewhere
-        return
     given = f"DATALOADER.TRAIN_X.BATCH_SIZE is {batches.batch_size}"
     allowed = f"which {processes} processes cannot share equally; allowed are multiples of {processes}"
     if batches.batch_size % processes:

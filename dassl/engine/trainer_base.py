@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dassl.engine import checkpoints
 from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
-from dassl.utils.distributed import first_process_first, gather, this_process
+from dassl.utils.distributed import gather, this_process, wait_for_all
 
 
 def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
@@ -162,9 +162,9 @@ class TrainerBase:
             state = self.checkpoint_state(name)
             state["epoch"] = epoch + 1
             state["val_result"] = None if val_result is None else float(val_result)
-            with first_process_first():
-                if this_process()[0] == 0:
-                    save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+            if this_process()[0] == 0:
+                save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+        wait_for_all()
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Goes on from the newest epoch of which `directory` has a checkpoint of every model.

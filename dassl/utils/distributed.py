@@ -20,6 +20,7 @@ __all__ = [
     "is_shared_out",
     "mean_of_processes",
     "this_process",
+    "wait_for_all",
 ]
 
 
@@ -42,6 +43,11 @@ def gather(own: Any) -> list[Any]:
         shares *= this_process()[1]
         dist.all_gather_object(shares, own)
     return shares
+
+
+def wait_for_all() -> None:
+    """Goes on when all processes are here."""
+    gather(None)
 
 
 def broadcast(own: Any) -> Any:
@@ -74,12 +80,12 @@ def first_process_first() -> Iterator[None]:
     So that the others read the files that the first one writes, and that it alone meets a mistake of the
     user's: they end with it.
     """
-    process, processes = this_process()
-    if process > 0:
-        gather(None)
+    is_first = this_process()[0] == 0
+    if not is_first:
+        wait_for_all()
     yield
-    if processes > 1 and process == 0:
-        gather(None)
+    if is_first:
+        wait_for_all()
 
 
 def interleave(shares: Sequence[Sequence[Any]]) -> list[Any]:
