@@ -251,7 +251,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def run_unit(jobs: Sequence[Job], output: Path, retries: int = 0) -> None:
+def run_unit(jobs: Sequence[Job], output: Path, retries: int = 0, python: str = sys.executable) -> None:
     """Runs a training and its tests one after the other, on the devices that a scheduler has given.
 
     Raises:
@@ -262,7 +262,7 @@ def run_unit(jobs: Sequence[Job], output: Path, retries: int = 0) -> None:
         if event:
             print(event, flush=True)
 
-    status = Queue(jobs, output, Devices(workers=1), retries).run(tell)
+    status = Queue(jobs, output, Devices(workers=1), retries, python).run(tell)
     for folder, reason in status.failed.items():
         raise RuntimeError(f"{folder}: {reason}")
 
