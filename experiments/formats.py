@@ -150,6 +150,8 @@ def _text_table(table: Table) -> str:
 
 def markdown(report: Report) -> str:
     parts = ["# Results"]
+    if report.warnings:
+        parts.append("\n".join(f"- Attention: {_markdown(warning)}" for warning in report.warnings))
     for section in report.sections:
         parts.append(f"## {_markdown(section.title)}")
         for table in tables_of(section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .benchmarks import LABELS
 from .methods import Method, method_of
 from .placing import Placing
 from .plan_files import Job, read_plan
@@ -88,6 +90,8 @@ def gather(
     found = _Found()
     for folder, files in _walk(folders):
         found.read(folder, files)
+    for folder in folders:
+        found.read_plans_above(folder.resolve())
     planned = [_planned(job, root, found.results, methods) for job, root in found.jobs]
     in_plan = {run.folder for run in planned}
     rest = [each for folder, results in found.results.items() if folder not in in_plan for each in results]
@@ -103,8 +107,14 @@ def gather(
         where = ", ".join(map(str, folders))
         told = "".join(f" {warning}" for warning in found.warnings[:1])
         raise ValueError(f"no runs in {where}: no result.json, no plan, no log of a run.{told}")
-    runs.sort(key=lambda run: (run.method.place, run.method.label, run.seed))
+    runs.sort(key=_order)
     return Gathered(runs, found.warnings)
+
+
+def _order(run: Run) -> tuple:
+    known = list(LABELS)
+    dataset = known.index(run.dataset) if run.dataset in LABELS else len(known)
+    return run.method.place, run.method.label, dataset, run.dataset, run.role, run.seed
 
 
 class _Found:
@@ -154,6 +164,14 @@ class _Found:
                 results.append(log)
         if results:
             self.results[folder] = results
+
+    def read_plans_above(self, folder: Path) -> None:
+        """Reads the plans of a sweep of whose results `folder` is a part: what they want of this part."""
+        for above in folder.parents:
+            for path in sorted((above / "plans").glob("*.json")):
+                with contextlib.suppress(ValueError, OSError):  # of somebody else's
+                    jobs = ((job, above) for job in read_plan(path))
+                    self.jobs += [each for each in jobs if (above / each[0].folder).is_relative_to(folder)]
 
 
 def _walk(folders: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:

@@ -131,6 +131,16 @@ def test_a_plan_says_what_is_wanted_and_for_what(tmp_path: Path) -> None:
     assert len(runs) == 2
 
 
+def test_a_part_of_a_sweeps_folder_is_read_by_the_sweeps_plans(tmp_path: Path) -> None:
+    curve = {"curve": "text branch", "protocol": "depth", "role": "base", "classes": "base"}
+    jobs = [{"folder": f"depth/{value}", "value": value, **curve} for value in (1, 3, 5)]
+    plan(tmp_path, [*jobs, {**jobs[0], "folder": "elsewhere/1", "value": 1, "seed": 2}], protocol="depth")
+    write(tmp_path / "depth" / "1", result(77.0))
+    write(tmp_path / "depth" / "3", result(78.0))
+    found = {(run.value, run.state) for run in find(tmp_path / "depth")}
+    assert found == {(1, "finished"), (3, "finished"), (5, "missing")}
+
+
 def test_a_run_of_two_plans_stands_in_both(tmp_path: Path) -> None:
     job = {"folder": "a", "classes": "all"}
     plan(tmp_path, [{**job, "role": "source", "dataset": "imagenet"}], "cross_dataset")
