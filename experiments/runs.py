@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .benchmarks import LABELS
+from .jobs import ERROR_FILE, RESULT_FILE, last_line
 from .methods import Method, method_of
 from .placing import Placing
 from .plan_files import Job, read_plan
 from .reference_logs import read_logs
 from .results import Result, read_result_file
-from .states import ERROR_FILE, FINISHED, MISSING, last_line, state_of
+from .states import FINISHED, MISSING, state_of
 
-RESULT_FILES = ("result.json", "result_test.json")  # the second is of a test in the folder of a training
+RESULT_FILES = (RESULT_FILE, "result_test.json")  # the second is of a test in the folder of a training
 USUAL_SEEDS = {1, 2, 3}  # the field's convention
 
 

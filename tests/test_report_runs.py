@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_runs import base_to_novel_folder, plan, published_base_to_novel, result, write
 from filelock import FileLock
+from helpers import GOLDEN
 
 from experiments.methods import read_methods
 from experiments.runs import Run, gather
@@ -90,8 +91,8 @@ def test_states_of_planned_runs(tmp_path: Path) -> None:
     (tmp_path / "b" / "error.txt").write_text("Traceback\n  ...\nRuntimeError: out of memory\n\n")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "error.txt").write_text("of an attempt before\n")
-    (tmp_path / "d" / "MultiModalPromptLearner").mkdir(parents=True)
-    (tmp_path / "d" / "MultiModalPromptLearner" / "model.pth.tar-3").touch()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "log.txt").write_text((GOLDEN / "logs/train_base/seed1/log.txt").read_text()[:9000])
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / ".lock").touch()  # left behind: nobody holds it
     with FileLock(tmp_path / "c" / ".lock"):
@@ -106,6 +107,13 @@ def test_states_of_planned_runs(tmp_path: Path) -> None:
     ]
     assert runs[1].reason == "RuntimeError: out of memory"
     assert runs[4].folder == tmp_path / "e"
+
+
+def test_a_planned_result_that_cannot_be_read_has_failed(tmp_path: Path) -> None:
+    plan(tmp_path, [{"folder": "a", "role": "base", "classes": "base"}])
+    write(tmp_path / "a", result(80.0, classes="new"))
+    (run,) = find(tmp_path)
+    assert (run.state, run.reason) == ("failed", "its result.json cannot be read, or is of another test")
 
 
 def test_a_plan_says_what_is_wanted_and_for_what(tmp_path: Path) -> None:
