@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 import datasets  # noqa: F401  (registers the datasets)
@@ -21,9 +22,12 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from datasets.own import ClassNames
+from experiments.record import Record
 
 ROOT = Path(__file__).resolve().parent
-OWN_CODE = {"clip", "dassl", "datasets", "trainers", "train.py"}
+OWN_CODE = {"clip", "dassl", "datasets", "experiments", "trainers", "train.py"}
+LOCK_FILE = ".lock"  # held by the run that writes into a folder
+IN_USE = 75  # exit code where another run holds it
 DEFAULT_DATASET = "shapes"  # embedded: needs no download
 
 
@@ -101,6 +105,7 @@ def setup_cfg(args: argparse.Namespace):
         own_file = ROOT / "configs" / "trainers" / str(args.trainer) / f"{DEFAULT_DATASET}.yaml"
         if not config_file and own_file.exists():
             config_file = str(own_file)
+        args.dataset_config_file, args.config_file = dataset_file, config_file  # what is printed and recorded
     for file in (dataset_file, config_file):
         if file:
             cfg.merge_from_file(file)
@@ -126,11 +131,12 @@ def main(args: argparse.Namespace) -> None:
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
 
-    with _log_of_a_run(cfg.OUTPUT_DIR):
+    with _log_of_a_run(cfg.OUTPUT_DIR), _alone_in(cfg.OUTPUT_DIR):
         print_args(args, cfg)
         print("Collecting env info ...")
         print(f"** System info **\n{collect_env_info()}\n")
         trainer = build_trainer(cfg)
+        record = Record(trainer, args, sys.argv)
         if args.eval_only:
             if trainer.get_model_names() and not args.model_dir:
                 raise ValueError("--eval-only tests what a run has learned: give its folder as --model-dir.")
@@ -138,6 +144,25 @@ def main(args: argparse.Namespace) -> None:
             trainer.test()
         elif not args.no_train:
             trainer.train()
+        if not args.no_train:
+            record.write()
+
+
+@contextlib.contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Keeps the folder for this run, which ends with its process, however that ends.
+
+    Raises:
+        BlockingIOError: another run writes into it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(Path(folder) / LOCK_FILE, timeout=0):
+            yield
+    except Timeout:
+        raise BlockingIOError(
+            f"--output-dir {folder} is in use: another run writes into it. Wait, or give another folder."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -151,16 +176,18 @@ def _log_of_a_run(folder: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        refused = _raised_on_purpose(error)
+        refused = _raised_on_purpose(error) and not isinstance(
+            error, BlockingIOError
+        )  # those files are not ours
         raise
     finally:
         sys.stdout = stdout
         setup_logger(None)
         new = _entries(path) - before
-        logs = {file for file in new if file.parent == path and file.name.startswith("log.txt")}
-        if refused and new == logs:
-            for log in logs:
-                log.unlink()
+        own = {file for file in new if file.parent == path and file.name.startswith(("log.txt", LOCK_FILE))}
+        if refused and new == own:
+            for file in own:
+                file.unlink()
             for place in made:
                 with contextlib.suppress(OSError):  # not empty, or never made
                     place.rmdir()
@@ -255,6 +282,9 @@ def command_line(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except BlockingIOError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return IN_USE
     except (ValueError, OSError, FloatingPointError) as error:
         if not _raised_on_purpose(error):
             raise

@@ -330,6 +330,13 @@ def test_checkpoint_frequency_and_no_test(cfg, capsys):
     assert "Evaluate" not in capsys.readouterr().out
 
 
+def test_only_the_newest_checkpoints_are_kept(cfg):
+    cfg.TRAIN.CHECKPOINT_FREQ = 1
+    cfg.TRAIN.CHECKPOINTS_KEPT = 2
+    Linear(cfg).train()
+    assert saved(cfg) == ["checkpoint", "model.pth.tar-4", "model.pth.tar-5"]
+
+
 # Models
 
 

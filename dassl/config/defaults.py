@@ -25,6 +25,7 @@ def default_config() -> Config:
     cfg.TRAIN = Config(
         {
             "CHECKPOINT_FREQ": 0,  # epochs; 0: only after the last one
+            "CHECKPOINTS_KEPT": 0,  # the newest ones; 0: all. Not a key of upstream
             "PRINT_FREQ": 10,  # batches
             "COUNT_ITER": "train_x",  # whose batches make an epoch: train_x, train_u, smaller_one, ...
         }

@@ -32,6 +32,13 @@ def has_best(folders: Sequence[str]) -> bool:
     return bool(folders) and all(os.path.isfile(os.path.join(folder, BEST)) for folder in folders)
 
 
+def remove_all_but_newest(folders: Sequence[str], kept: int) -> None:
+    """Removes the checkpoints of all epochs but the newest `kept` ones; the best one stays."""
+    for epoch in saved_epochs(folders)[:-kept]:
+        for folder in folders:
+            os.unlink(os.path.join(folder, file_of_epoch(epoch)))
+
+
 def file_to_resume(folders: Sequence[str]) -> str | None:
     """Name of the newest checkpoint that every one of the folders has."""
     epochs = saved_epochs(folders)

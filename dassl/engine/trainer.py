@@ -14,7 +14,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.engine.checkpoints import has_best, saved_epochs
+from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
 from dassl.evaluation import Predictions, build_evaluator
@@ -55,6 +55,7 @@ LEAST = {
     "OPTIM.MAX_EPOCH": 0,
     "OPTIM.MOMENTUM": 0,
     "OPTIM.WEIGHT_DECAY": 0,
+    "TRAIN.CHECKPOINTS_KEPT": 0,
     "TRAIN.PRINT_FREQ": 1,
 }
 
@@ -201,6 +202,9 @@ class SimpleTrainer(TrainerBase):
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if finished == self.max_epoch or (frequency > 0 and finished % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
+            if self.cfg.TRAIN.CHECKPOINTS_KEPT > 0:
+                folders = [osp.join(self.output_dir, name) for name in self.get_model_names()]
+                remove_all_but_newest(folders, self.cfg.TRAIN.CHECKPOINTS_KEPT)
 
     def _keeps_best(self) -> bool:
         return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST

@@ -1,0 +1,212 @@
+"""What a run of `train.py` leaves behind for scripts: result.json, its figures and all that made them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dassl.utils.distributed import this_process
+from dassl.utils.tools import atomic_open
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMAT = 1
+RESULT_FILE = "result.json"
+TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
+PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
+
+
+class Record:
+    """Watches a trainer from before it trains or tests; `write` tells what came of it.
+
+    Any trainer with Dassl's `test()` and `evaluator` will do: both are wrapped, so that the last test counts.
+
+    Args:
+        args: the flags of `train.py`.
+        command: the words behind `python`.
+    """
+
+    def __init__(self, trainer: Any, args: Any, command: Sequence[str]) -> None:
+        self.trainer = trainer
+        self.args = args
+        self.command = list(command)
+        self.start = time.monotonic()
+        self.results: dict[str, float] = {}
+        self.split = ""
+        self.testing = 0.0  # seconds of the last test
+        self._watch_tests()
+
+    def _watch_tests(self) -> None:
+        trainer = self.trainer
+        test, evaluate = trainer.test, getattr(trainer.evaluator, "evaluate", None)
+
+        def timed_test(split: str | None = None, **kwargs: Any) -> Any:
+            start = time.monotonic()
+            result = test(split, **kwargs) if split else test(**kwargs)
+            self.testing = time.monotonic() - start
+            chosen = split or trainer.cfg.TEST.SPLIT
+            self.split = "val" if chosen == "val" and trainer.val_loader is not None else "test"
+            return result
+
+        def kept_evaluation(*args: Any, **kwargs: Any) -> Any:
+            results = evaluate(*args, **kwargs)  # type: ignore[misc]
+            if isinstance(results, Mapping):
+                self.results = {str(name): float(value) for name, value in results.items()}
+            return results
+
+        trainer.test = timed_test
+        if evaluate is not None:
+            trainer.evaluator.evaluate = kept_evaluation
+
+    def write(self) -> None:
+        """Writes the file beside the log, whole or not at all; of several processes the first one does."""
+        if this_process()[0] > 0:
+            return
+        folder = Path(self.trainer.cfg.OUTPUT_DIR)
+        path = folder / RESULT_FILE
+        if self.args.eval_only and _is_of_a_training(path):
+            path = folder / TEST_FILE
+        with atomic_open(str(path)) as file:
+            json.dump(self.content(), file, indent=1)
+            file.write("\n")
+        print(f"Result is saved to {path}")
+
+    def content(self) -> dict[str, Any]:
+        """The fields of the file; docs/results.md tells each."""
+        trainer, cfg, args = self.trainer, self.trainer.cfg, self.args
+        seconds = time.monotonic() - self.start
+        per_class = self._per_class()
+        commit, is_clean = _commit()
+        cuda = trainer.device.type == "cuda"
+        return {
+            "format": FORMAT,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "trainer": cfg.TRAINER.NAME,
+            "config": Path(args.config_file).stem,
+            "dataset": cfg.DATASET.NAME,
+            "dataset_config": Path(args.dataset_config_file).stem,
+            "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "split": self.split,
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "seed": cfg.SEED,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "eval_only": args.eval_only,
+            "model_dir": args.model_dir,
+            "trained_on": self._trained_on(),
+            "sample_sha256": getattr(getattr(trainer.dm.dataset, "sample", None), "sha256", ""),
+            "results": self.results,
+            "total": sum(each["total"] for each in per_class),
+            "correct": sum(each["correct"] for each in per_class),
+            "per_class": per_class,
+            "learned_parameters": self._learned_parameters(),
+            "epochs": 0 if args.eval_only or not trainer.get_model_names() else cfg.OPTIM.MAX_EPOCH,
+            "resumed_from_epoch": trainer.start_epoch,
+            "seconds": {
+                "total": round(seconds, 3),
+                "training": 0.0 if args.eval_only else round(seconds - self.testing, 3),
+                "testing": round(self.testing, 3),
+            },
+            "peak_memory_bytes": {
+                "process": _peak_of_process(),
+                "device": torch.cuda.max_memory_allocated(trainer.device) if cuda else None,
+            },
+            "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
+            "processes": this_process()[1],
+            "versions": _versions(),
+            "commit": commit,
+            "commit_is_clean": is_clean,
+            "command": self.command,
+            "settings": plain(cfg),
+        }
+
+    def _per_class(self) -> list[dict[str, Any]]:
+        """Images and hits by label, where the evaluator keeps labels and guesses as Dassl's does."""
+        true = getattr(self.trainer.evaluator, "_y_true", None)
+        guessed = getattr(self.trainer.evaluator, "_y_pred", None)
+        if not true or guessed is None or len(true) != len(guessed):
+            return []
+        totals = Counter(int(label) for label in true)
+        hits = Counter(int(label) for label, guess in zip(true, guessed, strict=True) if label == guess)
+        names = self.trainer.lab2cname
+        return [
+            {"label": label, "name": names.get(label, ""), "total": totals[label], "correct": hits[label]}
+            for label in sorted(totals)
+        ]
+
+    def _trained_on(self) -> dict[str, Any] | None:
+        """The data of the training; None where nothing was trained, or its checkpoint does not tell."""
+        learner = getattr(getattr(self.trainer, "model", None), "prompt_learner", None)
+        if not self.trainer.get_model_names() or learner is None:
+            return None
+        identity = learner.loaded_identity if self.args.eval_only else learner.identity
+        data = identity.get("data")
+        if not data:
+            return None
+        keys = {
+            "dataset": "DATASET.NAME",
+            "classes": "DATASET.SUBSAMPLE_CLASSES",
+            "shots": "DATASET.NUM_SHOTS",
+            "seed": "SEED",
+            "sample_sha256": "sample_sha256",
+        }
+        return {name: data.get(key) for name, key in keys.items()}
+
+    def _learned_parameters(self) -> int:
+        models = [self.trainer._models[name] for name in self.trainer.get_model_names()]
+        learned = {id(each): each for model in models for each in model.parameters() if each.requires_grad}
+        return sum(each.numel() for each in learned.values())
+
+
+def plain(value: Any) -> Any:
+    """A configuration as dicts, lists, strings and numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _is_of_a_training(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("eval_only") is False
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _peak_of_process() -> int:
+    """The largest resident set that this process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # on the path without being installed
+            continue
+    return found
+
+
+def _commit() -> tuple[str, bool | None]:
+    """The commit of this code and whether it is unchanged; empty and None outside of git."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "", None
+    return commit.strip(), not changes.strip()

@@ -1,0 +1,128 @@
+"""What a run leaves behind for scripts: result.json; and the lock on the folder it writes into."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from helpers import ROOT
+
+from train import IN_USE, command_line
+
+SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def run(root: str, output: Path, *flags: str, trainer: str = "MaPLe", classes: str = "base") -> dict:
+    words = ["--root", root, "--seed", "3", "--trainer", trainer, "--output-dir", str(output), *flags]
+    assert command_line([*words, *SHORT, "DATASET.SUBSAMPLE_CLASSES", classes]) == 0
+    return json.loads((output / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, run(root, folder)
+
+
+def test_a_training_tells_its_figures_to_full_precision(trained):
+    folder, result = trained
+    log = (folder / "log.txt").read_text()
+    assert f"* accuracy: {result['results']['accuracy']:.2f}%" in log
+    assert f"* macro_f1: {result['results']['macro_f1']:.2f}%" in log
+    assert result["results"]["accuracy"] == 100 * result["correct"] / result["total"]
+    assert (result["total"], len(result["per_class"])) == (1200, 24)
+    assert {each["total"] for each in result["per_class"]} == {50}
+    assert result["per_class"][0]["name"] == "striped red circle"
+    assert (result["classes"], result["split"], result["shots"], result["seed"]) == ("base", "test", 1, 3)
+
+
+def test_a_training_tells_what_made_it(trained):
+    folder, result = trained
+    assert (result["trainer"], result["config"], result["dataset"]) == ("MaPLe", "shapes", "Shapes")
+    assert result["settings"]["OPTIM"]["MAX_EPOCH"] == result["epochs"] == 1
+    assert result["settings"]["INPUT"]["SIZE"] == [64, 64]
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+    sample = json.loads((folder / "few_shot.json").read_text())["sha256"]
+    assert result["sample_sha256"] == result["trained_on"]["sample_sha256"] == sample
+    assert result["learned_parameters"] == 33_792
+    assert 0 < result["seconds"]["testing"] < result["seconds"]["total"]
+    assert 1e8 < result["peak_memory_bytes"]["process"] < 1e11
+    assert result["eval_only"] is False
+
+
+def test_a_test_tells_what_it_was_trained_on(root, trained, tmp_path):
+    folder, training = trained
+    result = run(root, tmp_path / "new", "--eval-only", "--model-dir", str(folder), classes="new")
+    assert (result["classes"], result["eval_only"], result["epochs"]) == ("new", True, 0)
+    assert result["trained_on"] == training["trained_on"]
+    assert result["per_class"][0]["name"] != training["per_class"][0]["name"]
+
+
+def test_a_test_in_the_folder_of_its_training_keeps_the_trainings_result(root, trained):
+    folder, training = trained
+    result = run(root, folder, "--eval-only", "--model-dir", str(folder), classes="new")
+    assert result == training
+    assert json.loads((folder / "result_test.json").read_text())["classes"] == "new"
+
+
+def test_zero_shot_was_trained_on_nothing(root, tmp_path):
+    result = run(root, tmp_path, trainer="ZeroshotCLIP")
+    assert (result["trained_on"], result["learned_parameters"], result["epochs"]) == (None, 0, 0)
+
+
+def test_the_best_on_validation_images_is_recorded_by_its_test(root, tmp_path):
+    words = ["--root", root, "--seed", "1", "--trainer", "MaPLe", "--output-dir", str(tmp_path)]
+    assert command_line([*words, *SHORT, "TEST.FINAL_MODEL", "best_val"]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["split"], result["total"]) == ("test", 2400)
+
+
+def test_an_interrupted_run_has_no_result(root, tmp_path, monkeypatch):
+    def stop(self, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainers.maple.MaPLe.forward_backward", stop)
+    words = ["--root", root, "--trainer", "MaPLe", "--output-dir", str(tmp_path)]
+    assert command_line([*words, *SHORT]) == 130
+    assert (tmp_path / "log.txt").is_file()
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_without_git_the_commit_is_empty(monkeypatch):
+    from experiments import record
+
+    monkeypatch.setattr(record, "ROOT", Path(os.sep))
+    assert record._commit() == ("", None)
+
+
+# --- the lock
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(root, tmp_path, capsys):
+    (tmp_path / "log.txt").write_text("of the other run\n")
+    words = ["--root", root, "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path)]
+    with FileLock(tmp_path / ".lock"):
+        assert command_line(words) == IN_USE
+        message = capsys.readouterr().err
+        assert message.startswith(f"train.py: --output-dir {tmp_path} is in use: another run writes into it.")
+        assert message.count("\n") == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "log.txt"]
+    assert command_line(words) == 0
+
+
+def test_a_killed_run_frees_its_folder(tmp_path):
+    program = f"import os, train\nwith train._alone_in({str(tmp_path)!r}):\n    os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -9
+    FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
