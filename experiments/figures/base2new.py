@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .data import Run, shown_name
 from .means import harmonic, mean_over_datasets, missing_footnote, missing_lines
-from .style import COLOURS, LIGHT_GREY, Drawn, footnote, panels, styled
+from .style import COLOURS, LIGHT_GREY, Drawn, finish, panels, styled
 
 PANELS = ("base classes", "new classes", "harmonic mean")
 
@@ -53,5 +53,5 @@ def draw_methods(runs: Sequence[Run]) -> Drawn:
     datasets = list(dict.fromkeys(run.dataset for run in runs))
     over = shown_name(runs, datasets[0]) if len(datasets) == 1 else f"Mean over {len(datasets)} datasets"
     caption = f"{over}: circles are means over the seeds, strokes the seeds."
-    footnote(figure, [caption, missing_footnote(runs)])
+    finish(figure, [caption, missing_footnote(runs)])
     return Drawn("base2new", "Base to novel", caption, figure, missing_lines(runs))

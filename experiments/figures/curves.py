@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .data import Run, shown_name
 from .means import Mean, harmonic, mean_over_datasets, missing_footnote, missing_lines
-from .style import Drawn, footnote, legend_below, look, panels, styled
+from .style import Drawn, finish, look, panels, styled
 
 PANELS = ("base classes", "new classes", "harmonic mean")
 AXES = {
@@ -66,12 +66,11 @@ def draw_curves(runs: Sequence[Run], protocol: str) -> Drawn:
             MaxNLocator(integer=True)
         )
     axes[0][0].set_ylabel("accuracy (%)")
-    legend_below(figure, handles, labels)
     datasets = list(dict.fromkeys(run.dataset for run in runs))
     names = [shown_name(runs, name) for name in datasets]
     over = names[0] if len(names) == 1 else f"Mean over {len(names)} datasets"
     caption = f"{over}, {_seeds(runs)}; bars are the standard deviation over the seeds."
-    footnote(figure, [caption, missing_footnote(runs)])
+    finish(figure, [caption, missing_footnote(runs)], handles, labels)
     title = f"Accuracy over prompt {protocol}"
     return Drawn(protocol, title, caption, figure, missing_lines(runs))
 

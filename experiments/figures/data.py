@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+KEYS = ("protocol", "method", "dataset", "role", "shots", "seed")
 SPECIAL = {"dtd": "DTD", "eurosat": "EuroSAT", "ucf101": "UCF101", "sun397": "SUN397"}
 
 
@@ -54,12 +55,13 @@ def read_runs(folder: Path, protocols: Iterable[str]) -> list[Run]:
             if job["protocol"] in wanted:
                 place = folder / job["folder"]
                 result = place / "result.json"
+                told = {key: job[key] for key in KEYS}
                 found[(job["protocol"], job["folder"])] = Run(
-                    *(job[key] for key in ("protocol", "method", "dataset", "role", "shots", "seed")),
-                    job.get("curve", ""),
-                    job.get("value"),
-                    place,
-                    _read(result) if result.is_file() else None,
+                    **told,
+                    curve=job.get("curve", ""),
+                    value=job.get("value"),
+                    folder=place,
+                    result=_read(result) if result.is_file() else None,
                 )
     if not found:
         names = " or ".join(sorted(wanted))

@@ -1,15 +1,19 @@
-"""Accuracy over the number of training images a class (CoOp, figure 3, arXiv 2109.01134; MaPLe's appendix)."""
+"""Accuracy over the number of training images a class (CoOp, figure 3, arXiv 2109.01134)."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .curves import draw_series
 from .data import Run, shown_name
 from .means import Mean, mean_over_datasets, missing_footnote, missing_lines
-from .style import ROW_WIDTH, Drawn, footnote, legend_below, look, panels, styled
+from .style import ROW_WIDTH, Drawn, finish, look, panels, styled
 
+PUBLISHED = Path(__file__).resolve().parent.parent / "published.json"
+AVERAGE = "average"  # the panel over all datasets
 PUBLISHED_DATASETS = 11  # that published averages are over
 MOST_COLUMNS = 4
 
@@ -33,14 +37,14 @@ def draw_few_shot(runs: Sequence[Run], published: Mapping[str, Mapping[int, floa
     runs = [run for run in runs if run.dataset in datasets]
     methods = list(dict.fromkeys(run.method for run in trained))
     zero_shot = list(dict.fromkeys(run.method for run in runs if run.protocol == "zeroshot"))
-    shown = [*(["average", *datasets] if len(datasets) > 1 else datasets)]
+    shown = [AVERAGE, *datasets] if len(datasets) > 1 else datasets
     columns = min(len(shown), MOST_COLUMNS)
     rows = math.ceil(len(shown) / columns)
     width = ROW_WIDTH if columns > 1 else ROW_WIDTH * 0.6
     figure, axes = panels(columns, rows, width, 3.2 if columns < 3 else 2.2, sharex=True)
     handles = {}
     for axis, name in zip(axes.flat, shown, strict=False):
-        here = [run for run in runs if name in ("average", run.dataset)]
+        here = [run for run in runs if name in (AVERAGE, run.dataset)]
         shots = sorted({run.shots for run in trained})
         for number, method in enumerate(methods):
             handles[method] = draw_series(axis, _by_shots(here, method), number, method)
@@ -53,7 +57,7 @@ def draw_few_shot(runs: Sequence[Run], published: Mapping[str, Mapping[int, floa
                     mean.value, color=look(number).colour, linestyle=(0, (4, 3)), linewidth=1.2
                 )
                 handles[method] = line
-        if name == "average" and published and len(datasets) == PUBLISHED_DATASETS:
+        if name == AVERAGE and published and len(datasets) == PUBLISHED_DATASETS:
             for number, method in enumerate(methods):
                 if curve := published.get(method):
                     (line,) = axis.plot(
@@ -63,22 +67,21 @@ def draw_few_shot(runs: Sequence[Run], published: Mapping[str, Mapping[int, floa
         axis.set_xscale("log", base=2)
         axis.set_xticks(shots, labels=[str(count) for count in shots])
         axis.minorticks_off()
-        title = f"average of {len(datasets)} datasets" if name == "average" else shown_name(runs, name)
-        axis.set_title(title, fontweight="bold" if name == "average" else "normal")
+        title = f"average of {len(datasets)}" if name == AVERAGE else shown_name(runs, name)
+        axis.set_title(title, fontweight="bold" if name == AVERAGE else "normal")
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for index, axis in enumerate(axes.flat[: len(shown)]):
         if index % columns == 0:
             axis.set_ylabel("accuracy (%)")
         if index + columns >= len(shown):
-            axis.set_xlabel("training images a class")
+            axis.set_xlabel("images a class")
             axis.tick_params(labelbottom=True)
-    legend_below(figure, list(handles.values()), list(handles))
     seeds = len({run.seed for run in trained})
     caption = (
         f"Mean over {seeds} seed{'s' if seeds > 1 else ''}; bars are the standard deviation over the seeds."
     )
-    footnote(figure, [caption, missing_footnote(runs)])
+    finish(figure, [caption, missing_footnote(runs)], list(handles.values()), list(handles))
     return Drawn("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
 
 
@@ -89,3 +92,11 @@ def _by_shots(runs: Sequence[Run], method: str) -> dict[float, Mean]:
         shots: mean_over_datasets([run for run in own if run.shots == shots])
         for shots in sorted({run.shots for run in own})
     }
+
+
+def published_averages() -> dict[str, dict[int, float]]:
+    """Published accuracy averaged over 11 datasets, by method and shots."""
+    if not PUBLISHED.is_file():
+        return {}
+    curves = json.loads(PUBLISHED.read_text(encoding="utf-8")).get("few_shot", {})
+    return {method: {int(shots): value for shots, value in curve.items()} for method, curve in curves.items()}

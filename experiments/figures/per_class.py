@@ -11,7 +11,7 @@ import numpy as np
 
 from .data import Run, shown_name
 from .means import missing_footnote, missing_lines
-from .style import COLOURS, LIGHT_GREY, ROW_WIDTH, Drawn, footnote, panels, styled
+from .style import COLOURS, LIGHT_GREY, ROW_WIDTH, Drawn, finish, panels, styled
 
 MOST_CLASSES = 60  # bars that one figure can hold
 BETTER, WORSE = COLOURS[0], COLOURS[1]
@@ -87,12 +87,11 @@ def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
     axis.set_ylim(0, 100)
     axis.set_ylabel("classes (%)")
     axis.set_title(f"{methods[0]} against {methods[1]}, class by class")
-    axis.legend(loc="outside upper right" if False else "upper left", bbox_to_anchor=(0, -0.32))
     caption = (
-        f"Share of the classes of which {methods[0]} recognises more images than {methods[1]}, mean over the seeds; "
-        "in brackets the number of classes; datasets in the order of this share."
+        f"Share of the classes of which {methods[0]} recognises more images than {methods[1]}, mean over the "
+        "seeds; in brackets the number of classes; datasets in the order of this share."
     )
-    footnote(figure, [caption, missing_footnote(own)])
+    finish(figure, [caption, missing_footnote(own)], *axis.get_legend_handles_labels())
     title = f"Classes that gain by {methods[0]} over {methods[1]}"
     return Drawn("per_class", title, caption, figure, missing_lines(own))
 
@@ -131,7 +130,7 @@ def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> D
     name = shown_name(runs, dataset)
     axis.set_title(f"{name}: {share_better(gains):.0f} % of {len(gains)} classes gain")
     caption = f"Gain of {methods[0]} over {methods[1]} on each class of {name}, mean over the seeds."
-    footnote(figure, [cut, missing_footnote(own)])
+    finish(figure, [caption, cut, missing_footnote(own)])
     return Drawn(f"per_class_{dataset}", f"Gain of each class of {name}", caption, figure, missing_lines(own))
 
 

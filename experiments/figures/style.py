@@ -1,7 +1,7 @@
 """How all figures look, and how they are written: PNG for the screen, PDF for print.
 
-Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart. Each goes with a marker and a
-line style of its own, so that a figure survives a grey print, too.
+Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart. Each goes with a marker and
+a line style of its own, so that a figure survives a grey print, too.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 ROW_WIDTH = 7.0  # inches: a page's text, so that a point in the file is a point on paper
-CHARACTERS_PER_INCH = 15  # of a footnote
+CHARACTERS_PER_INCH = 15  # of a footnote, in 9 points
+LINE_HEIGHT, LEGEND_HEIGHT = 0.165, 0.19  # inches a row
 PNG_DPI = 200
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelsize": 10,
@@ -29,7 +31,6 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 9,
     "legend.frameon": False,
     "figure.titlesize": 11,
-    "figure.labelsize": 9,  # of footnotes
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -44,7 +45,7 @@ STYLE: dict[str, Any] = {
 }
 styled = matplotlib.rc_context(STYLE)  # around every function that draws
 
-GREY, LIGHT_GREY = "0.45", "0.8"
+GREY, LIGHT_GREY = "0.35", "0.8"
 # Yellow, the eighth of them, is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -93,22 +94,44 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def footnote(figure: Figure, sentences: Sequence[str]) -> None:
-    """Puts sentences below the figure, in lines as long as it is wide."""
+def finish(
+    figure: Figure, sentences: Sequence[str], handles: Sequence[Any] = (), labels: Sequence[str] = ()
+) -> None:
+    """Adds one legend for all panels and, below it, a footnote; the figure grows by what they need.
+
+    Args:
+        sentences: of the footnote; empty ones are left out.
+        handles, labels: of the legend.
+    """
+    width, height = figure.get_size_inches()
     text = " ".join(sentence for sentence in sentences if sentence)
-    if text:
-        lines = textwrap.wrap(text, int(figure.get_figwidth() * CHARACTERS_PER_INCH))
-        figure.set_figheight(figure.get_figheight() + 0.16 * len(lines))
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", color=GREY, linespacing=1.15)
-
-
-def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend for all panels, above the footnote."""
-    longest = max(map(len, labels), default=1)
-    columns = max(1, int(figure.get_figwidth() * 13 / (longest + 8)))
-    rows = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+    lines = textwrap.wrap(text, int(width * CHARACTERS_PER_INCH))
+    below = LINE_HEIGHT * len(lines) + (0.06 if lines else 0)
+    columns = rows = 0
+    if labels:
+        longest = max(map(len, labels)) + 7  # with the sample of the line
+        columns = min(len(labels), max(1, int(width * CHARACTERS_PER_INCH * 0.9 / longest)))
+        rows = -(-len(labels) // columns)
+    legend = LEGEND_HEIGHT * rows + (0.08 if rows else 0)
+    height += below + legend
+    figure.set_figheight(height)
+    share = (below + legend) / height
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0, share, 1, 1 - share))
+    if labels:
+        shown = figure.legend(
+            handles,
+            labels,
+            loc="lower center",
+            bbox_to_anchor=(0.5, below / height),
+            ncols=columns,
+            borderaxespad=0,
+            labelspacing=0.3,
+        )
+        shown.set_in_layout(False)  # its room is what was left above
+    if lines:
+        figure.text(0.05 / width, 0.04 / height, "\n".join(lines), color=GREY, fontsize=9, va="bottom")
 
 
 def save(drawn: Drawn, folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .style import COLOURS, GREY, Drawn, footnote, panels, styled
+from .style import COLOURS, GREY, Drawn, finish, panels, styled
 
 STEP = re.compile(
     r"^epoch \[(\d+)/\d+\] batch \[(\d+)/(\d+)\] .*?\bloss ([\w.+-]+) \(([\w.+-]+)\).*\blr ([\d.e+-]+)"
@@ -95,6 +95,16 @@ def _read_log(log: Path) -> Training:
     return found
 
 
+def rate_by_epoch(steps: Sequence[Step]) -> tuple[list[int], list[float]]:
+    """Step and learning rate; the rate changes between epochs, of which not each step is logged."""
+    x, y = [], []
+    for epoch in dict.fromkeys(step.epoch for step in steps):
+        own = [step for step in steps if step.epoch == epoch]
+        x += [(epoch - 1) * own[0].batches, *(step.number for step in own), epoch * own[0].batches]
+        y += [own[0].lr, *(step.lr for step in own), own[-1].lr]
+    return x, y
+
+
 def label_of(folder: Path) -> str:
     """Trainer, config and seed, as a run's folder names them."""
     parts = folder.resolve().parts
@@ -119,15 +129,16 @@ def draw_training(folders: Sequence[Path]) -> Drawn:
         loss, rate = axes[0][column], axes[1][column]
         steps = training.steps
         x = [step.number for step in steps]
-        loss.plot(x, [step.loss for step in steps], ".", color=GREY, markersize=3, label="of the batch")
-        loss.plot(x, [step.mean_loss for step in steps], color=COLOURS[0], label="mean of the epoch so far")
+        loss.plot(x, [step.loss for step in steps], ".", color=GREY, markersize=3, label="loss of a batch")
+        loss.plot(
+            x, [step.mean_loss for step in steps], color=COLOURS[0], label="mean loss of the epoch so far"
+        )
         loss.set_title(label_of(folder))
-        rate.plot(x, [step.lr for step in steps], color=COLOURS[2], drawstyle="steps-pre")
+        rate.plot(*rate_by_epoch(steps), color=COLOURS[2])
         if training.accuracy:
             ends = [epoch * steps[0].batches for epoch in training.accuracy]
             axes[2][column].plot(ends, list(training.accuracy.values()), "o-", color=COLOURS[1])
         axes[-1][column].set_xlabel("step")
-    axes[0][0].legend()
     axes[0][0].set_ylabel("loss")
     axes[1][0].set_ylabel("learning rate")
     axes[1][0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
@@ -139,5 +150,6 @@ def draw_training(folders: Sequence[Path]) -> Drawn:
         else ("Loss and learning rate as logged.")
     )
     continued = [label_of(folder) for folder, each in zip(folders, trainings, strict=True) if each.logs > 1]
-    footnote(figure, [f"Joined from several logs: {', '.join(continued)}." if continued else ""])
+    joined = f"Joined from several logs: {', '.join(continued)}." if continued else ""
+    finish(figure, [caption, joined], *axes[0][0].get_legend_handles_labels())
     return Drawn("training", "Course of the training", caption, figure)
