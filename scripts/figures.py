@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.figures.data import read_runs
-
 if TYPE_CHECKING:  # a kind imports what it needs: torch only where a model is used
     from experiments.figures.style import Drawn
 
@@ -40,10 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in folders.items():
         kind = kinds.add_parser(name, help=text, description=text)
         kind.add_argument("folder", type=Path, help="what a sweep has written into, such as output")
+        kind.add_argument("--datasets", nargs="+", metavar="NAME", help="only these (default: all there are)")
         if name == "per-class":
             kind.add_argument("--methods", nargs=2, default=["MaPLe", "CoCoOp"], metavar=("A", "B"))
             kind.add_argument("--classes", choices=CLASSES, default="both", help="of base to novel")
-            kind.add_argument("--dataset", help="draw the gain of each class of this dataset")
     tsne = kinds.add_parser("tsne", help="image embeddings of runs side by side")
     tsne.add_argument("runs", type=Path, nargs="+", help="folders of runs; the first one's test images")
     tsne.add_argument("--images", type=int, default=1000, help="at most so many (default: %(default)s)")
@@ -93,21 +91,8 @@ def draw(args: argparse.Namespace) -> list[Drawn]:
     Raises:
         ValueError, OSError: one line that says what cannot be drawn, and why.
     """
-    if args.kind in ("depth", "length"):
-        from experiments.figures.curves import draw_curves
-
-        return [draw_curves(read_runs(args.folder, [args.kind]), args.kind)]
-    if args.kind == "base2new":
-        from experiments.figures.base2new import draw_methods
-
-        return [draw_methods(read_runs(args.folder, ["base2new"]))]
-    if args.kind == "few-shot":
-        from experiments.figures.few_shot import draw_few_shot, published_averages
-
-        runs = read_runs(args.folder, ["few_shot", "zeroshot"])
-        return [draw_few_shot(runs, published_averages())]
-    if args.kind == "per-class":
-        return _per_class(args)
+    if "folder" in args:
+        return _of_results(args)
     if args.kind == "training":
         from experiments.figures.training import draw_training
 
@@ -126,20 +111,32 @@ def draw(args: argparse.Namespace) -> list[Drawn]:
     return [draw_attention(seen, args.run, args.block, args.rollout)]
 
 
-def _per_class(args: argparse.Namespace) -> list[Drawn]:
-    from experiments.figures.per_class import draw_gains, draw_shares
+def _of_results(args: argparse.Namespace) -> list[Drawn]:
+    """The kinds that need results alone, and no model."""
+    from experiments.figures.data import read_runs
 
-    first, second = args.methods
-    runs = read_runs(args.folder, ["base2new"])
-    if args.classes != "both":
-        runs = [run for run in runs if run.role == args.classes]
-    datasets = {run.dataset for run in runs}
-    if args.dataset:
-        return [draw_gains(runs, (first, second), args.dataset)]
-    drawn = [draw_shares(runs, (first, second))]
-    if len(datasets) == 1:
-        drawn.append(draw_gains(runs, (first, second), *datasets))
-    return drawn
+    protocols = {"per-class": ["base2new"], "few-shot": ["few_shot", "zeroshot"]}.get(args.kind, [args.kind])
+    runs = read_runs(args.folder, protocols, args.datasets)
+    if args.kind == "per-class":
+        from experiments.figures.per_class import draw_gains, draw_shares
+
+        methods = (args.methods[0], args.methods[1])
+        if args.classes != "both":
+            runs = [run for run in runs if run.role == args.classes]
+        drawn = [draw_shares(runs, methods)]
+        datasets = {run.dataset for run in runs}
+        return [*drawn, draw_gains(runs, methods, *datasets)] if len(datasets) == 1 else drawn
+    if args.kind == "few-shot":
+        from experiments.figures.few_shot import draw_few_shot
+
+        return [draw_few_shot(runs)]
+    if args.kind == "base2new":
+        from experiments.figures.base2new import draw_methods
+
+        return [draw_methods(runs)]
+    from experiments.figures.curves import draw_curves
+
+    return [draw_curves(runs, args.kind)]
 
 
 if __name__ == "__main__":

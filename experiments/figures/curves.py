@@ -10,10 +10,13 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from .data import Run, shown_name
-from .means import Mean, harmonic, mean_over_datasets, missing_footnote, missing_lines
+from experiments.runs import Run
+
+from .data import datasets_of, methods_of, over_what, seeds_of
+from .means import Mean, base_new_harmonic, missing_footnote, missing_lines, nothing_to_draw
 from .style import Drawn, finish, look, panels, styled
 
+MOST_TICKS = 12
 PANELS = ("base classes", "new classes", "harmonic mean")
 AXES = {
     "depth": "prompt depth J (blocks)",
@@ -22,20 +25,26 @@ AXES = {
 
 
 def series_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Method and curve of each series, in the order of the plan."""
-    return list(dict.fromkeys((run.method, run.curve) for run in runs))
+    """Key of the method, and curve, of each series, in the order of the plan."""
+    return list(dict.fromkeys((run.method.key, run.curve) for run in runs))
 
 
-def points(runs: Sequence[Run]) -> dict[float, tuple[Mean, Mean, Mean]]:
-    """Base, new and harmonic mean at each value on the x axis; of the runs of one series."""
-    found = {}
-    for value in sorted({run.value for run in runs if run.value is not None}):
-        here = [run for run in runs if run.value == value]
-        base, new = (
-            mean_over_datasets([run for run in here if run.role == role]) for role in ("base", "new")
-        )
-        found[value] = (base, new, harmonic(base, new))
-    return found
+def label_of_series(series: tuple[str, str], runs: Sequence[Run]) -> str:
+    """The curve's name; with its method, where there are several and the name does not say which."""
+    key, curve = series
+    labels = {method.key: method.label for method in methods_of(runs)}
+    if not curve:
+        return labels[key]
+    return curve if len(labels) == 1 or curve == labels[key] else f"{curve} ({labels[key]})"
+
+
+def points(series: tuple[str, str], runs: Sequence[Run]) -> dict[float, tuple[Mean, Mean, Mean]]:
+    """Base, new and harmonic mean of a series at each value on the x axis."""
+    own = [run for run in runs if (run.method.key, run.curve) == series]
+    return {
+        value: base_new_harmonic([run for run in own if run.value == value], datasets_of(runs))
+        for value in sorted({run.value for run in own if run.value is not None})
+    }
 
 
 @styled
@@ -43,39 +52,35 @@ def draw_curves(runs: Sequence[Run], protocol: str) -> Drawn:
     """Draws the runs of the protocol `depth` or `length`.
 
     Raises:
-        ValueError: none of them has a result.
+        ValueError: no point has results on all datasets.
     """
-    if all(run.result is None for run in runs):
-        raise ValueError(f"None of the {len(runs)} planned runs of {protocol} has a result yet.")
     series = series_of(runs)
-    methods = {method for method, _ in series}
+    found = {each: points(each, runs) for each in series}
+    if all(mean.value is None for each in found.values() for three in each.values() for mean in three):
+        raise nothing_to_draw(runs)
     figure, axes = panels(len(PANELS), sharex=True)
-    handles, labels = [], []
-    for number, (method, curve) in enumerate(series):
-        label = " ".join(part for part in (method if len(methods) > 1 else "", curve) if part) or method
-        found = points([run for run in runs if (run.method, run.curve) == (method, curve)])
+    labels, handles = [label_of_series(each, runs) for each in series], []
+    for number, each in enumerate(series):
         for column, axis in enumerate(axes[0]):
-            handle = draw_series(axis, {x: three[column] for x, three in found.items()}, number, label)
+            means = {value: three[column] for value, three in found[each].items()}
+            handle = draw_series(axis, means, number)
         handles.append(handle)
-        labels.append(label)
     for axis, title in zip(axes[0], PANELS, strict=True):
         axis.set_title(title)
         axis.set_xlabel(AXES[protocol])
         values = sorted({run.value for run in runs if run.value is not None})
-        axis.set_xticks(values) if len(values) <= 12 else axis.xaxis.set_major_locator(
-            MaxNLocator(integer=True)
-        )
+        if len(values) <= MOST_TICKS:
+            axis.set_xticks(values)
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("accuracy (%)")
-    datasets = list(dict.fromkeys(run.dataset for run in runs))
-    names = [shown_name(runs, name) for name in datasets]
-    over = names[0] if len(names) == 1 else f"Mean over {len(names)} datasets"
-    caption = f"{over}, {_seeds(runs)}; bars are the standard deviation over the seeds."
+    caption = f"{over_what(runs)}, {seeds_of(runs)}; bars are the standard deviation over the seeds."
     finish(figure, [caption, missing_footnote(runs)], handles, labels)
     title = f"Accuracy over prompt {protocol}"
     return Drawn(protocol, title, caption, figure, missing_lines(runs))
 
 
-def draw_series(axis: Any, means: dict[float, Mean], number: int, label: str) -> Any:
+def draw_series(axis: Any, means: dict[float, Mean], number: int) -> Any:
     """A line with error bars; points that lack runs are hollow. Returns what a legend shows."""
     style = look(number)
     there = {x: mean for x, mean in means.items() if mean.value is not None}
@@ -98,10 +103,5 @@ def draw_series(axis: Any, means: dict[float, Mean], number: int, label: str) ->
             markerfacecolor="white" if mean.missing else style.colour,
             linestyle="none",
         )
-    (handle,) = axis.plot([], [], color=style.colour, marker=style.marker, linestyle=style.line, label=label)
+    (handle,) = axis.plot([], [], color=style.colour, marker=style.marker, linestyle=style.line)
     return handle
-
-
-def _seeds(runs: Sequence[Run]) -> str:
-    count = len({run.seed for run in runs})
-    return f"{count} seed{'s' if count > 1 else ''}"

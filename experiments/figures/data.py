@@ -1,82 +1,72 @@
-"""Runs of a folder as figures need them: what was planned, and what came of it."""
+"""The runs of a folder, as figures need them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-KEYS = ("protocol", "method", "dataset", "role", "shots", "seed")
-SPECIAL = {"dtd": "DTD", "eurosat": "EuroSAT", "ucf101": "UCF101", "sun397": "SUN397"}
+from experiments.benchmarks import label_of
+from experiments.methods import Method, read_methods
+from experiments.results import read_json
+from experiments.runs import RESULT_FILES, Run, gather
 
 
-@dataclass(frozen=True)
-class Run:
-    """A planned run.
+def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | None = None) -> list[Run]:
+    """The runs of these protocols, those planned and not done, too; in the order of the methods.
 
-    Attributes:
-        dataset: stem of the dataset's configuration.
-        role: base, new, all, source or target.
-        curve, value: of a run over depth or length; "" and None of others.
-        result: what `result.json` holds; None while the run is not finished.
-    """
-
-    protocol: str
-    method: str
-    dataset: str
-    role: str
-    shots: int
-    seed: int
-    curve: str
-    value: float | None
-    folder: Path
-    result: Mapping[str, Any] | None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Percent."""
-        return None if self.result is None else float(self.result["results"]["accuracy"])
-
-
-def read_runs(folder: Path, protocols: Iterable[str]) -> list[Run]:
-    """The runs that the plans of a folder want, of these protocols; each once.
+    Args:
+        datasets: stems of the files in configs/datasets; None for all.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no plan of these protocols in it.
-        ValueError: a file cannot be read.
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no such run in it.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder.")
-    wanted, found = set(protocols), {}
-    for file in sorted((folder / "plans").glob("*.json")):
-        for job in _read(file)["jobs"]:
-            if job["protocol"] in wanted:
-                place = folder / job["folder"]
-                result = place / "result.json"
-                told = {key: job[key] for key in KEYS}
-                found[(job["protocol"], job["folder"])] = Run(
-                    **told,
-                    curve=job.get("curve", ""),
-                    value=job.get("value"),
-                    folder=place,
-                    result=_read(result) if result.is_file() else None,
-                )
-    if not found:
-        names = " or ".join(sorted(wanted))
-        raise FileNotFoundError(f"{folder}: no plan of {names} is in its folder plans; run scripts.sweep.")
-    return list(found.values())
+    wanted = list(protocols)
+    runs = [run for run in gather([folder], read_methods()).runs if run.protocol in wanted]
+    if not runs:
+        raise ValueError(
+            f"{folder} holds no run of {' or '.join(wanted)}; python -m scripts.sweep {wanted[0]} makes them."
+        )
+    known = datasets_of(runs)
+    for name in datasets or ():
+        if name not in known:
+            raise ValueError(f"--datasets {name}: there is no run on it; there are {', '.join(known)}.")
+    return [run for run in runs if datasets is None or run.dataset in datasets]
 
 
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}); delete it and run again.") from error
+def methods_of(runs: Sequence[Run]) -> list[Method]:
+    """The methods, each once."""
+    return list({run.method.key: run.method for run in runs}.values())
 
 
-def shown_name(runs: Sequence[Run], dataset: str) -> str:
-    """A dataset's own name where a run tells it, else the stem of its configuration."""
-    names = (run.result["dataset"] for run in runs if run.result and run.dataset == dataset)
-    return next(names, SPECIAL.get(dataset, dataset))
+def datasets_of(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(run.dataset for run in runs))
+
+
+def over_what(runs: Sequence[Run]) -> str:
+    """The dataset by name, or over how many is averaged."""
+    datasets = datasets_of(runs)
+    return label_of(datasets[0]) if len(datasets) == 1 else f"Mean over {len(datasets)} datasets"
+
+
+def seeds_of(runs: Sequence[Run]) -> str:
+    """How many seeds, in words."""
+    count = len({run.seed for run in runs})
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def per_class_of(run: Run) -> list[dict[str, Any]]:
+    """Name, images and hits of each class; none where the run has no result.json.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    if run.result is None:
+        return []
+    for name in RESULT_FILES:
+        path = run.result.folder / name
+        content = read_json(path) if path.is_file() else {}
+        if content.get("classes") == run.result.classes and content.get("split") == run.result.split:
+            return content.get("per_class") or []
+    return []

@@ -2,101 +2,106 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.benchmarks import ELEVEN, label_of
+from experiments.methods import Method
+from experiments.published import numbers_of, published
+from experiments.runs import Run
 
 from .curves import draw_series
-from .data import Run, shown_name
-from .means import Mean, mean_over_datasets, missing_footnote, missing_lines
+from .data import datasets_of, methods_of, seeds_of
+from .means import Mean, mean_over_datasets, missing_footnote, missing_lines, nothing_to_draw
 from .style import ROW_WIDTH, Drawn, finish, look, panels, styled
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "published.json"
 AVERAGE = "average"  # the panel over all datasets
-PUBLISHED_DATASETS = 11  # that published averages are over
 MOST_COLUMNS = 4
+DASHES = (0, (4, 3))
 
 
 @styled
-def draw_few_shot(runs: Sequence[Run], published: Mapping[str, Mapping[int, float]] | None = None) -> Drawn:
+def draw_few_shot(runs: Sequence[Run]) -> Drawn:
     """A panel a dataset, and one of their average; zero-shot methods are dashed lines.
+
+    Where the runs are of the eleven datasets and the backbone of the papers, published averages stand beside
+    the average, thin and dotted.
 
     Args:
         runs: of the protocols `few_shot` and, where there are some, `zeroshot`.
-        published: average accuracy over 11 datasets by shots, for each method; drawn where these runs are
-            of as many.
 
     Raises:
         ValueError: no run of `few_shot` has a result.
     """
     trained = [run for run in runs if run.protocol == "few_shot"]
-    if all(run.result is None for run in trained):
-        raise ValueError(f"None of the {len(trained)} planned runs of few_shot has a result yet.")
-    datasets = list(dict.fromkeys(run.dataset for run in trained))
+    if all(run.accuracy is None for run in trained):
+        raise nothing_to_draw(trained or runs)
+    datasets = datasets_of(trained)
     runs = [run for run in runs if run.dataset in datasets]
-    methods = list(dict.fromkeys(run.method for run in trained))
-    zero_shot = list(dict.fromkeys(run.method for run in runs if run.protocol == "zeroshot"))
     shown = [AVERAGE, *datasets] if len(datasets) > 1 else datasets
     columns = min(len(shown), MOST_COLUMNS)
-    rows = math.ceil(len(shown) / columns)
+    rows = -(-len(shown) // columns)
     width = ROW_WIDTH if columns > 1 else ROW_WIDTH * 0.6
     figure, axes = panels(columns, rows, width, 3.2 if columns < 3 else 2.2, sharex=True)
-    handles = {}
-    for axis, name in zip(axes.flat, shown, strict=False):
-        here = [run for run in runs if name in (AVERAGE, run.dataset)]
-        shots = sorted({run.shots for run in trained})
-        for number, method in enumerate(methods):
-            handles[method] = draw_series(axis, _by_shots(here, method), number, method)
-        for number, method in enumerate(zero_shot, start=len(methods)):
-            mean = mean_over_datasets(
-                [run for run in here if (run.method, run.protocol) == (method, "zeroshot")]
-            )
-            if mean.value is not None:
-                line = axis.axhline(
-                    mean.value, color=look(number).colour, linestyle=(0, (4, 3)), linewidth=1.2
-                )
-                handles[method] = line
-        if name == AVERAGE and published and len(datasets) == PUBLISHED_DATASETS:
-            for number, method in enumerate(methods):
-                if curve := published.get(method):
-                    (line,) = axis.plot(
-                        *zip(*curve.items(), strict=True), color=look(number).colour, lw=0.8, ls=":"
-                    )
-                    handles[f"{method}, published"] = line
+    shots = sorted({run.shots for run in trained})
+    handles: dict[str, Any] = {}
+    for index, (axis, name) in enumerate(zip(axes.flat, shown, strict=False)):
+        handles |= _draw_panel(axis, runs, datasets if name == AVERAGE else [name])
+        if name == AVERAGE and _is_as_published(trained):
+            handles |= _draw_published(axis, methods_of(trained))
         axis.set_xscale("log", base=2)
         axis.set_xticks(shots, labels=[str(count) for count in shots])
         axis.minorticks_off()
-        title = f"average of {len(datasets)}" if name == AVERAGE else shown_name(runs, name)
-        axis.set_title(title, fontweight="bold" if name == AVERAGE else "normal")
-    for axis in axes.flat[len(shown) :]:
-        axis.set_visible(False)
-    for index, axis in enumerate(axes.flat[: len(shown)]):
+        axis.set_title(f"average of {len(datasets)}" if name == AVERAGE else label_of(name))
         if index % columns == 0:
             axis.set_ylabel("accuracy (%)")
         if index + columns >= len(shown):
             axis.set_xlabel("images a class")
             axis.tick_params(labelbottom=True)
-    seeds = len({run.seed for run in trained})
-    caption = (
-        f"Mean over {seeds} seed{'s' if seeds > 1 else ''}; bars are the standard deviation over the seeds."
-    )
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    caption = f"Mean over {seeds_of(trained)}; bars are the standard deviation over the seeds."
     finish(figure, [caption, missing_footnote(runs)], list(handles.values()), list(handles))
     return Drawn("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
 
 
-def _by_shots(runs: Sequence[Run], method: str) -> dict[float, Mean]:
-    """The mean of a method at each number of shots."""
-    own = [run for run in runs if (run.method, run.protocol) == (method, "few_shot")]
+def _draw_panel(axis: Any, runs: Sequence[Run], datasets: Sequence[str]) -> dict[str, Any]:
+    """Curves of what was trained, lines of what was not. Returns what a legend shows, by label."""
+    handles = {}
+    for number, method in enumerate(methods_of(runs)):
+        own = [run for run in runs if run.method.key == method.key and run.dataset in datasets]
+        if method.is_zero_shot:
+            mean = mean_over_datasets(own, datasets)
+            if mean.value is not None:
+                colour = look(number).colour
+                handles[method.label] = axis.axhline(
+                    mean.value, color=colour, linestyle=DASHES, linewidth=1.2
+                )
+        else:
+            handles[method.label] = draw_series(axis, _by_shots(own, datasets), number)
+    return handles
+
+
+def _by_shots(runs: Sequence[Run], datasets: Sequence[str]) -> dict[float, Mean]:
+    """The mean of a method's runs at each number of shots."""
     return {
-        shots: mean_over_datasets([run for run in own if run.shots == shots])
-        for shots in sorted({run.shots for run in own})
+        shots: mean_over_datasets([run for run in runs if run.shots == shots], datasets)
+        for shots in sorted({run.shots for run in runs})
     }
 
 
-def published_averages() -> dict[str, dict[int, float]]:
-    """Published accuracy averaged over 11 datasets, by method and shots."""
-    if not PUBLISHED.is_file():
-        return {}
-    curves = json.loads(PUBLISHED.read_text(encoding="utf-8")).get("few_shot", {})
-    return {method: {int(shots): value for shots, value in curve.items()} for method, curve in curves.items()}
+def _is_as_published(runs: Sequence[Run]) -> bool:
+    """Whether published averages are over these datasets, with this backbone."""
+    backbones = {run.result.backbone for run in runs if run.result}
+    return {run.dataset for run in runs} == set(ELEVEN) and backbones == {published()["backbone"]}
+
+
+def _draw_published(axis: Any, methods: Sequence[Method]) -> dict[str, Any]:
+    handles = {}
+    for method in methods:
+        if curve := numbers_of("few_shot", method):
+            shots, values = [int(count) for count in curve], list(curve.values())
+            colour = look(methods.index(method)).colour
+            (line,) = axis.plot(shots, values, color=colour, linewidth=1, linestyle=":")
+            handles[f"{method.label}, published"] = line
+    return handles

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, pstdev
+from statistics import fmean, pstdev
 
-from .data import Run
+from experiments.runs import Run
+from experiments.values import harmonic_mean
 
 MOST_MISSING = 4  # that a line names
+HOLLOW = ": hollow points lack seeds, and points that lack a dataset are left out"
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,10 @@ class Mean:
     """An accuracy in percent, averaged over datasets.
 
     Attributes:
-        value: the mean over the datasets of their means over the seeds; None without a run.
+        value: the mean over the datasets of their means over the seeds; None if a dataset has no result,
+            since a mean over other datasets is another quantity.
         by_seed: the mean over the datasets, of each seed that has all of them.
-        missing: planned runs without a result.
+        missing: wanted runs without a result.
     """
 
     value: float | None
@@ -32,23 +34,18 @@ class Mean:
         return pstdev(self.by_seed.values()) if self.by_seed else 0.0
 
 
-def mean_over_datasets(runs: Sequence[Run]) -> Mean:
-    """The mean of runs that differ in dataset and seed only."""
-    accuracies: defaultdict[str, dict[int, float]] = defaultdict(dict)
+def mean_over_datasets(runs: Sequence[Run], datasets: Sequence[str]) -> Mean:
+    """The mean of runs that differ in dataset and seed only, over these datasets."""
+    accuracies: dict[str, dict[int, float]] = {dataset: {} for dataset in datasets}
     for run in runs:
         if run.accuracy is not None:
             accuracies[run.dataset][run.seed] = run.accuracy
     missing = tuple(run for run in runs if run.accuracy is None)
-    if not accuracies:
+    if not all(accuracies.values()):
         return Mean(None, {}, missing)
-    value = mean(mean(each.values()) for each in accuracies.values())
-    seeds = {run.seed for run in runs}
-    datasets = {run.dataset for run in runs}
-    by_seed = {
-        seed: mean(accuracies[name][seed] for name in datasets)
-        for seed in sorted(seeds)
-        if all(seed in accuracies.get(name, ()) for name in datasets)
-    }
+    value = fmean(fmean(each.values()) for each in accuracies.values())
+    complete = sorted(set.intersection(*(set(each) for each in accuracies.values())))
+    by_seed = {seed: fmean(each[seed] for each in accuracies.values()) for seed in complete}
     return Mean(value, by_seed, missing)
 
 
@@ -62,20 +59,41 @@ def harmonic(base: Mean, new: Mean) -> Mean:
     return Mean(harmonic_mean(base.value, new.value), by_seed, missing)
 
 
-def harmonic_mean(base: float, new: float) -> float:
-    return 2 * base * new / (base + new) if base and new else 0.0
+def base_new_harmonic(runs: Sequence[Run], datasets: Sequence[str]) -> tuple[Mean, Mean, Mean]:
+    """The means of base and of new classes, and the harmonic mean of both."""
+    base, new = (
+        mean_over_datasets([run for run in runs if run.role == role], datasets) for role in ("base", "new")
+    )
+    return base, new, harmonic(base, new)
+
+
+def nothing_to_draw(runs: Sequence[Run]) -> ValueError:
+    """The error where no mean is known, which says what could be drawn instead."""
+    done = sorted({run.dataset for run in runs if run.accuracy is not None})
+    if not done:
+        return ValueError(f"None of the {len(runs)} runs of {runs[0].protocol} has a result yet.")
+    count = len({run.dataset for run in runs})
+    return ValueError(
+        f"Nothing has results on all {count} datasets yet, over which is averaged; --datasets takes a part of "
+        f"them. There are results on {', '.join(done)}."
+    )
 
 
 def missing_lines(runs: Sequence[Run]) -> list[str]:
-    """One line that says how many planned runs have no result, and names the first of them."""
-    missing = [run for run in runs if run.result is None]
+    """One line that says how many wanted runs have no result, and names the first of them."""
+    missing = [run for run in runs if run.accuracy is None]
     if not missing:
         return []
-    named = [str(run.folder) for run in missing[:MOST_MISSING]]
+    named = [str(run.folder or _name(run)) for run in missing[:MOST_MISSING]]
     more = f" and {len(missing) - MOST_MISSING} more" if len(missing) > MOST_MISSING else ""
-    return [f"{len(missing)} of {len(runs)} planned runs have no result yet: {', '.join(named)}{more}"]
+    return [f"{len(missing)} of {len(runs)} runs have no result yet: {', '.join(named)}{more}"]
 
 
-def missing_footnote(runs: Sequence[Run]) -> str:
-    missing = sum(run.result is None for run in runs)
-    return f"{missing} of {len(runs)} planned runs are missing; hollow points lack some." if missing else ""
+def missing_footnote(runs: Sequence[Run], shown: str = HOLLOW) -> str:
+    """How many are missing, and how that shows; nothing if none is."""
+    missing = sum(run.accuracy is None for run in runs)
+    return f"{missing} of {len(runs)} runs are missing{shown}." if missing else ""
+
+
+def _name(run: Run) -> str:
+    return f"{run.method.label} on {run.dataset} ({run.role}, {run.shots} shots, seed {run.seed})"

@@ -181,7 +181,8 @@ def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int
     caption = (
         f"{len(classnames)} test images of {len(names)} classes, the same in all panels; perplexity "
         f"{perplexity:.3g}, started from PCA, seed {seed}. {NEIGHBOURS}-NN accuracy: images whose "
-        f"{NEIGHBOURS} nearest others by cosine, in the embedding and not in the picture, vote for their class."
+        f"{NEIGHBOURS} nearest others by cosine, in the embedding and not in the picture, vote for "
+        "their class."
     )
     shown = axes[0][0].get_legend_handles_labels() if len(names) <= MOST_IN_LEGEND else ()
     finish(figure, [caption], *shown)
