@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.figures.style import save
 
         first = args.folder if "folder" in args else args.run if "run" in args else args.runs[0]
+        for note in dict.fromkeys(note for each in drawn for note in each.notes):
+            print(note)
         for each in drawn:
-            for note in each.notes:
-                print(note)
             print("Written:", *save(each, args.out or first / "figures"))
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.ticker import MaxNLocator
+
 from experiments.runs import Run
 
 from .data import datasets_of, methods_of, over_what
@@ -39,7 +41,9 @@ def draw_methods(runs: Sequence[Run]) -> Drawn:
             if mean.value is not None:
                 face = "white" if mean.missing else COLOURS[0]
                 seeds = list(mean.by_seed.values())
-                axis.plot(seeds, [row] * len(seeds), "|", color=COLOURS[1], markersize=9, markeredgewidth=1.5)
+                axis.plot(
+                    seeds, [row] * len(seeds), "|", color=COLOURS[1], markersize=12, markeredgewidth=1.5
+                )
                 axis.plot(mean.value, row, "o", color=COLOURS[0], markerfacecolor=face, markersize=6)
                 place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 axis.annotate(f"{mean.value:.1f}", (mean.value, row), **place)
@@ -47,6 +51,7 @@ def draw_methods(runs: Sequence[Run]) -> Drawn:
         axis.set_title(title)
         axis.set_xlabel("accuracy (%)")
         axis.margins(x=0.15)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.grid(axis="y", color=LIGHT_GREY)
     axes[0][0].set_yticks(range(len(means)), labels=list(means))
     axes[0][0].set_ylim(len(means) - 0.4, -0.7)

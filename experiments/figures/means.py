@@ -74,8 +74,8 @@ def nothing_to_draw(runs: Sequence[Run]) -> ValueError:
         return ValueError(f"None of the {len(runs)} runs of {runs[0].protocol} has a result yet.")
     count = len({run.dataset for run in runs})
     return ValueError(
-        f"Nothing has results on all {count} datasets yet, over which is averaged; --datasets takes a part of "
-        f"them. There are results on {', '.join(done)}."
+        f"Nothing has results on all {count} datasets yet, over which is averaged; --datasets takes a part "
+        f"of them. There are results on {', '.join(done)}."
     )
 
 

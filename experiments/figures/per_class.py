@@ -88,10 +88,11 @@ def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
     names = [f"{label_of(dataset)} ({len(gains[dataset])})" for dataset in ordered]
     slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(names) > 3 else {}
     axis.set_xticks(places, labels=names, **slanted)
-    axis.set_xlim(-0.6, len(ordered) - 0.4)
+    middle, half = (len(ordered) - 1) / 2, max(len(ordered), 3) / 2
+    axis.set_xlim(middle - half, middle + half)
     axis.set_ylim(0, 100)
     axis.set_ylabel("classes (%)")
-    axis.set_title(f"{first} against {second}, class by class")
+    axis.set_title(f"{first}\nagainst {second}, class by class")
     caption = (
         f"Share of the classes of which {first} recognises more images than {second}, mean over the seeds; "
         "in brackets the number of classes; datasets in the order of this share."
