@@ -53,6 +53,9 @@ LATEX_SIGNS = {
     "†": r"\textdagger{}",
     "<": "$<$",
     ">": "$>$",
+    "×": r"$\times$",
+    "[": "{[}",  # not the optional argument of a line's end
+    "]": "{]}",
 }
 
 
@@ -63,7 +66,8 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, str):
         return cell
     if isinstance(cell, Difference):
-        return f"{round(cell.points, 2) + 0.0:+.2f} {cell.verdict}"  # no -0.00
+        points = round(cell.points, 2) + 0.0  # no -0.00
+        return f"{points:+.2f} {cell.verdict}".replace("-", "−")
     if cell.lacking:
         return f"– ({cell.lacking})"
     count = f"({len(cell.by_seed)}/{cell.wanted})"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 METHODS_FILE = Path(__file__).resolve().parent.parent / "configs" / "protocols" / "methods.yaml"
+CONDITIONS = {"protocol", "dataset", "shots"}  # of a rule; shots are a list
 
 
 @dataclass(frozen=True)
@@ -16,15 +18,15 @@ class Method:
     """A trainer with its settings, under the name that it has in tables.
 
     Attributes:
-        configs: stems of files of configs/trainers/<trainer>.
-        published: the name of its published numbers, by protocol.
+        rules: which file of configs/trainers/<trainer> is taken where; the first that fits counts.
+        published: the name of its published numbers, by table.
         place: its row among the methods.
     """
 
     key: str
     label: str
     trainer: str
-    configs: frozenset[str] = frozenset()
+    rules: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     published: Mapping[str, str] = field(default_factory=dict, hash=False)
     place: int = 10**6
 
@@ -33,41 +35,63 @@ class Method:
         """Nothing is learned: no seed and no shots that could matter."""
         return self.trainer.startswith("Zeroshot")
 
+    @property
+    def configs(self) -> frozenset[str]:
+        """Stems of all its files."""
+        return frozenset(rule["config"] for rule in self.rules)
+
+    def config(self, protocol: str, dataset: str, shots: int) -> str:
+        """The stem of the file for a protocol, the dataset that is trained on, and a number of shots.
+
+        Raises:
+            ValueError: no rule fits.
+        """
+        given = {"protocol": protocol, "dataset": dataset}
+        for rule in self.rules:
+            fits = all(rule[key] == given[key] for key in given if key in rule)
+            if fits and shots in rule.get("shots", [shots]):
+                return rule["config"]
+        raise ValueError(
+            f"{METHODS_FILE.name}: no rule of {self.key} fits protocol {protocol}, dataset {dataset}, "
+            f"{shots} shots. Name a configuration: --trainers {self.trainer}:CONFIG."
+        )
+
 
 def read_methods(path: Path | None = None) -> list[Method]:
-    """The methods of a file, in its order; none if there is no such file.
+    """The methods of a file, in its order.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is not a table of methods.
     """
     path = path or METHODS_FILE
-    if not path.exists():
-        return []
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
-        raise ValueError(
-            f"{path} holds no table of methods: NAME: {{trainer: ..., config: ...}} is expected."
-        )
+        raise ValueError(f"{path} holds no table of methods: NAME: {{trainer: ..., configs: ...}} is expected.")
     return [_method(path, str(key), entry, place) for place, (key, entry) in enumerate(table.items())]
 
 
-def _method(path: Path, key: str, entry: Mapping, place: int) -> Method:
-    for name, kind in (("trainer", str), ("configs", dict), ("published", dict)):
-        if not isinstance(entry.get(name, kind()), kind) or (name == "trainer" and not entry.get(name)):
-            wanted = "a name" if kind is str else "a table"
-            raise ValueError(f"{path}: {key}.{name} is {entry.get(name)!r}; allowed is {wanted}.")
-    configs = {str(entry.get("config", "")), *map(str, entry.get("configs", {}).values())} - {""}
-    return Method(
-        key=key,
-        label=str(entry.get("label", key)),
-        trainer=entry["trainer"],
-        configs=frozenset(configs),
-        published=entry.get("published", {}),
-        place=place,
-    )
+def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Method:
+    trainer, rules, published = entry.get("trainer"), entry.get("configs"), entry.get("published", {})
+    if not isinstance(trainer, str):
+        raise ValueError(f"{path}: {key}.trainer is {trainer!r}; allowed is the name of a trainer.")
+    if not isinstance(published, dict):
+        raise ValueError(f"{path}: {key}.published is {published!r}; allowed are names by table.")
+    if not isinstance(rules, list) or not all(
+        isinstance(rule, dict)
+        and isinstance(rule.get("config"), str)
+        and rule.keys() <= CONDITIONS | {"config"}
+        and isinstance(rule.get("shots", []), list)
+        for rule in rules
+    ):
+        raise ValueError(
+            f"{path}: {key}.configs is {rules!r}; allowed is a list of rules, {{config: FILE}} with or without "
+            "the conditions protocol, dataset and shots (a list)."
+        )
+    return Method(key, str(entry.get("label", key)), trainer, tuple(rules), published, place)
 
 
 def method_of(methods: Sequence[Method], trainer: str, config: str) -> Method:
@@ -76,4 +100,4 @@ def method_of(methods: Sequence[Method], trainer: str, config: str) -> Method:
         if method.trainer == trainer and config in method.configs:
             return method
     name = f"{trainer} ({config})" if config else trainer
-    return Method(name, name, trainer, frozenset({config}))
+    return Method(name, name, trainer, ({"config": config},))

@@ -13,6 +13,7 @@ import jinja2
 
 from .formats import WORDS, cell_text, shown_rows, tables_of
 from .report import Report
+from .states import FAILED, FINISHED, INTERRUPTED, MISSING, RUNNING
 from .tables import Difference, Table
 from .values import Value
 
@@ -55,7 +56,7 @@ def page(report: Report, figures: Sequence[PageFigure] = ()) -> str:
         samples=report.samples and page_table(report.samples),
         figures=figures,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        done=sum(run.state == "done" for run in report.runs),
+        done=sum(run.state == FINISHED for run in report.runs),
     )
 
 
@@ -79,7 +80,7 @@ def page_table(table: Table) -> PageTable:
 def _mark(cell) -> str:
     """The class of a cell that needs an eye: incomplete, failed, outside the noise."""
     if isinstance(cell, Value) and not cell.is_complete:
-        return "failed" if cell.state == "failed" else "incomplete"
+        return FAILED if cell.state == FAILED else "incomplete"
     if isinstance(cell, Difference):
         return cell.verdict
-    return cell if cell in ("failed", "running", "interrupted", "missing") else ""
+    return cell if cell in (FAILED, RUNNING, INTERRUPTED, MISSING) else ""

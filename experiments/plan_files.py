@@ -8,7 +8,7 @@ from typing import Any
 
 from .results import read_json
 
-PROTOCOLS = ("base2new", "cross_dataset", "domain_generalisation", "few_shot", "zeroshot", "depth", "length")
+ROLES = ("base", "new", "source", "target", "all")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ def _job(path: Path, number: int, entry: Any) -> Job:
         raise ValueError(f"{path}: job {number} lacks {error.args[0]}.") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: job {number} holds a value that does not fit ({error}).") from error
-    if job.protocol not in PROTOCOLS:
-        allowed = ", ".join(PROTOCOLS)
-        raise ValueError(f"{path}: job {number} has protocol {job.protocol!r}; allowed are {allowed}.")
+    if job.role not in ROLES:
+        raise ValueError(f"{path}: job {number} has role {job.role!r}; allowed are {', '.join(ROLES)}.")
     return job

@@ -27,19 +27,32 @@ def sections_of(runs: Sequence[Run], metric: str) -> list[Section]:
     """The protocols that occur; one that occurs with several shots or sources has a section for each."""
     groups: defaultdict[tuple[str, int, str], list[Run]] = defaultdict(list)
     for run in runs:
-        shots = 0 if run.protocol in ("few_shot", "zeroshot") else run.shots
+        shots = 0 if run.role == "all" else run.shots
         groups[run.protocol, shots, run.source].append(run)
     _put_zero_shot_beside(groups)
     sections = []
-    order = list(TITLES)
-    for protocol, shots, source in sorted(groups, key=lambda key: (order.index(key[0]), -key[1], key[2])):
-        title = TITLES[protocol]
+    order = {protocol: place for place, protocol in enumerate(TITLES)}
+    keys = sorted(groups, key=lambda key: (order.get(key[0], len(order)), key[0], -key[1], key[2]))
+    for protocol, shots, source in keys:
+        title = TITLES.get(protocol, protocol)
         title += f" from {label_of(source)}" if source else ""
         title += f", {shots} shots" if shots else ""
         section = Section(protocol, title, shots, groups[protocol, shots, source], metric)
-        section.tables = BUILDERS[protocol](section)
+        section.tables = _builder(section)(section)
         sections.append(section)
     return sections
+
+
+def _builder(section: Section) -> Callable[[Section], list[Table]]:
+    """The layout that fits the roles of the runs; so protocols of one's own have one, too."""
+    roles = {run.role for run in section.runs}
+    if any(run.curve for run in section.runs):
+        return ablation
+    if roles <= {"base", "new"}:
+        return base_to_novel
+    if roles <= {"source", "target"}:
+        return source_and_targets
+    return zero_shot if all(run.method.is_zero_shot for run in section.runs) else few_shot
 
 
 def _put_zero_shot_beside(groups: dict[tuple[str, int, str], list[Run]]) -> None:
@@ -148,14 +161,3 @@ def ablation(section: Section) -> list[Table]:
 
 def _average_title(datasets: Sequence[str]) -> str:
     return f"Average over {len(datasets)} datasets"
-
-
-BUILDERS: dict[str, Callable[[Section], list[Table]]] = {
-    "base2new": base_to_novel,
-    "cross_dataset": source_and_targets,
-    "domain_generalisation": source_and_targets,
-    "few_shot": few_shot,
-    "zeroshot": zero_shot,
-    "depth": ablation,
-    "length": ablation,
-}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .benchmarks import label_of
 from .protocol_tables import sections_of
@@ -15,8 +16,8 @@ from .tables import Cell, Row, Section, Table
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 SEEDS_NOTE = (
     "{metric} in percent: mean ± population standard deviation over the seeds. (2/3): only two of three "
-    "seeds are there. An average over datasets is given only where all of them are complete; its ± is over the "
-    "averages of each seed."
+    "seeds are there. An average over datasets is given only where all of them are complete; its ± is over "
+    "the averages of each seed."
 )
 HM_NOTE = (
     "HM is the harmonic mean of the means of base and new; its ± is over each seed's HM. The "
@@ -57,7 +58,7 @@ def make_report(gathered: Gathered, metric: str = "accuracy", command: str = "")
     sections = sections_of(gathered.runs, metric)
     for section in sections:
         section.notes.append(SEEDS_NOTE.format(metric=METRICS[metric]))
-        if section.protocol in ("base2new", "depth", "length"):
+        if any(run.role == "new" for run in section.runs):
             section.notes.append(HM_NOTE)
         table, reasons = comparison(section) if metric == "accuracy" else (None, [])
         if table:
@@ -93,6 +94,13 @@ def unfinished_table(runs: Sequence[Run]) -> Table | None:
         settings = [f"{run.shots} shots" if run.protocol == "few_shot" else "", run.curve]
         settings.append("" if run.value is None else f"{run.value:g}")
         role = " ".join(filter(None, [run.role, *settings]))
-        cells: list[Cell] = [role, str(run.seed), run.state, run.reason, str(run.folder or "")]
+        folder = _from_here(run.folder) if run.folder else ""
+        cells: list[Cell] = [role, str(run.seed), run.state, run.reason, folder]
         table.rows.append(Row((run.method.label, label_of(run.dataset)), cells))
     return table if table.rows else None
+
+
+def _from_here(folder: Path) -> str:
+    """A path as one would type it."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)

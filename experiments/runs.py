@@ -13,7 +13,7 @@ from .placing import Placing
 from .plan_files import Job, read_plan
 from .reference_logs import read_logs
 from .results import Result, read_result_file
-from .states import DONE, ERROR_FILE, MISSING, last_line, state_of
+from .states import ERROR_FILE, FINISHED, MISSING, last_line, state_of
 
 RESULT_FILES = ("result.json", "result_test.json")  # the second is of a test in the folder of a training
 USUAL_SEEDS = {1, 2, 3}  # the field's convention
@@ -24,13 +24,14 @@ class Run:
     """A run in its place in a table.
 
     Attributes:
-        protocol: base2new, cross_dataset, domain_generalisation, few_shot, zeroshot, depth or length.
+        protocol: base2new, cross_dataset, domain_generalisation, few_shot, zeroshot, depth, length, or one
+            of the user's own.
         dataset: that is tested; stem of the file in configs/datasets.
         role: base or new, source or target, or all.
         shots: 0 for zero-shot.
         curve, value: of an ablation: its name, and the number on its axis.
         source: of a source or a target, the dataset that is trained on.
-        state: done, running, failed, interrupted or missing.
+        state: finished, running, failed, interrupted or missing.
         reason: why there is no result, in words.
     """
 
@@ -43,7 +44,7 @@ class Run:
     curve: str = ""
     value: float | None = None
     source: str = ""
-    state: str = DONE
+    state: str = FINISHED
     reason: str = ""
     folder: Path | None = None
     result: Result | None = None
@@ -176,11 +177,10 @@ def _test_of(result: Result) -> tuple:
 def _planned(job: Job, root: Path, results: dict[Path, list[Result]], methods: Sequence[Method]) -> Run:
     folder = (root / job.folder).resolve()
     method = next((method for method in methods if method.key == job.method), None)
-    if method is None:
-        method = Method(job.method, job.method, job.trainer, frozenset({job.config}))
+    method = method or method_of(methods, job.trainer, job.config)
     finished = [each for each in results.get(folder, []) if each.accuracy is not None]
     result = next((each for each in finished if each.classes == job.classes), None)
-    state, reason = (DONE, "") if result else state_of(folder)
+    state, reason = (FINISHED, "") if result else state_of(folder)
     return Run(
         protocol=job.protocol,
         method=method,
@@ -208,7 +208,7 @@ def _unplanned(results: Sequence[Result], methods: Sequence[Method], warnings: l
             warnings.append(f"{result.folder}: {error}; it is in no table.")
             continue
         trained, is_done = result.trained_on, result.accuracy is not None
-        state, reason = (DONE, "") if is_done else state_of(result.folder)
+        state, reason = (FINISHED, "") if is_done else state_of(result.folder)
         for protocol, role in places:
             run = Run(
                 protocol=protocol,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-DONE, RUNNING, FAILED, INTERRUPTED, MISSING = "done", "running", "failed", "interrupted", "missing"
+FINISHED, RUNNING, FAILED = "finished", "running", "failed"
+INTERRUPTED, MISSING = "interrupted", "missing"
 NEEDS_AN_EYE = (FAILED, INTERRUPTED, RUNNING, MISSING)  # the most urgent first
 ERROR_FILE, LOCK_FILE = "error.txt", ".lock"
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from .runs import Run
-from .states import DONE
+from .states import FINISHED
 from .values import Value
 
 
@@ -87,4 +87,4 @@ class Section:
 
     @property
     def unfinished(self) -> list[Run]:
-        return [run for run in self.runs if run.state != DONE]
+        return [run for run in self.runs if run.state != FINISHED]

@@ -19,7 +19,6 @@ from pathlib import Path
 from experiments import formats
 from experiments.methods import read_methods
 from experiments.page import page
-from experiments.protocol_tables import TITLES
 from experiments.report import METRICS, Report, make_report
 from experiments.runs import Gathered, gather
 
@@ -40,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of runs, such as output")
     add("--format", choices=[*PRINTED, *WRITTEN, "all"], default="text", help="text by default")
     add("--out", type=Path, help="folder to write files into; by default FOLDER/report for csv, html and all")
-    add("--protocol", nargs="+", choices=list(TITLES), help="only these protocols")
+    add("--protocol", nargs="+", help="only these, such as base2new")
     add("--methods", nargs="+", help="only these, by name or label")
     add("--datasets", nargs="+", help="only these, by file of configs/datasets")
     add("--metric", choices=list(METRICS), default="accuracy", help="that the tables are of")
