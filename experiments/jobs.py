@@ -110,6 +110,8 @@ def is_in_use(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:  # in a folder that only others may write into
+        return False
 
 
 def last_line(path: Path) -> str:
