@@ -4,8 +4,8 @@
     python -m scripts.sweep base2new --datasets shapes     # nothing to download: the embedded dataset
     python -m scripts.sweep cross_dataset --trainers MaPLe --dry-run
 
-It can be stopped at any time; the same command goes on, and what has a result is not run again.
-docs/sweeps.md tells more.
+It can be stopped at any time; the same command goes on, and what has a result is not run again. It ends with
+the report on all that is in the folder of results, as text here and as files there. docs/sweeps.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from experiments.cluster_options import ClusterOptions, add_arguments
 from experiments.jobs import Job, read_result, save_plan
 from experiments.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
+from scripts import report
 
 if TYPE_CHECKING:
     from experiments.queue import Status
@@ -154,7 +155,11 @@ def run(args: argparse.Namespace) -> int:
     status = run_on_cluster(args, options, wanted, output) if options else run_here(args, jobs, output)
     for folder, reason in status.failed.items():
         print(f"failed: {output / folder}: {reason}", file=sys.stderr)
-    print(f"{len(status.finished)} of {len(jobs)} runs have a result in {output}.")
+    print(f"{len(status.finished)} of {len(jobs)} runs have a result in {output}.\n")
+    if not args.show:
+        report.main([str(output), "--protocol", protocol.name])
+        print()
+        report.main([str(output), "--format", "all"])
     return 1 if status.failed else 0
 
 
