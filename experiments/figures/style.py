@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 ROW_WIDTH = 7.0  # inches: a page's text, so that a point in the file is a point on paper
-CHARACTERS_PER_INCH = 15  # of a footnote, in 9 points
-TITLE_CHARACTERS = 12  # an inch, in 10 points
+CHARACTERS_PER_INCH = 14  # of a footnote, in 9 points
+TITLE_CHARACTERS = 11  # an inch, in 10 points
 LINE_HEIGHT, LEGEND_HEIGHT = 0.165, 0.19  # inches a row
 PNG_DPI = 200
 

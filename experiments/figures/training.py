@@ -106,7 +106,7 @@ def rate_by_epoch(steps: Sequence[Step]) -> tuple[list[int], list[float]]:
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
-    """Trainer, configuration and seed, as the folders name them; and what else of the paths tells runs apart."""
+    """Trainer, configuration and seed, as folders name them; and what else of the paths tells runs apart."""
     paths = [folder.resolve().parts[::-1] for folder in folders]
     usual = 3 if all(re.fullmatch(r"seed\d+", parts[0]) for parts in paths) else 1
     labels = [parts[:usual] for parts in paths]
