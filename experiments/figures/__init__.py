@@ -1,0 +1,1 @@
+"""Figures from saved runs, each as PNG and PDF: see docs/figures.md."""

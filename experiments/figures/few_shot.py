@@ -1,0 +1,107 @@
+"""Accuracy over the number of training images a class (CoOp, figure 3, arXiv 2109.01134)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.benchmarks import ELEVEN, label_of
+from experiments.methods import Method
+from experiments.published import numbers_of, published
+from experiments.runs import Run
+
+from .curves import draw_series
+from .data import datasets_of, methods_of, seeds_of
+from .means import Mean, mean_over_datasets, missing_footnote, missing_lines, nothing_to_draw
+from .style import ROW_WIDTH, Drawn, finish, look, panels, styled
+
+AVERAGE = "average"  # the panel over all datasets
+MOST_COLUMNS = 4
+DASHES = (0, (4, 3))
+
+
+@styled
+def draw_few_shot(runs: Sequence[Run]) -> Drawn:
+    """A panel a dataset, and one of their average; zero-shot methods are dashed lines.
+
+    Where the runs are of the eleven datasets and the backbone of the papers, published averages stand beside
+    the average, thin and dotted.
+
+    Args:
+        runs: of the protocols `few_shot` and, where there are some, `zeroshot`.
+
+    Raises:
+        ValueError: no run of `few_shot` has a result.
+    """
+    trained = [run for run in runs if run.protocol == "few_shot"]
+    if all(run.accuracy is None for run in trained):
+        raise nothing_to_draw(trained or runs)
+    datasets = datasets_of(trained)
+    runs = [run for run in runs if run.dataset in datasets]
+    shown = [AVERAGE, *datasets] if len(datasets) > 1 else datasets
+    columns = min(len(shown), MOST_COLUMNS)
+    rows = -(-len(shown) // columns)
+    width = ROW_WIDTH if columns > 1 else ROW_WIDTH * 0.6
+    figure, axes = panels(columns, rows, width, 3.2 if columns < 3 else 2.2, sharex=True)
+    shots = sorted({run.shots for run in trained})
+    handles: dict[str, Any] = {}
+    for index, (axis, name) in enumerate(zip(axes.flat, shown, strict=False)):
+        handles |= _draw_panel(axis, runs, datasets if name == AVERAGE else [name])
+        if name == AVERAGE and _is_as_published(trained):
+            handles |= _draw_published(axis, methods_of(trained))
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(shots, labels=[str(count) for count in shots])
+        axis.minorticks_off()
+        axis.set_title(f"average of {len(datasets)}" if name == AVERAGE else label_of(name))
+        if index % columns == 0:
+            axis.set_ylabel("accuracy (%)")
+        if index + columns >= len(shown):
+            axis.set_xlabel("images a class")
+            axis.tick_params(labelbottom=True)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    caption = f"Mean over {seeds_of(trained)}; bars are the standard deviation over the seeds."
+    finish(figure, [caption, missing_footnote(runs)], list(handles.values()), list(handles))
+    return Drawn("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
+
+
+def _draw_panel(axis: Any, runs: Sequence[Run], datasets: Sequence[str]) -> dict[str, Any]:
+    """Curves of what was trained, lines of what was not. Returns what a legend shows, by label."""
+    handles = {}
+    for number, method in enumerate(methods_of(runs)):
+        own = [run for run in runs if run.method.key == method.key and run.dataset in datasets]
+        if method.is_zero_shot:
+            mean = mean_over_datasets(own, datasets)
+            if mean.value is not None:
+                colour = look(number).colour
+                handles[method.label] = axis.axhline(
+                    mean.value, color=colour, linestyle=DASHES, linewidth=1.2
+                )
+        else:
+            handles[method.label] = draw_series(axis, _by_shots(own, datasets), number)
+    return handles
+
+
+def _by_shots(runs: Sequence[Run], datasets: Sequence[str]) -> dict[float, Mean]:
+    """The mean of a method's runs at each number of shots."""
+    return {
+        shots: mean_over_datasets([run for run in runs if run.shots == shots], datasets)
+        for shots in sorted({run.shots for run in runs})
+    }
+
+
+def _is_as_published(runs: Sequence[Run]) -> bool:
+    """Whether published averages are over these datasets, with this backbone."""
+    backbones = {run.result.backbone for run in runs if run.result}
+    return {run.dataset for run in runs} == set(ELEVEN) and backbones == {published()["backbone"]}
+
+
+def _draw_published(axis: Any, methods: Sequence[Method]) -> dict[str, Any]:
+    handles = {}
+    for method in methods:
+        if curve := numbers_of("few_shot", method):
+            shots, values = [int(count) for count in curve], list(curve.values())
+            colour = look(methods.index(method)).colour
+            (line,) = axis.plot(shots, values, color=colour, linewidth=1, linestyle=":")
+            handles[f"{method.label}, published"] = line
+    return handles

@@ -1,0 +1,153 @@
+"""Which classes gain by a method over another (MaPLe over CoCoOp: figure 5 of arXiv 2210.03117)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.benchmarks import label_of
+from experiments.runs import Run
+
+from .data import methods_of, per_class_of
+from .means import missing_footnote, missing_lines
+from .style import COLOURS, LIGHT_GREY, ROW_WIDTH, Drawn, finish, panels, styled, wrapped
+
+MOST_CLASSES = 60  # bars that one figure can hold
+BETTER, WORSE = COLOURS[0], COLOURS[1]
+
+
+class ClassGain(NamedTuple):
+    """A class, and how many points of accuracy the first method is above the second."""
+
+    name: str
+    gain: float
+
+
+def class_gains(runs: Sequence[Run], methods: tuple[str, str]) -> dict[str, list[ClassGain]]:
+    """By dataset, the gain of each class, a mean over the seeds of each method; sorted, the largest first.
+
+    A class counts if both methods have tested it; datasets without such a class are left out.
+
+    Args:
+        methods: keys of two methods.
+
+    Raises:
+        ValueError: a method is in no run.
+    """
+    known = [method.key for method in methods_of(runs)]
+    for method in methods:
+        if method not in known:
+            raise ValueError(f"--methods {method}: there is no run of it; there are {', '.join(known)}.")
+    accuracies: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for run in runs:
+        if run.method.key in methods:
+            for each in per_class_of(run):
+                key = (run.dataset, each["name"], run.method.key)
+                accuracies[key].append(100 * each["correct"] / each["total"])
+    gains: defaultdict[str, list[ClassGain]] = defaultdict(list)
+    for dataset, name in dict.fromkeys(key[:2] for key in accuracies):
+        ours, theirs = (accuracies.get((dataset, name, method)) for method in methods)
+        if ours and theirs:
+            gains[dataset].append(ClassGain(name, mean(ours) - mean(theirs)))
+    return {dataset: sorted(each, key=lambda pair: -pair.gain) for dataset, each in gains.items()}
+
+
+def share_better(gains: Sequence[ClassGain]) -> float:
+    """Percent of the classes that gain."""
+    return 100 * sum(each.gain > 0 for each in gains) / len(gains)
+
+
+@styled
+def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
+    """The percentage of improved classes of each dataset.
+
+    The datasets stand in the order of that share. The paper orders them by their distance from generic
+    photos, of which it gives no numbers.
+
+    Raises:
+        ValueError: a method is in no run, or no class was tested by both.
+    """
+    gains, own, (first, second) = _gains(runs, methods)
+    ordered = sorted(gains, key=lambda dataset: share_better(gains[dataset]))
+    better = [share_better(gains[dataset]) for dataset in ordered]
+    equal = [100 * sum(each.gain == 0 for each in gains[name]) / len(gains[name]) for name in ordered]
+    figure, axes = panels(1, width=max(4.2, min(ROW_WIDTH, 1.6 + 0.55 * len(ordered))), height=3.2)
+    axis, places = axes[0][0], np.arange(len(ordered))
+    axis.bar(places, better, 0.7, color=BETTER, label=f"{first} is better")
+    axis.bar(
+        places, equal, 0.7, bottom=better, color=LIGHT_GREY, hatch="///", edgecolor="white", label="equal"
+    )
+    for place, value in zip(places, better, strict=True):
+        axis.text(
+            place, max(value / 2, 4), f"{value:.0f}", ha="center", va="center", color="white", fontsize=9
+        )
+    names = [f"{label_of(dataset)} ({len(gains[dataset])})" for dataset in ordered]
+    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(names) > 3 else {}
+    axis.set_xticks(places, labels=names, **slanted)
+    middle, half = (len(ordered) - 1) / 2, max(len(ordered), 3) / 2
+    axis.set_xlim(middle - half, middle + half)
+    axis.set_ylim(0, 100)
+    axis.set_ylabel("classes (%)")
+    axis.set_title(wrapped(f"{first} against {second}, class by class", figure.get_figwidth() - 0.6))
+    caption = (
+        f"Share of the classes of which {first} recognises more images than {second}, mean over the seeds; "
+        "in brackets the number of classes; datasets in the order of this share."
+    )
+    finish(figure, [caption, missing_footnote(own, "")], *axis.get_legend_handles_labels())
+    title = f"Classes that gain by {first} over {second}"
+    return Drawn("per_class", title, caption, figure, missing_lines(own))
+
+
+@styled
+def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> Drawn:
+    """The gain of each class of one dataset, as bars; of very many classes those at both ends.
+
+    Raises:
+        ValueError: a method is in no run, or no class of the dataset was tested by both.
+    """
+    found, own, (first, second) = _gains(runs, methods)
+    if dataset not in found:
+        raise ValueError(f"No class of {dataset} was tested by both methods; there are {', '.join(found)}.")
+    gains, half = found[dataset], MOST_CLASSES // 2
+    cut = len(gains) > MOST_CLASSES
+    shown = [*gains[:half], *gains[-half:]] if cut else gains
+    longest = max(len(each.name) for each in shown)
+    width = min(ROW_WIDTH, 3.4 + 0.07 * longest)
+    figure, axes = panels(1, width=width, height=0.9 + 0.17 * len(shown))
+    axis, places = axes[0][0], np.arange(len(shown))
+    values = [each.gain for each in shown]
+    axis.barh(places, values, 0.7, color=[BETTER if value > 0 else WORSE for value in values])
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(places, labels=[each.name for each in shown])
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", visible=True)
+    if cut:
+        axis.axhline(half - 0.5, color="black", linewidth=0.8, linestyle=":")
+    axis.set_xlabel("difference of accuracy (points)")
+    name = label_of(dataset)
+    axis.set_title(f"{name}: {share_better(gains):.0f} % of {len(gains)} classes gain")
+    caption = f"Accuracy of {first} minus that of {second} on each class of {name}, mean over the seeds."
+    ends = f"The {half} classes at each end of {len(gains)}." if cut else ""
+    own = [run for run in own if run.dataset == dataset]
+    finish(figure, [caption, ends, missing_footnote(own, "")])
+    return Drawn(f"per_class_{dataset}", f"Gain of each class of {name}", caption, figure, missing_lines(own))
+
+
+def _gains(
+    runs: Sequence[Run], methods: tuple[str, str]
+) -> tuple[dict[str, list[ClassGain]], list[Run], tuple[str, str]]:
+    """Gains by dataset, the runs of both methods, and the methods' labels."""
+    gains = class_gains(runs, methods)
+    if not gains:
+        raise ValueError(
+            f"No class was tested by both {methods[0]} and {methods[1]}: per_class in their result.json says "
+            "which were. Run both methods on the same classes first."
+        )
+    labels = {method.key: method.label for method in methods_of(runs)}
+    own = [run for run in runs if run.method.key in methods]
+    return gains, own, (labels[methods[0]], labels[methods[1]])

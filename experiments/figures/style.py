@@ -1,0 +1,162 @@
+"""How all figures look, and how they are written: PNG for the screen, PDF for print.
+
+Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart. Each goes with a marker and
+a line style of its own, so that a figure survives a grey print, too.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+ROW_WIDTH = 7.0  # inches: a page's text, so that a point in the file is a point on paper
+CHARACTERS_PER_INCH = 14  # of a footnote, in 9 points
+TITLE_CHARACTERS = 11  # an inch, in 10 points
+LINE_HEIGHT, LEGEND_HEIGHT = 0.165, 0.19  # inches a row
+PNG_DPI = 200
+
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "figure.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "pdf.fonttype": 42,  # letters stay letters
+    "svg.fonttype": "none",
+}
+styled = matplotlib.rc_context(STYLE)  # around every function that draws
+
+GREY, LIGHT_GREY = "0.35", "0.8"
+# Yellow, the eighth of them, is too pale for lines on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+class Look(NamedTuple):
+    colour: str
+    marker: str
+    line: Any
+
+
+def look(number: int) -> Look:
+    """Colour, marker and line of the series of this number, counted from 0."""
+    return Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], LINES[number % len(LINES)])
+
+
+@dataclass
+class Drawn:
+    """A finished figure.
+
+    Attributes:
+        name: of its files, without ending.
+        caption: a sentence or two: what is drawn, and over what is averaged.
+        notes: what is missing, a line each.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    notes: list[str] = field(default_factory=list)
+
+
+def panels(
+    columns: int, rows: int = 1, width: float = ROW_WIDTH, height: float = 2.8, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure and its axes, `(rows columns)`.
+
+    Args:
+        width: of the whole figure, in inches.
+        height: of each row, in inches.
+        options: of matplotlib's `subplots`, such as `sharey`.
+    """
+    figure = Figure(figsize=(width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def wrapped(title: str, inches: float) -> str:
+    """A title in lines of this length."""
+    return textwrap.fill(title, int(inches * TITLE_CHARACTERS), break_on_hyphens=False)
+
+
+def finish(
+    figure: Figure, sentences: Sequence[str], handles: Sequence[Any] = (), labels: Sequence[str] = ()
+) -> None:
+    """Adds one legend for all panels and, below it, a footnote; the figure grows by what they need.
+
+    Args:
+        sentences: of the footnote; empty ones are left out.
+        handles, labels: of the legend.
+    """
+    width, height = figure.get_size_inches()
+    text = " ".join(sentence for sentence in sentences if sentence)
+    lines = textwrap.wrap(text, int(width * CHARACTERS_PER_INCH))
+    below = LINE_HEIGHT * len(lines) + (0.06 if lines else 0)
+    columns = rows = 0
+    if labels:
+        longest = max(map(len, labels)) + 7  # with the sample of the line
+        columns = min(len(labels), max(1, int(width * CHARACTERS_PER_INCH * 0.9 / longest)))
+        rows = -(-len(labels) // columns)
+    legend = LEGEND_HEIGHT * rows + (0.08 if rows else 0)
+    height += below + legend
+    figure.set_figheight(height)
+    share = (below + legend) / height
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0, share, 1, 1 - share))
+    if labels:
+        shown = figure.legend(
+            handles,
+            labels,
+            loc="lower center",
+            bbox_to_anchor=(0.5, below / height),
+            ncols=columns,
+            borderaxespad=0,
+            labelspacing=0.3,
+        )
+        shown.set_in_layout(False)  # its room is what was left above
+    if lines:
+        figure.text(0.05 / width, 0.04 / height, "\n".join(lines), color=GREY, fontsize=9, va="bottom")
+
+
+def save(drawn: Drawn, folder: Path) -> list[Path]:
+    """Writes `<name>.png` and `<name>.pdf`, and returns their paths.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{drawn.name}.{ending}" for ending in ("png", "pdf")]
+    with matplotlib.rc_context(STYLE):
+        drawn.figure.savefig(paths[0], dpi=PNG_DPI)
+        drawn.figure.savefig(paths[1], metadata={"CreationDate": None})  # the same figure, the same file
+    return paths
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=PNG_DPI)
+    return buffer.getvalue()

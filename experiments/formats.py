@@ -1,0 +1,279 @@
+"""A report as text, as Markdown, as LaTeX, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from tabulate import tabulate
+
+from .report import Report, unfinished_table
+from .tables import Cell, Difference, Section, Table
+from .values import Value
+
+WIDTH = 130  # characters; a wider table is printed in parts, one below the other
+WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers
+RUN_FIELDS = [
+    "protocol",
+    "method",
+    "dataset",
+    "role",
+    "shots",
+    "seed",
+    "curve",
+    "value",
+    "accuracy",
+    "macro_f1",
+    "state",
+    "folder",
+]
+CELL_FIELDS = [
+    "protocol",
+    "section",
+    "table",
+    "row",
+    "column",
+    "mean",
+    "deviation",
+    "seeds",
+    "wanted",
+    "text",
+]
+MARKDOWN_SIGNS = {"\\": "\\\\", "|": "\\|", "*": "\\*", "_": "\\_", "<": "&lt;", "`": "\\`"}
+LATEX_SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "·": r"$\cdot$",
+    "†": r"\textdagger{}",
+    "<": "$<$",
+    ">": "$>$",
+    "×": r"$\times$",
+    "[": "{[}",  # not the optional argument of a line's end
+    "]": "{]}",
+}
+
+
+def cell_text(cell: Cell) -> str:
+    """As it is shown everywhere: `84.12 ± 0.31`, `84.12 (2/3)`, `failed (0/3)`, `– (10/11 datasets)`."""
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, Difference):
+        points = round(cell.points, 2) + 0.0  # no -0.00
+        return f"{points:+.2f} {cell.verdict}".replace("-", "−")
+    if cell.lacking:
+        return f"– ({cell.lacking})"
+    count = f"({len(cell.by_seed)}/{cell.wanted})"
+    if cell.mean is None:
+        return f"{cell.state or '–'} {count}"
+    deviation = f" ± {cell.deviation:.2f}" if cell.deviation is not None else ""
+    return f"{cell.mean:.2f}{deviation}" + (f" {count}" if cell.state else "")
+
+
+def tables_of(section: Section) -> list[Table]:
+    """Those of a section, and at their end the runs without a result."""
+    missing = unfinished_table(section.unfinished)
+    return [*section.tables, missing] if missing else section.tables
+
+
+def shown_rows(
+    table: Table, escape: Callable[[str], str] = str, bold: Callable[[str], str] = str
+) -> list[list[str]]:
+    """Labels and cells; a label is left out where it is the same as in the row above, except the last one."""
+    best, above, rows = table.best(), [""] * len(table.index), []
+    for number, row in enumerate(table.rows):
+        first_new = next(
+            (i for i, label in enumerate(row.labels[:-1]) if label != above[i]), len(row.labels) - 1
+        )
+        labels = ["" if i < first_new else escape(label) for i, label in enumerate(row.labels)]
+        cells = [escape(cell_text(cell)) for cell in row.cells]
+        rows.append([*labels, *(bold(cell) if (number, k) in best else cell for k, cell in enumerate(cells))])
+        above = list(row.labels)
+    return rows
+
+
+def escaped(words: str, signs: Mapping[str, str]) -> str:
+    return "".join(signs.get(sign, sign) for sign in words)
+
+
+def _alignment(table: Table) -> list[str]:
+    return ["left"] * len(table.index) + ["left" if name in WORDS else "right" for name in table.columns]
+
+
+# --- text and Markdown ------------------------------------------------------------------------------------
+
+
+def text(report: Report) -> str:
+    parts = []
+    for section in report.sections:
+        parts.append(_underlined(section.title))
+        parts += [f"{table.title}\n\n{_text_table(table)}" for table in tables_of(section)]
+        parts.append("\n".join(f"- {note}" for note in section.notes))
+    if report.costs:
+        parts += [_underlined(report.costs.title), _text_table(report.costs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _underlined(title: str) -> str:
+    return f"{title}\n{'=' * len(title)}"
+
+
+def _text_table(table: Table) -> str:
+    rows, head, align = shown_rows(table), [*table.index, *table.columns], _alignment(table)
+    labels = list(range(len(table.index)))
+
+    def grid(columns: Sequence[int]) -> str:
+        return tabulate(
+            [[row[k] for k in columns] for row in rows],
+            headers=[head[k] for k in columns],
+            colalign=[align[k] for k in columns],
+            disable_numparse=True,
+        )
+
+    if "folder" in head:  # a list, whose lines end in a path
+        return grid(range(len(head)))
+    parts: list[list[int]] = [[]]
+    for start in range(len(labels), len(head), table.together):
+        columns = range(start, start + table.together)
+        if parts[-1] and max(map(len, grid([*labels, *parts[-1], *columns]).splitlines())) > WIDTH:
+            parts.append([])
+        parts[-1] += columns
+    return "\n\n".join(grid([*labels, *part]) for part in parts)
+
+
+def markdown(report: Report) -> str:
+    parts = ["# Results"]
+    if report.warnings:
+        parts.append("\n".join(f"- Attention: {_markdown(warning)}" for warning in report.warnings))
+    for section in report.sections:
+        parts.append(f"## {_markdown(section.title)}")
+        for table in tables_of(section):
+            parts += [f"### {_markdown(table.title)}", _markdown_table(table)]
+        parts.append("\n".join(f"- {_markdown(note)}" for note in section.notes))
+    if report.costs:
+        parts += [f"## {report.costs.title}", _markdown_table(report.costs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(words: str) -> str:
+    return escaped(words, MARKDOWN_SIGNS)
+
+
+def _markdown_table(table: Table) -> str:
+    return tabulate(
+        shown_rows(table, _markdown, "**{}**".format),
+        headers=[_markdown(name) for name in (*table.index, *table.columns)],
+        tablefmt="pipe",
+        colalign=_alignment(table),
+        disable_numparse=True,
+    )
+
+
+# --- LaTeX ------------------------------------------------------------------------------------------------
+
+
+def latex(report: Report) -> str:
+    """Tables to paste; they need the packages booktabs and graphicx."""
+    parts = ["% In the preamble: \\usepackage{booktabs} \\usepackage{graphicx}"]
+    for section in report.sections:
+        for number, table in enumerate(section.tables):
+            notes = section.notes if number == 0 else []
+            parts.append(_latex_table(table, f"{section.title}. {table.title}.", notes))
+        parts += [
+            f"% {run.state}: {run.method.label}, {run.dataset}, {run.role}, seed {run.seed}"
+            for run in section.unfinished
+        ]
+    if report.costs:
+        parts.append(_latex_table(report.costs, "Costs.", []))
+    return "\n".join(parts) + "\n"
+
+
+def _latex(words: str) -> str:
+    return escaped(words, LATEX_SIGNS)
+
+
+def _latex_table(table: Table, caption: str, notes: Iterable[str]) -> str:
+    align = "".join(side[0] for side in _alignment(table))
+    head = " & ".join(map(_latex, (*table.index, *table.columns)))
+    lines = []
+    for number, row in enumerate(shown_rows(table, _latex, "\\textbf{{{}}}".format)):
+        if number and len(table.index) > 1 and row[0]:
+            lines.append("\\midrule")
+        lines.append(" & ".join(row) + " \\\\")
+    body = [
+        f"\\begin{{tabular}}{{{align}}}",
+        "\\toprule",
+        f"{head} \\\\",
+        "\\midrule",
+        *lines,
+        "\\bottomrule",
+    ]
+    body.append("\\end{tabular}")
+    if len(align) > 5:  # as wide as the page, and not wider
+        body = ["\\resizebox{\\linewidth}{!}{%", *body[:-1], "\\end{tabular}}"]
+    comments = [f"% {note}" for note in notes]
+    return "\n".join(
+        [
+            "",
+            *comments,
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{_latex(caption)}}}",
+            *body,
+            "\\end{table}",
+        ]
+    )
+
+
+# --- CSV --------------------------------------------------------------------------------------------------
+
+
+def csv_of_runs(report: Report) -> str:
+    """A line for each run, wanted or found, with all digits."""
+    rows = []
+    for run in report.runs:
+        f1 = run.result.macro_f1 if run.result else None
+        place = [
+            run.protocol,
+            run.method.key,
+            run.dataset,
+            run.role,
+            run.shots,
+            run.seed,
+            run.curve,
+            run.value,
+        ]
+        rows.append([*place, run.accuracy, f1, run.state, run.folder])
+    return _csv(RUN_FIELDS, rows)
+
+
+def csv_of_tables(report: Report) -> str:
+    """A line for each number of the tables, with all digits and as it is shown."""
+    rows = []
+    for section in report.sections:
+        for table in section.tables:
+            for row in table.rows:
+                for column, cell in zip(table.columns, row.cells, strict=True):
+                    place = [section.protocol, section.title, table.title, " | ".join(row.labels), column]
+                    numbers: list = [None] * 4
+                    if isinstance(cell, Value):
+                        numbers = [cell.mean, cell.deviation, len(cell.by_seed), cell.wanted]
+                    elif isinstance(cell, Difference):
+                        numbers[0] = cell.points
+                    rows.append([*place, *numbers, cell_text(cell)])
+    return _csv(CELL_FIELDS, rows)
+
+
+def _csv(fields: Sequence[str], rows: Iterable[Sequence]) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows(rows)
+    return file.getvalue()

@@ -1,0 +1,108 @@
+"""The methods, as configs/protocols/methods.yaml lists them: that order is the order of rows everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+METHODS_FILE = Path(__file__).resolve().parent.parent / "configs" / "protocols" / "methods.yaml"
+CONDITIONS = ("protocol", "dataset", "shots")  # of a rule: a value, or a list of those that fit
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer with its settings, under the name that it has in tables.
+
+    Attributes:
+        rules: which file of configs/trainers/<trainer> is taken where; the first that fits counts.
+        published: the name of its published numbers, by table.
+        place: its row among the methods.
+    """
+
+    key: str
+    label: str
+    trainer: str
+    rules: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    published: Mapping[str, str] = field(default_factory=dict, hash=False)
+    place: int = 10**6
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Nothing is learned: no seed and no shots that could matter."""
+        return self.trainer.startswith("Zeroshot")
+
+    @property
+    def configs(self) -> frozenset[str]:
+        """Stems of all its files."""
+        return frozenset(rule["config"] for rule in self.rules)
+
+    def config(self, protocol: str, dataset: str, shots: int) -> str:
+        """The stem of the file for a protocol, the dataset that is trained on, and a number of shots.
+
+        Raises:
+            ValueError: no rule fits.
+        """
+        given = dict(zip(CONDITIONS, (protocol, dataset, shots), strict=True))
+        for rule in self.rules:
+            allowed = {key: rule[key] for key in CONDITIONS if key in rule}
+            if all(value == given[key] or _is_among(given[key], value) for key, value in allowed.items()):
+                return rule["config"]
+        raise ValueError(
+            f"{METHODS_FILE.name}: no rule of {self.key} fits protocol {protocol}, dataset {dataset}, "
+            f"{shots} shots. Name a configuration: --trainers {self.trainer}:CONFIG."
+        )
+
+
+def _is_among(value: object, allowed: object) -> bool:
+    return isinstance(allowed, list) and value in allowed
+
+
+def read_methods(path: Path | None = None) -> list[Method]:
+    """The methods of a file, in its order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a table of methods.
+    """
+    path = path or METHODS_FILE
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
+        raise ValueError(
+            f"{path} holds no table of methods: NAME: {{trainer: ..., configs: ...}} is expected."
+        )
+    return [_method(path, str(key), entry, place) for place, (key, entry) in enumerate(table.items())]
+
+
+def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Method:
+    trainer, rules, published = entry.get("trainer"), entry.get("configs"), entry.get("published", {})
+    if not isinstance(trainer, str):
+        raise ValueError(f"{path}: {key}.trainer is {trainer!r}; allowed is the name of a trainer.")
+    if not isinstance(published, dict):
+        raise ValueError(f"{path}: {key}.published is {published!r}; allowed are names by table.")
+    if not isinstance(rules, list) or not all(
+        isinstance(rule, dict)
+        and isinstance(rule.get("config"), str)
+        and rule.keys() <= {*CONDITIONS, "config"}
+        for rule in rules
+    ):
+        raise ValueError(
+            f"{path}: {key}.configs is {rules!r}; allowed is a list of rules, {{config: FILE}} with or "
+            f"without the conditions {', '.join(CONDITIONS)}."
+        )
+    return Method(key, str(entry.get("label", key)), trainer, tuple(rules), published, place)
+
+
+def method_of(methods: Sequence[Method], trainer: str, config: str) -> Method:
+    """The method that a run is of; one of its own, `trainer (config)`, if no entry fits."""
+    for method in methods:
+        if method.trainer == trainer and config in method.configs:
+            return method
+    name = f"{trainer} ({config})" if config else trainer
+    return Method(name, name, trainer, ({"config": config},))

@@ -1,0 +1,86 @@
+"""A report as one page of HTML that holds all it shows: for the screen, a phone, and print."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import jinja2
+
+from .formats import WORDS, cell_text, shown_rows, tables_of
+from .report import Report
+from .states import FAILED, FINISHED, INTERRUPTED, MISSING, RUNNING
+from .tables import Difference, Table
+from .values import Value
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure and the words below it."""
+
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def address(self) -> str:
+        """The image itself, so that the page needs no second file."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table as the template takes it: rows of (text, class of the cell)."""
+
+    title: str
+    head: list[tuple[str, str]]
+    rows: list[list[tuple[str, str]]]
+
+
+def page(report: Report, figures: Sequence[PageFigure] = ()) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        sections=[
+            (anchor(section.title), section, list(map(page_table, tables_of(section))))
+            for section in report.sections
+        ],
+        costs=report.costs and page_table(report.costs),
+        samples=report.samples and page_table(report.samples),
+        figures=figures,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        done=sum(run.state == FINISHED for run in report.runs),
+    )
+
+
+def anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def page_table(table: Table) -> PageTable:
+    sides = ["label"] * len(table.index) + ["label" if name in WORDS else "number" for name in table.columns]
+    best, rows = table.best(), []
+    for number, (shown, row) in enumerate(zip(shown_rows(table), table.rows, strict=True)):
+        starts_group = len(table.index) > 1 and bool(shown[0])
+        cells = [(label, "label") for label in shown[: len(table.index)]]
+        for column, (cell, side) in enumerate(zip(row.cells, sides[len(table.index) :], strict=True)):
+            marks = [side, _mark(cell), "best" if (number, column) in best else ""]
+            cells.append((cell_text(cell), " ".join(filter(None, marks))))
+        rows.append([(words, f"{kind} first" if starts_group else kind) for words, kind in cells])
+    return PageTable(table.title, list(zip([*table.index, *table.columns], sides, strict=True)), rows)
+
+
+def _mark(cell) -> str:
+    """The class of a cell that needs an eye: incomplete, failed, outside the noise."""
+    if isinstance(cell, Value) and not cell.is_complete:
+        return FAILED if cell.state == FAILED else "incomplete"
+    if isinstance(cell, Difference):
+        return cell.verdict
+    return cell if cell in (FAILED, RUNNING, INTERRUPTED, MISSING) else ""

@@ -1,0 +1,99 @@
+"""What the runs cost, and whether they were made with the same code and on the same images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from .accuracies import methods_of
+from .benchmarks import label_of
+from .results import Result
+from .runs import Run
+from .tables import Cell, Row, Table
+
+GIB = 2**30
+
+
+def costs(runs: Sequence[Run]) -> Table | None:
+    """Of each method: how many numbers it learns, its time and its memory, as far as its runs say."""
+    columns = ["learned parameters", "training, seconds (median)", "peak memory, GiB (most)", "device"]
+    table = Table("Costs", ("method",), columns, compares=False)
+    for method in methods_of(runs):
+        results = [run.result for run in runs if run.method == method and run.result]
+        trainings = [result for result in results if result.training_seconds]
+        parameters = _distinct(
+            f"{each.learned_parameters:,}" for each in results if each.learned_parameters is not None
+        )
+        seconds = [result.training_seconds for result in trainings if result.training_seconds]
+        memory = [result.peak_memory for result in results if result.peak_memory]
+        cells: list[Cell] = [
+            " / ".join(parameters) or None,
+            f"{median(seconds):,.0f}" if seconds else None,
+            f"{max(memory) / GIB:.2f}" if memory else None,
+            ", ".join(_distinct(each.device for each in results if each.device)) or None,
+        ]
+        if any(cells):
+            table.rows.append(Row((method.label,), cells))
+    return table if table.rows else None
+
+
+def differences(runs: Iterable[Run]) -> list[str]:
+    """Notes on what is not the same for all runs of a table."""
+    results = [run.result for run in runs if run.result]
+    notes = []
+    for what, values in (
+        ("backbones", _distinct(each.backbone for each in results if each.backbone)),
+        ("commits", _distinct(each.commit[:10] for each in results if each.commit)),
+        ("versions of torch", _distinct(each.torch for each in results if each.torch)),
+        ("devices", _distinct(each.device for each in results if each.device)),
+    ):
+        if len(values) > 1:
+            notes.append(f"The runs differ in their {what}: {', '.join(values)}.")
+    if any(each.commit_is_clean is False for each in results):
+        changed = sum(each.commit_is_clean is False for each in results)
+        notes.append(f"{changed} of {len(results)} runs were made with uncommitted changes in the code.")
+    logs = sum(each.source == "log" for each in results)
+    if logs:
+        notes.append(
+            f"{logs} of {len(results)} results are read from logs, with the one decimal that they print."
+        )
+    return notes
+
+
+def samples(runs: Iterable[Run]) -> tuple[Table | None, list[str]]:
+    """The hashes of the images trained on, and a warning wherever methods were trained on different ones."""
+    hashes: defaultdict[tuple[str, int, int], dict[str, set[str]]] = defaultdict(dict)
+    for run in runs:
+        trained = run.result and run.result.trained_on
+        if trained and trained.sample_sha256:
+            key = (trained.dataset, trained.shots, trained.seed)
+            hashes[key].setdefault(trained.sample_sha256, set()).add(run.method.label)
+    table = Table("Images trained on", ("dataset", "shots", "seed"), ["sha256", "methods"], compares=False)
+    warnings = []
+    for (dataset, shots, seed), methods in sorted(hashes.items()):
+        for digest, labels in methods.items():
+            row = Row((label_of(dataset), str(shots), str(seed)), [digest[:16], ", ".join(sorted(labels))])
+            table.rows.append(row)
+        if len(methods) > 1:
+            told = "; ".join(f"{digest[:16]} by {', '.join(sorted(who))}" for digest, who in methods.items())
+            warnings.append(
+                f"{label_of(dataset)}, {shots} shots, seed {seed}: different training images: {told}."
+            )
+    return (table if table.rows else None), warnings
+
+
+def code_versions(runs: Iterable[Run]) -> dict[str, str]:
+    """Commits, versions and devices that occur."""
+    results: list[Result] = [run.result for run in runs if run.result]
+    facts = {
+        "commits": _distinct(each.commit for each in results if each.commit),
+        "torch": _distinct(each.torch for each in results if each.torch),
+        "devices": _distinct(each.device for each in results if each.device),
+        "backbones": _distinct(each.backbone for each in results if each.backbone),
+    }
+    return {name: ", ".join(values) or "unknown" for name, values in facts.items()}
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return sorted(set(values))

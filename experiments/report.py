@@ -1,0 +1,106 @@
+"""A report: the sections of tables, what they rest on, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .benchmarks import label_of
+from .protocol_tables import sections_of
+from .provenance import code_versions, costs, differences, samples
+from .published import comparison, published
+from .runs import Gathered, Run
+from .tables import Cell, Row, Section, Table
+
+METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
+SEEDS_NOTE = (
+    "{metric} in percent: mean ± population standard deviation over the seeds. (2/3): only two of three "
+    "seeds are there. An average over datasets is given only where all of them are complete; its ± is over "
+    "the averages of each seed."
+)
+HM_NOTE = (
+    "HM is the harmonic mean of the means of base and new; its ± is over each seed's HM. The "
+    "published average is the HM of the two averages; the mean of the datasets' HMs is another number."
+)
+NOISE_NOTE = (
+    "Within: the difference to the published number can be chance, since it is at most "
+    "t(0.975, n-1) · s · sqrt(2/n), with s the sample deviation over our n seeds; 0.005 more is allowed for "
+    "the rounding of published numbers. Outside: it is larger. Unknown: one seed cannot tell."
+)
+
+
+@dataclass
+class Report:
+    """All that is shown, in any format.
+
+    Attributes:
+        warnings: files that could not be read, runs in no table, unequal samples; a line each.
+        versions: commits, versions and devices of the runs.
+    """
+
+    sections: list[Section]
+    runs: list[Run]
+    costs: Table | None = None
+    samples: Table | None = None
+    warnings: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+def make_report(gathered: Gathered, metric: str = "accuracy", command: str = "") -> Report:
+    """Makes the tables, of accuracy or of another metric.
+
+    Args:
+        metric: accuracy or macro_f1. Only accuracies are compared with published ones.
+        command: that the report was asked for with.
+    """
+    sections = sections_of(gathered.runs, metric)
+    for section in sections:
+        section.notes.append(SEEDS_NOTE.format(metric=METRICS[metric]))
+        if any(run.role == "new" for run in section.runs):
+            section.notes.append(HM_NOTE)
+        table, reasons = comparison(section) if metric == "accuracy" else (None, [])
+        if table:
+            section.tables.append(table)
+            section.notes += [NOISE_NOTE, f"Published numbers: {_sources(section)}."]
+        section.notes += reasons
+        section.notes += differences(section.runs)
+    sample_table, unequal = samples(gathered.runs)
+    return Report(
+        sections=sections,
+        runs=gathered.runs,
+        costs=costs(gathered.runs),
+        samples=sample_table,
+        warnings=[*gathered.warnings, *unequal],
+        versions=code_versions(gathered.runs),
+        command=command,
+    )
+
+
+def _sources(section: Section) -> str:
+    sources = published()["sources"]
+    keys = [section.protocol]
+    if section.protocol == "base2new" and any("designs" in run.method.published for run in section.runs):
+        keys.append("designs")
+    return "; ".join(sources[key] for key in keys)
+
+
+def unfinished_table(runs: Sequence[Run]) -> Table | None:
+    """The runs without a result, and why; None if there are none."""
+    columns = ["role", "seed", "state", "reason", "folder"]
+    table = Table("Without a result", ("method", "dataset"), columns, compares=False)
+    for run in runs:
+        settings = [f"{run.shots} shots" if run.protocol == "few_shot" else "", run.curve]
+        settings.append("" if run.value is None else f"{run.value:g}")
+        role = " ".join(filter(None, [run.role, *settings]))
+        folder = _from_here(run.folder) if run.folder else ""
+        cells: list[Cell] = [role, str(run.seed), run.state, run.reason, folder]
+        table.rows.append(Row((run.method.label, label_of(run.dataset)), cells))
+    return table if table.rows else None
+
+
+def _from_here(folder: Path) -> str:
+    """A path as one would type it."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)

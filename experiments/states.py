@@ -1,0 +1,24 @@
+"""What became of a run that has no result that counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .jobs import state
+
+FINISHED, RUNNING, FAILED = "finished", "running", "failed"
+INTERRUPTED, MISSING = "interrupted", "missing"
+NEEDS_AN_EYE = (FAILED, INTERRUPTED, RUNNING, MISSING)  # the most urgent first
+REASONS = {
+    RUNNING: "a process works on it",
+    INTERRUPTED: "stopped before its result; it can go on",
+    MISSING: "not started",
+}
+
+
+def state_of(folder: Path) -> tuple[str, str]:
+    """The state of a run without a result, and why it has none."""
+    found, reason = state(folder)
+    if found == FINISHED:
+        return FAILED, "its result.json cannot be read, or is of another test"
+    return found, reason or REASONS[found]

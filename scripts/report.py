@@ -1,0 +1,110 @@
+"""The tables of all runs below some folders, beside the published numbers.
+
+    python -m scripts.report output
+    python -m scripts.report output --format all --out report
+
+Reads the `result.json` of each run, the plans of sweeps, and logs where there is no `result.json`: those of
+the paper's code, too. See docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from experiments import formats
+from experiments.methods import read_methods
+from experiments.page import page
+from experiments.report import METRICS, Report, make_report
+from experiments.runs import Gathered, gather
+
+PRINTED: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "text": ("report.txt", formats.text),
+    "markdown": ("report.md", formats.markdown),
+    "latex": ("report.tex", formats.latex),
+}
+WRITTEN: dict[str, dict[str, Callable[[Report], str]]] = {
+    "csv": {"runs.csv": formats.csv_of_runs, "tables.csv": formats.csv_of_tables},
+    "html": {"report.html": page},
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Tables of all runs below some folders.")
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of runs, such as output")
+    add("--format", choices=[*PRINTED, *WRITTEN, "all"], default="text", help="text by default")
+    add("--out", type=Path, help="folder to write files into; by default FOLDER/report for csv, html and all")
+    add("--protocol", nargs="+", help="only these, such as base2new")
+    add("--methods", nargs="+", help="only these, by name or label")
+    add("--datasets", nargs="+", help="only these, by file of configs/datasets")
+    add("--metric", choices=list(METRICS), default="accuracy", help="that the tables are of")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        help="only these, and all of them; by default 1 2 3 and all that occur",
+    )
+    return parser
+
+
+def selected(gathered: Gathered, args: argparse.Namespace) -> Gathered:
+    """What the filters leave.
+
+    Raises:
+        ValueError: a filter names what does not occur, or nothing is left.
+    """
+    runs = gathered.runs
+    for flag, wanted, names_of in (
+        ("--protocol", args.protocol, lambda run: {run.protocol}),
+        ("--datasets", args.datasets, lambda run: {run.dataset}),
+        ("--methods", args.methods, lambda run: {run.method.key, run.method.label}),
+    ):
+        if wanted is None:
+            continue
+        there = set().union(*map(names_of, runs))
+        unknown = [name for name in wanted if name not in there]
+        if unknown:
+            raise ValueError(f"{flag} {unknown[0]}: no such runs; there are {', '.join(sorted(there))}.")
+        runs = [run for run in runs if names_of(run) & set(wanted)]
+    if not runs:
+        raise ValueError("no run fits all of these filters together.")
+    return replace(gathered, runs=runs)
+
+
+def write(report: Report, names: Sequence[str], folder: Path) -> None:
+    """Writes the files of some formats, and says where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        files = WRITTEN[name] if name in WRITTEN else dict([PRINTED[name]])
+        for file, render in files.items():
+            (folder / file).write_text(render(report), encoding="utf-8")
+            print(f"Written: {folder / file}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
+        report = make_report(gathered, args.metric, f"python -m scripts.report {shlex.join(words)}")
+        for warning in report.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if args.format in PRINTED and args.out is None:
+            print(PRINTED[args.format][1](report), end="")
+        else:
+            names = [*PRINTED, *WRITTEN] if args.format == "all" else [args.format]
+            write(report, names, args.out or args.folders[0] / "report")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
