@@ -14,32 +14,10 @@ from .values import Value
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
 WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers
-RUN_FIELDS = [
-    "protocol",
-    "method",
-    "dataset",
-    "role",
-    "shots",
-    "seed",
-    "curve",
-    "value",
-    "accuracy",
-    "macro_f1",
-    "state",
-    "folder",
-]
-CELL_FIELDS = [
-    "protocol",
-    "section",
-    "table",
-    "row",
-    "column",
-    "mean",
-    "deviation",
-    "seeds",
-    "wanted",
-    "text",
-]
+PLACE = ["protocol", "method", "dataset", "role", "shots", "seed", "curve", "value"]
+RUN_FIELDS = [*PLACE, "accuracy", "macro_f1", "state", "folder"]
+NUMBERS = ["mean", "deviation", "seeds", "wanted"]
+CELL_FIELDS = ["protocol", "section", "table", "row", "column", *NUMBERS, "text"]
 MARKDOWN_SIGNS = {"\\": "\\\\", "|": "\\|", "*": "\\*", "_": "\\_", "<": "&lt;", "`": "\\`"}
 
 
