@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT_FILE = "result.json"
 ERROR_FILE = "error.txt"  # what a failed run said last
 LOCK_FILE = ".lock"
+IN_USE = 75  # exit code of train.py where another run holds it
 STATES = ("finished", "failed", "running", "interrupted", "missing")
 
 

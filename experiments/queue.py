@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import train
 from experiments.devices import Devices, Place
-from experiments.jobs import ERROR_FILE, ROOT, Job, is_in_use, last_line, read_result
+from experiments.jobs import ERROR_FILE, IN_USE, ROOT, Job, is_in_use, last_line, read_result
 
 STDERR_FILE = ".stderr"  # of the attempt that runs; ERROR_FILE if it fails
 POLL = 0.2  # seconds
@@ -142,7 +141,7 @@ class Queue:
                 self.status.seconds.setdefault(kind_of(each.job), []).append(took)
                 self.devices.learn(kind_of(each.job), result)
                 yield self._finish(each.job, stderr, f"in {took:.0f} s: {_accuracy(result)}")
-            elif code == train.IN_USE:
+            elif code == IN_USE:
                 stderr.unlink(missing_ok=True)
                 self._leave_to_others(each.job, each.attempt)
             else:
@@ -251,7 +250,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def run_unit(jobs: Sequence[Job], output: Path, retries: int = 0) -> None:
+def run_unit(jobs: Sequence[Job], output: Path, retries: int = 0, python: str = sys.executable) -> None:
     """Runs a training and its tests one after the other, on the devices that a scheduler has given.
 
     Raises:
@@ -262,7 +261,7 @@ def run_unit(jobs: Sequence[Job], output: Path, retries: int = 0) -> None:
         if event:
             print(event, flush=True)
 
-    status = Queue(jobs, output, Devices(workers=1), retries).run(tell)
+    status = Queue(jobs, output, Devices(workers=1), retries, python).run(tell)
     for folder, reason in status.failed.items():
         raise RuntimeError(f"{folder}: {reason}")
 

@@ -29,7 +29,7 @@ class View:
 
     def __init__(self, output: Path, console: Console | None = None) -> None:
         self.output = output
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(soft_wrap=True)
         self.start = time.time()
         self.live: Live | None = None
         self.drawn = 0.0
@@ -49,7 +49,9 @@ class View:
 
     def __call__(self, status: Status, event: str) -> None:
         if event and not (event.startswith("started") and self.live):
-            self.console.print(f"[{self._done(status)}] {event}{self._left(status)}", markup=False)
+            self.console.print(
+                f"[{self._done(status)}] {event}{self._left(status)}", markup=False, highlight=False
+            )
         if self.live and (event or time.time() - self.drawn > REFRESH):
             self.drawn = time.time()
             self.live.update(self._table(status), refresh=True)

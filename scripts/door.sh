@@ -28,7 +28,7 @@ case $PROTOCOL/$DATASET in
     cross_dataset/imagenetv2 | cross_dataset/imagenet_*) PROTOCOL=domain_generalisation ;;
 esac
 if [ -n "$TRAINER$CFG" ]; then METHOD=${TRAINER:-${METHOD%%:*}}${CFG:+:$CFG}; fi
-FLAGS=(--trainers "$METHOD" --seeds "$SEED" --stage "$STAGE" --show)
+FLAGS=(--trainers "$METHOD" --seeds "$SEED" --stage "$STAGE")
 case $PROTOCOL/$STAGE in
     cross_dataset/train) FLAGS+=(--source "$DATASET") ;;
     *) FLAGS+=(--datasets "$DATASET") ;;
@@ -43,4 +43,4 @@ if [ -n "$OUTPUT" ]; then FLAGS+=(--output "$(realpath -m "$OUTPUT")"); fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "$PYTHON" ]; then if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi; fi
-exec "$PYTHON" -m scripts.sweep "$PROTOCOL" "${FLAGS[@]}" --options "${@:6}"
+exec "$PYTHON" -m scripts.sweep "$PROTOCOL" "${FLAGS[@]}" --show --options "${@:6}"

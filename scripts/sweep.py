@@ -4,8 +4,8 @@
     python -m scripts.sweep base2new --datasets shapes     # nothing to download: the embedded dataset
     python -m scripts.sweep cross_dataset --trainers MaPLe --dry-run
 
-It can be stopped at any time; the same command goes on, and what has a result is not run again.
-docs/sweeps.md tells more.
+It can be stopped at any time; the same command goes on, and what has a result is not run again. It ends with
+the report on all that is in the folder of results, as text here and as files there. docs/sweeps.md.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from experiments.cluster_options import ClusterOptions, add_arguments
 from experiments.jobs import Job, read_result, save_plan
 from experiments.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
+from scripts import report
+
+if TYPE_CHECKING:
+    from experiments.queue import Status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that share a run (torchrun)")
     run.add_argument("--retries", type=int, default=0, help="further attempts for a run that fails")
     run.add_argument("--show", action="store_true", help="one run after the other, printing here")
+    add_arguments(parser)
     add(
         "--options",
         nargs=argparse.REMAINDER,
@@ -73,7 +80,7 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
         ("--shots", args.shots, 1),
         ("--values", args.values, 0),
         ("--workers", [args.workers], 0),
-        ("--gpus-per-job", [args.gpus_per_job], 1),
+        ("--gpus-per-job", [args.gpus_per_job], 0 if args.cluster else 1),
         ("--retries", [args.retries], 0),
     ):
         wrong = next((value for value in values if value < least), None)
@@ -130,8 +137,11 @@ def run(args: argparse.Namespace) -> int:
     protocol = read_protocol(args.protocol)
     selection = selection_of(args, protocol)
     output = Path(args.output).expanduser().absolute()
-    wanted = dict.fromkeys(job for unit in units(protocol, selection) for job in unit)
-    jobs = [with_launcher(job, args.gpus_per_job) for job in wanted]
+    options = ClusterOptions.from_arguments(args)
+    wanted = [
+        tuple(with_launcher(job, args.gpus_per_job) for job in unit) for unit in units(protocol, selection)
+    ]
+    jobs = list(dict.fromkeys(job for unit in wanted for job in unit))
     if not jobs:
         raise ValueError(f"{protocol.name} has nothing to do for these flags.")
 
@@ -142,11 +152,30 @@ def run(args: argparse.Namespace) -> int:
         dry_run(jobs, output)
         return 0
     save_plan(protocol.name, jobs, output)
-    return 1 if run_here(args, jobs, output) else 0
+    status = run_on_cluster(args, options, wanted, output) if options else run_here(args, jobs, output)
+    for folder, reason in status.failed.items():
+        print(f"failed: {output / folder}: {reason}", file=sys.stderr)
+    print(f"{len(status.finished)} of {len(jobs)} runs have a result in {output}.\n")
+    if not args.show:
+        report.main([str(output), "--protocol", protocol.name])
+        print()
+        report.main([str(output), "--format", "all"])
+    return 1 if status.failed else 0
 
 
-def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> bool:
-    """Runs the jobs on this machine, and tells which failed; returns whether any did."""
+def run_on_cluster(
+    args: argparse.Namespace, options: ClusterOptions, wanted: Sequence[tuple[Job, ...]], output: Path
+) -> Status:
+    """Runs the jobs on a cluster: each unit as a job of its own there."""
+    from experiments.cluster import Cluster
+    from experiments.view import View
+
+    with View(output).shown() as view:
+        return Cluster(output, options, args.retries).run(wanted, view)
+
+
+def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> Status:
+    """Runs the jobs on this machine."""
     from experiments.devices import devices
     from experiments.queue import Queue
     from experiments.view import View
@@ -155,11 +184,7 @@ def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> boo
     places = devices(per_gpu, args.gpus_per_job, 1 if args.show else args.workers)
     queue = Queue(jobs, output, places, args.retries, shown=args.show)
     with View(output).shown() as view:
-        status = queue.run(view)
-    for folder, reason in status.failed.items():
-        print(f"failed: {output / folder}: {reason}", file=sys.stderr)
-    print(f"{len(status.finished)} of {len(jobs)} runs have a result in {output}.")
-    return bool(status.failed)
+        return queue.run(view)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,8 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sweep: stopped; the same command goes on from here.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"sweep: {str(stop) or 'stopped; the same command goes on from here.'}", file=sys.stderr)
         return 130
 
 
