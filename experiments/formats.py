@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tabulate import tabulate
@@ -77,7 +78,9 @@ def text(report: Report) -> str:
     for section in report.sections:
         parts.append(_underlined(section.title))
         parts += [f"{table.title}\n\n{_text_table(table)}" for table in tables_of(section)]
-        parts.append("\n".join(f"- {note}" for note in section.notes))
+        parts.append(
+            "\n".join(textwrap.fill(f"- {note}", WIDTH, subsequent_indent="  ") for note in section.notes)
+        )
     if report.costs:
         parts += [_underlined(report.costs.title), _text_table(report.costs)]
     return "\n\n".join(parts) + "\n"

@@ -176,17 +176,19 @@ class _Found:
 
 
 def _walk(folders: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
-    """Each folder below, once, with the names of its files."""
+    """Each folder below, once, with the names of its files; links are followed."""
     seen: set[Path] = set()
     for top in folders:
         if not top.is_dir():
             raise FileNotFoundError(f"{top} is not a folder; give folders of runs, such as output.")
-        for name, subfolders, files in os.walk(top.resolve()):
+        for name, subfolders, files in os.walk(top, followlinks=True):
+            folder = Path(name).resolve()
+            if folder in seen:
+                subfolders.clear()  # a circle of links, or a folder that was given twice
+                continue
+            seen.add(folder)
             subfolders.sort()
-            folder = Path(name)
-            if folder not in seen:
-                seen.add(folder)
-                yield folder, set(files)
+            yield folder, set(files)
 
 
 def _test_of(result: Result) -> tuple:
