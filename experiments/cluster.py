@@ -118,9 +118,11 @@ class Cluster:
         from experiments.cluster_status import ClusterStatus
 
         status = ClusterStatus(self.output, units, self.unit_states)
-        submitted = self.submit(units)
         try:
-            changed(status, f"submitted {len(submitted)} of {len(self.units)} units")
+            submitted = self.submit(units)
+            ids = self._ids(submitted)
+            as_jobs = f", as jobs {' '.join(ids)}" if self.options.cluster == "slurm" and ids else ""
+            changed(status, f"submitted {len(submitted)} of {len(self.units)} units{as_jobs}")
             while True:
                 progress = self._look()
                 for event in status.update(progress.units):
@@ -160,13 +162,17 @@ class Cluster:
         """What to say after Ctrl-C. Jobs in Slurm are left alone; local processes are stopped."""
         if self.options.cluster == "local":
             return f"local jobs that were stopped: {len(self.cancel())}; the same command goes on from here."
-        live = {state.job.partition("_")[0] for state in self.states().values() if state.live}
-        if not live:
+        jobs = " ".join(self._ids([name for name, state in self.states().items() if state.live]))
+        if not jobs:
             return "no job is left in Slurm; the same command goes on from here."
-        jobs = " ".join(sorted(live, key=int))
         return (
             f"the jobs go on in Slurm, and the same command watches them again; to stop them: scancel {jobs}"
         )
+
+    def _ids(self, names: Sequence[str]) -> list[str]:
+        """What to call these units' jobs to Slurm: whole arrays."""
+        submissions = self.submissions.read()
+        return sorted({submissions[name].job.partition("_")[0] for name in names}, key=int)
 
     def _find(self, submissions: Mapping[str, Submission]) -> dict[str, UnitState]:
         for job in self._local_jobs:
@@ -197,8 +203,9 @@ class Cluster:
             names = names[: max((self.options.array_parallelism or 1) - running, 0)]
         elif len(names) > 1:
             size = slurm.largest_array()
-        for start in range(0, len(names), max(size, 1)):
-            self._submit_array(submissions, names[start : start + size])
+        with _ctrl_c_ignored():
+            for start in range(0, len(names), max(size, 1)):
+                self._submit_array(submissions, names[start : start + size])
         return names
 
     def _submit_array(self, submissions: dict[str, Submission], names: Sequence[str]) -> None:
@@ -212,7 +219,7 @@ class Cluster:
         executor.update_parameters(**self.options.parameters())
         works = [UnitOnNode(self.units[name], self.output, self.retries) for name in names]
         try:
-            with _submission_environment(), _ctrl_c_ignored(local), executor.batch():
+            with _submission_environment(), executor.batch():
                 jobs = [executor.submit(work) for work in works]
         except submitit.core.utils.FailedJobError as error:
             raise ValueError(f"Slurm refused the jobs: {slurm.last_line(str(error))}") from None
@@ -249,9 +256,10 @@ def _submission_environment() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ctrl_c_ignored(wanted: bool) -> Iterator[None]:
-    """What is started meanwhile does not hear Ctrl-C; `Cluster.interrupted` stops it in order."""
-    if not wanted or threading.current_thread() is not threading.main_thread():
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Nothing is submitted without being noted. What is started meanwhile does not hear Ctrl-C either: local
+    processes are stopped in order by `Cluster.interrupted`."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

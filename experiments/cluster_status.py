@@ -42,15 +42,17 @@ class ClusterStatus(Status):
 
     def _finish(self, job: Job) -> str:
         self.finished.add(job.folder)
-        self.running.pop(job.folder, None)
         self.failed.pop(job.folder, None)
         result = read_result(self.output / job.folder) or {}
-        seconds = result.get("seconds", {}).get("total")
+        start = self.running.pop(job.folder, None)
+        if start is not None:
+            seconds = time.time() - start
+        else:  # begun and ended between two looks
+            seconds = result.get("seconds", {}).get("total", 0.0)
+        self.seconds.setdefault(kind_of(job), []).append(seconds)
         accuracy = result.get("results", {}).get("accuracy")
-        if seconds is not None:
-            self.seconds.setdefault(kind_of(job), []).append(seconds)
-        took = "" if seconds is None else f" in {seconds:.0f} s"
-        return f"finished {job.folder}{took}" + ("" if accuracy is None else f": accuracy {accuracy:.2f} %")
+        found = "done" if accuracy is None else f"accuracy {accuracy:.2f} %"
+        return f"finished {job.folder} in {seconds:.0f} s: {found}"
 
     def _take(self, job: Job, state: UnitState, first: Job | None) -> Iterator[str]:
         """The state of a job without a result; `first` comes before it in its unit, and has none either."""

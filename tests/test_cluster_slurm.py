@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +50,20 @@ def over_time(node: Path, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     return cluster
 
 
+@pytest.fixture(scope="module")
+def training(node: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A sweep with one real training, by the command line."""
+    output = tmp_path_factory.mktemp("training")
+    words = "base2new --trainers MaPLe --datasets shapes --seeds 1 --shots 1 --cluster slurm --gpus-per-job 0"
+    command = [sys.executable, "-m", "scripts.sweep", *words.split(), "--output", str(output)]
+    options = ["--options", "OPTIM.MAX_EPOCH", "1"]
+    with (output / "printed").open("w") as printed:
+        process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=printed, stderr=printed)
+        yield process, output
+        process.terminate()
+        process.wait()
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -65,7 +81,8 @@ def watch(cluster: Cluster) -> dict[str, str]:
     return {name: state.state for name, state in last.units.items()}
 
 
-def test_units_run_as_one_array(over_time: Cluster, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("over_time", "training")  # which take long, and wait for the last tests
+def test_units_run_as_one_array(tmp_path: Path) -> None:
     cluster = cluster_for(tmp_path)
     units: list[Unit] = [
         (script_job("train"), script_job("test", needs="train")),
@@ -90,7 +107,7 @@ def test_units_run_as_one_array(over_time: Cluster, tmp_path: Path) -> None:
     assert [attempts_of(tmp_path, name) for name in ("train", "test", "bad", "slow")] == [1, 1, 1, 1]
 
 
-def test_a_cancelled_unit_is_submitted_by_a_second_call(over_time: Cluster, tmp_path: Path) -> None:
+def test_a_cancelled_unit_is_submitted_by_a_second_call(node: Path, tmp_path: Path) -> None:
     units: list[Unit] = [(script_job("a", f"if attempts == 1: {SLEEP}"),), (script_job("b"),)]
     cluster = cluster_for(tmp_path, retries=2)
     cluster.submit(units)
@@ -107,7 +124,7 @@ def test_a_cancelled_unit_is_submitted_by_a_second_call(over_time: Cluster, tmp_
     assert attempts_of(tmp_path, "a") == 2
 
 
-def test_a_killed_unit_is_submitted_again_as_retries_say(over_time: Cluster, tmp_path: Path) -> None:
+def test_a_killed_unit_is_submitted_again_as_retries_say(node: Path, tmp_path: Path) -> None:
     cluster = cluster_for(tmp_path, retries=1)
     script = f"(folder / 'pid').write_text(str(__import__('os').getpid())); {SLEEP}"
     cluster.submit([(script_job("a", f"if attempts == 1: {script}"),)])
@@ -121,7 +138,7 @@ def test_a_killed_unit_is_submitted_again_as_retries_say(over_time: Cluster, tmp
     assert attempts_of(tmp_path, "a") == 2
 
 
-def test_cancel_ends_what_waits_and_what_runs(over_time: Cluster, tmp_path: Path) -> None:
+def test_cancel_ends_what_waits_and_what_runs(node: Path, tmp_path: Path) -> None:
     cluster = cluster_for(tmp_path, 0, 5, "dependency=singleton")
     running, waiting = (script_job("a", SLEEP),), (script_job("b", SLEEP),)
     cluster.submit([running])
@@ -146,3 +163,15 @@ def test_a_unit_that_is_over_its_time_is_requeued_and_finishes(over_time: Cluste
     assert over_time.states()["train"].job == first
     output = over_time.output
     assert [attempts_of(output, name) for name in ("train", "test")] == [1, 2]
+
+
+def test_a_training_and_its_test_run_by_one_command(training: tuple[subprocess.Popen, Path]) -> None:
+    process, output = training
+    code = process.wait(120)
+    printed = (output / "printed").read_text()
+    assert code == 0, printed
+    assert "submitted 1 of 1 units, as jobs " in printed
+    assert f"2 of 2 runs have a result in {output}." in printed
+    for part in ("train_base", "test_new"):
+        (result,) = (output / "base2new" / part).rglob("result.json")
+        assert json.loads(result.read_text())["results"]["accuracy"] > 20  # by chance: 1 of 24 classes
