@@ -7,12 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .jobs import ERROR_FILE, RESULT_FILE
+from .jobs import ERROR_FILE
 from .plan_files import Job, read_plan
 from .reference_logs import read_logs
-from .results import Result, read_result_file
-
-RESULT_FILES = (RESULT_FILE, "result_test.json")  # the second is of a test in the folder of a training
+from .results import RESULT_FILES, Result, read_result_file
 
 
 class Found:

@@ -12,6 +12,7 @@ from typing import Any
 from .benchmarks import LABELS, stem_of
 
 FORMAT = 1
+RESULT_FILES = ("result.json", "result_test.json")  # the second is of a test in the folder of a training
 OWN_DATA = ("folder", "csv", "hub")  # one file of configs/datasets for many datasets
 
 
