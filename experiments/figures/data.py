@@ -8,8 +8,8 @@ from typing import Any
 
 from experiments.benchmarks import label_of
 from experiments.methods import Method, read_methods
-from experiments.results import read_json
-from experiments.runs import RESULT_FILES, Run, gather
+from experiments.results import RESULT_FILES, read_json
+from experiments.runs import Run, gather
 
 
 def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | None = None) -> list[Run]:
