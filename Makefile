@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 
 # Zero-shot CLIP and MaPLe, base to novel, on the embedded dataset and backbone.
 demo: install
-	$(BIN)/python -m scripts.demo --seeds 1
+	$(BIN)/python -m scripts.sweep base2new --datasets shapes --trainers ZeroshotCLIP MaPLe --seeds 1
 
 demo-full: install
-	$(BIN)/python -m scripts.demo --seeds 1 2 3
+	$(BIN)/python -m scripts.sweep base2new --datasets shapes
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 METHODS_FILE = Path(__file__).resolve().parent.parent / "configs" / "protocols" / "methods.yaml"
-CONDITIONS = {"protocol", "dataset", "shots"}  # of a rule; shots are a list
+CONDITIONS = ("protocol", "dataset", "shots")  # of a rule: a value, or a list of those that fit
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,19 @@ class Method:
         Raises:
             ValueError: no rule fits.
         """
-        given = {"protocol": protocol, "dataset": dataset}
+        given = dict(zip(CONDITIONS, (protocol, dataset, shots), strict=True))
         for rule in self.rules:
-            fits = all(rule[key] == given[key] for key in given if key in rule)
-            if fits and shots in rule.get("shots", [shots]):
+            allowed = {key: rule[key] for key in CONDITIONS if key in rule}
+            if all(value == given[key] or _is_among(given[key], value) for key, value in allowed.items()):
                 return rule["config"]
         raise ValueError(
             f"{METHODS_FILE.name}: no rule of {self.key} fits protocol {protocol}, dataset {dataset}, "
             f"{shots} shots. Name a configuration: --trainers {self.trainer}:CONFIG."
         )
+
+
+def _is_among(value: object, allowed: object) -> bool:
+    return isinstance(allowed, list) and value in allowed
 
 
 def read_methods(path: Path | None = None) -> list[Method]:
@@ -70,7 +74,9 @@ def read_methods(path: Path | None = None) -> list[Method]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
-        raise ValueError(f"{path} holds no table of methods: NAME: {{trainer: ..., configs: ...}} is expected.")
+        raise ValueError(
+            f"{path} holds no table of methods: NAME: {{trainer: ..., configs: ...}} is expected."
+        )
     return [_method(path, str(key), entry, place) for place, (key, entry) in enumerate(table.items())]
 
 
@@ -83,13 +89,12 @@ def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Metho
     if not isinstance(rules, list) or not all(
         isinstance(rule, dict)
         and isinstance(rule.get("config"), str)
-        and rule.keys() <= CONDITIONS | {"config"}
-        and isinstance(rule.get("shots", []), list)
+        and rule.keys() <= {*CONDITIONS, "config"}
         for rule in rules
     ):
         raise ValueError(
-            f"{path}: {key}.configs is {rules!r}; allowed is a list of rules, {{config: FILE}} with or without "
-            "the conditions protocol, dataset and shots (a list)."
+            f"{path}: {key}.configs is {rules!r}; allowed is a list of rules, {{config: FILE}} with or "
+            f"without the conditions {', '.join(CONDITIONS)}."
         )
     return Method(key, str(entry.get("label", key)), trainer, tuple(rules), published, place)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .benchmarks import LABELS
+from .jobs import ERROR_FILE, RESULT_FILE, last_line
 from .methods import Method, method_of
 from .placing import Placing
 from .plan_files import Job, read_plan
 from .reference_logs import read_logs
 from .results import Result, read_result_file
-from .states import ERROR_FILE, FINISHED, MISSING, last_line, state_of
+from .states import FINISHED, MISSING, state_of
 
-RESULT_FILES = ("result.json", "result_test.json")  # the second is of a test in the folder of a training
+RESULT_FILES = (RESULT_FILE, "result_test.json")  # the second is of a test in the folder of a training
 USUAL_SEEDS = {1, 2, 3}  # the field's convention
 
 
@@ -88,6 +91,8 @@ def gather(
     found = _Found()
     for folder, files in _walk(folders):
         found.read(folder, files)
+    for folder in folders:
+        found.read_plans_above(folder.resolve())
     planned = [_planned(job, root, found.results, methods) for job, root in found.jobs]
     in_plan = {run.folder for run in planned}
     rest = [each for folder, results in found.results.items() if folder not in in_plan for each in results]
@@ -103,8 +108,14 @@ def gather(
         where = ", ".join(map(str, folders))
         told = "".join(f" {warning}" for warning in found.warnings[:1])
         raise ValueError(f"no runs in {where}: no result.json, no plan, no log of a run.{told}")
-    runs.sort(key=lambda run: (run.method.place, run.method.label, run.seed))
+    runs.sort(key=_order)
     return Gathered(runs, found.warnings)
+
+
+def _order(run: Run) -> tuple:
+    known = list(LABELS)
+    dataset = known.index(run.dataset) if run.dataset in LABELS else len(known)
+    return run.method.place, run.method.label, dataset, run.dataset, run.role, run.seed
 
 
 class _Found:
@@ -155,19 +166,29 @@ class _Found:
         if results:
             self.results[folder] = results
 
+    def read_plans_above(self, folder: Path) -> None:
+        """Reads the plans of a sweep of whose results `folder` is a part: what they want of this part."""
+        for above in folder.parents:
+            for path in sorted((above / "plans").glob("*.json")):
+                with contextlib.suppress(ValueError, OSError):  # of somebody else's
+                    jobs = ((job, above) for job in read_plan(path))
+                    self.jobs += [each for each in jobs if (above / each[0].folder).is_relative_to(folder)]
+
 
 def _walk(folders: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
-    """Each folder below, once, with the names of its files."""
+    """Each folder below, once, with the names of its files; links are followed."""
     seen: set[Path] = set()
     for top in folders:
         if not top.is_dir():
             raise FileNotFoundError(f"{top} is not a folder; give folders of runs, such as output.")
-        for name, subfolders, files in os.walk(top.resolve()):
+        for name, subfolders, files in os.walk(top, followlinks=True):
+            folder = Path(name).resolve()
+            if folder in seen:
+                subfolders.clear()  # a circle of links, or a folder that was given twice
+                continue
+            seen.add(folder)
             subfolders.sort()
-            folder = Path(name)
-            if folder not in seen:
-                seen.add(folder)
-                yield folder, set(files)
+            yield folder, set(files)
 
 
 def _test_of(result: Result) -> tuple:

@@ -13,7 +13,8 @@ import torch
 from filelock import FileLock
 from helpers import ROOT
 
-from train import IN_USE, command_line
+from experiments.jobs import IN_USE
+from train import command_line
 
 SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
 

@@ -1,0 +1,154 @@
+"""What a sweep asks of a cluster: flags of the command line, and their words in submitit."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import shlex
+import shutil
+from typing import Any
+
+from experiments.jobs import ROOT
+
+CLUSTERS = ("slurm", "local")
+# What has a flag of its own is not for --slurm KEY=VALUE.
+HAVE_FLAGS = {
+    "account": "--account",
+    "array_parallelism": "--array-parallelism",
+    "cpus_per_task": "--cpus-per-job",
+    "gpus_per_node": "--gpus-per-job",
+    "mem": "--mem-gb",
+    "partition": "--partition",
+    "qos": "--qos",
+    "setup": "--setup",
+    "time": "--time",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterOptions:
+    """What to ask of a cluster: the flags of `add_arguments`, and `--gpus-per-job`.
+
+    0, "" and () stand for the cluster's own default.
+
+    Raises:
+        ValueError: a value does not fit, or submitit or Slurm is not installed.
+    """
+
+    cluster: str
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time: int = 240
+    gpus_per_job: int = 0
+    cpus_per_job: int = 0
+    mem_gb: float = 0.0
+    array_parallelism: int = 0
+    slurm: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> ClusterOptions | None:
+        """The options of a command line that `add_arguments` has extended; None without `--cluster`.
+
+        Raises:
+            ValueError: as the class; or a flag is for a cluster, and none is named.
+        """
+        given: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls)}
+        given |= {name: tuple(given[name]) for name in ("slurm", "setup")}
+        if args.cluster:
+            return cls(**given)
+        for field in dataclasses.fields(cls):
+            if field.name not in ("cluster", "gpus_per_job") and given[field.name] != field.default:
+                raise ValueError(f"{_flag(field.name)} is for a cluster: give --cluster, too.")
+        return None
+
+    def __post_init__(self) -> None:
+        for name in ("gpus_per_job", "cpus_per_job", "mem_gb", "array_parallelism"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{_flag(name)} is {getattr(self, name)}; allowed is 0 or more.")
+        if self.time < 1:
+            raise ValueError(f"--time is {self.time}; allowed are 1 or more minutes.")
+        if importlib.util.find_spec("submitit") is None:
+            raise ValueError(f'--cluster {self.cluster} needs submitit: pip install -e ".[cluster]".')
+        if self.cluster == "slurm":
+            self._further()
+            missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
+            if missing:
+                raise ValueError(
+                    f"--cluster slurm: there is no {missing[0]} on this machine. Give the command where jobs "
+                    "are submitted, or take --cluster local."
+                )
+            return
+        for name in ("partition", "account", "qos", "cpus_per_job", "mem_gb", "slurm", "setup"):
+            if getattr(self, name):
+                raise ValueError(f"{_flag(name)} is for --cluster slurm; local processes take what there is.")
+
+    def parameters(self) -> dict[str, Any]:
+        """What `submitit.AutoExecutor.update_parameters` takes."""
+        parameters: dict[str, Any] = {"timeout_min": self.time, "name": "sweep"}
+        if self.gpus_per_job:
+            parameters["gpus_per_node"] = self.gpus_per_job
+        if self.cluster == "local":
+            return parameters
+        for name, value in (("cpus_per_task", self.cpus_per_job), ("mem_gb", self.mem_gb)):
+            if value:
+                parameters[name] = value
+        for name in ("partition", "account", "qos", "array_parallelism"):
+            if getattr(self, name):
+                parameters[f"slurm_{name}"] = getattr(self, name)
+        # Jobs import this project from its folder. Since Slurm 22.05 a step has not its job's CPUs by itself.
+        exports = [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"]
+        if self.cpus_per_job:
+            exports.append(f"export SRUN_CPUS_PER_TASK={self.cpus_per_job}")
+        return parameters | self._further() | {"slurm_setup": [*self.setup, *exports]}
+
+    def _further(self) -> dict[str, Any]:
+        """`--slurm KEY=VALUE`: submitit's where it knows KEY, otherwise an option of sbatch."""
+        from submitit import SlurmExecutor
+
+        known: dict[str, Any] = {}
+        further: dict[str, Any] = {"chdir": str(ROOT)}  # a --setup line may say .venv/bin/activate
+        for pair in self.slurm:
+            key, equals, value = pair.partition("=")
+            name = key.removeprefix("--").replace("-", "_")
+            if not name.isidentifier():
+                raise ValueError(f"--slurm {pair}: give an option of sbatch as KEY=VALUE, or KEY alone.")
+            if name in HAVE_FLAGS:
+                raise ValueError(f"--slurm {pair}: give {HAVE_FLAGS[name]} instead.")
+            typed = int(value) if value.isdigit() else value if equals else True
+            if name in SlurmExecutor._valid_parameters():
+                known[f"slurm_{name}"] = typed
+            else:
+                further[name.replace("_", "-")] = typed
+        return {**known, "slurm_additional_parameters": further}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a cluster to a command that has `--gpus-per-job`."""
+    add = parser.add_argument_group("on a cluster", "needs submitit; docs/cluster.md tells more").add_argument
+    add("--cluster", choices=CLUSTERS, default="", help="hand the runs to Slurm, or to processes by submitit")
+    add("--partition", default="", help="Slurm's partition")
+    add("--account", default="", help="Slurm's account")
+    add("--qos", default="", help="Slurm's quality of service")
+    add("--time", type=int, default=240, metavar="MINUTES", help="limit of a job; it goes on in another one")
+    add("--cpus-per-job", type=int, default=0, metavar="N", help="CPUs of each job; 0: the cluster's default")
+    add(
+        "--mem-gb", type=float, default=0.0, metavar="GB", help="memory of each job; 0: the cluster's default"
+    )
+    add(
+        "--array-parallelism", type=int, default=0, metavar="N", help="jobs at once; 0: 256 in Slurm, 1 local"
+    )
+    add(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another option of sbatch; repeatable",
+    )
+    add("--setup", action="append", default=[], metavar="LINE", help="shell line before a job; repeatable")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,67 @@
+"""What is checked of a sweep before its first run starts, and not when it is in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import train
+from dassl.data.datasets import DATASET_REGISTRY
+from datasets.catalog_dataset import CatalogDataset
+from experiments.jobs import Job, differences, read_result
+from experiments.record import plain
+
+MANY = 5  # results of other settings that are listed
+
+
+def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
+    """Reads each run's configuration, looks for its data, and compares what has a result already.
+
+    Args:
+        on_disk: whether datasets, and what is tested, have to be there.
+
+    Raises:
+        FileNotFoundError: a dataset or a configuration is not there.
+        ValueError: a wrong setting; or a folder holds a result of other settings.
+    """
+    parser = train.build_parser()
+    others, checked = [], set()
+    trained = {job.folder for job in jobs if job.planned.trains}
+    for job in jobs:
+        words = job.arguments(output)
+        if job.weights and (job.needs in trained or not on_disk):  # there may be nothing to load yet
+            at = words.index("--model-dir")
+            del words[at : at + 2]
+        args = parser.parse_args(words)
+        for plugin in args.plugin:
+            if plugin not in checked:
+                train.load_plugin(plugin)
+                checked.add(plugin)
+        cfg = train.setup_cfg(args)
+        if on_disk and job.planned.dataset not in checked:
+            check_dataset(cfg, job.planned.dataset)
+            checked.add(job.planned.dataset)
+        result = read_result(output / job.folder)
+        found = differences(plain(cfg), result) if result else []
+        if found:
+            others.append(f"{output / job.folder} ({found[0]})")
+    if others:
+        more = f" and {len(others) - MANY} more" if len(others) > MANY else ""
+        raise ValueError(
+            f"{len(others)} folders hold results of other settings: {'; '.join(others[:MANY])}{more}. "
+            "Give another --output, or remove them."
+        )
+
+
+def check_dataset(cfg: Any, name: str) -> None:
+    """Raises a FileNotFoundError if a dataset of the catalogue has no folder and is not drawn by itself."""
+    kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if not (isinstance(kind, type) and issubclass(kind, CatalogDataset) and kind.dataset_dir):
+        return
+    folder = Path(cfg.DATASET.ROOT).expanduser() / kind.dataset_dir
+    if kind.make is CatalogDataset.make and not folder.is_dir():
+        raise FileNotFoundError(
+            f"{cfg.DATASET.NAME}: there is no folder {folder}. Give the folder of the datasets as --root, or "
+            f"fetch it: python -m datasets prepare {name} (docs/fetching_datasets.md)."
+        )

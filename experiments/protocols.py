@@ -1,0 +1,329 @@
+"""The protocols of the field, from configs/protocols/*.yaml, and the runs that they ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.jobs import ROOT, Job, Planned
+from experiments.methods import Method, method_of, read_methods
+
+PROTOCOLS = ROOT / "configs" / "protocols"
+STAGES = ("all", "train", "test")
+KEYS = {"title", "source", "datasets", "shots", "methods", "train", "tests", "untrained"}
+KEYS |= {"axis", "values", "values_of", "curves"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run that a protocol asks for: what it is in the table, on which classes, and its folder."""
+
+    role: str
+    classes: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What an ablation varies: a method, and the options that take the values."""
+
+    method: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is trained and what is tested.
+
+    Attributes:
+        source: the dataset that is trained on; "" where it is the one that is tested on.
+        untrained: what is tested of a method that learns nothing, and of given weights.
+        methods: that it is for, if not for all.
+        axis: what the values of an ablation are, with their unit.
+        values_of: other values for some datasets.
+    """
+
+    name: str
+    title: str
+    datasets: tuple[str, ...]
+    train: Step | None = None
+    tests: tuple[Step, ...] = ()
+    untrained: tuple[Step, ...] = ()
+    source: str = ""
+    shots: tuple[int, ...] = (16,)
+    methods: tuple[str, ...] = ()
+    axis: str = ""
+    values: tuple[int, ...] = ()
+    values_of: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+
+
+def protocol_names() -> list[str]:
+    return sorted(path.stem for path in PROTOCOLS.glob("*.yaml") if path.stem != "methods")
+
+
+def read_protocol(name: str) -> Protocol:
+    """A protocol of the project by its name, or one's own by the path of its yaml file.
+
+    Raises:
+        FileNotFoundError: there is no such protocol.
+        ValueError: the file is not one.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(protocol_names())
+        raise FileNotFoundError(f"protocol {name}: allowed are {known}, or the path of a yaml file.")
+    content = _read_yaml(path)
+    unknown = sorted(content.keys() - KEYS)
+    if unknown:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(KEYS))}.")
+    try:
+        train = content.get("train")
+        return Protocol(
+            name=path.stem,
+            title=str(content.get("title", path.stem)),
+            datasets=tuple(content["datasets"]),
+            train=Step(**train) if train else None,
+            tests=tuple(Step(**step) for step in content.get("tests", ())),
+            untrained=tuple(Step(**step) for step in content.get("untrained", ())),
+            source=content.get("source", ""),
+            shots=tuple(content.get("shots", (16,))),
+            methods=tuple(content.get("methods", ())),
+            axis=content.get("axis", ""),
+            values=tuple(content.get("values", ())),
+            values_of=content.get("values_of", {}),
+            curves={
+                label: Curve(curve["method"], tuple(curve["options"]))
+                for label, curve in content.get("curves", {}).items()
+            },
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no protocol ({error}): see {PROTOCOLS.name}/base2new.yaml for one."
+        ) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no protocol: expected are keys such as title, datasets, train.")
+    base = content.pop("_BASE_", None)
+    return {**_read_yaml(path.parent / base), **content} if base else content
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of a protocol is wanted, as a command line says it; empty means what the protocol says."""
+
+    methods: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    seeds: Sequence[int] = (1, 2, 3)
+    shots: Sequence[int] = ()
+    source: str = ""
+    values: Sequence[int] = ()
+    stage: str = "all"
+    classes: Sequence[str] = ()  # that are tested on: others than the protocol's
+    weights: str = ""  # where to take what is tested, with {dataset} and {seed}
+    load_epoch: int | None = None
+    root: str = "data"
+    options: Sequence[str] = ()
+    plugins: Sequence[str] = ()
+    backbone: str = ""
+
+
+def units(protocol: Protocol, selection: Selection) -> list[tuple[Job, ...]]:
+    """The runs, in units of what has to come one after the other: a training, then tests of what it learned.
+
+    A method that learns nothing has no seed that could matter, and is tested with the first one alone.
+
+    Raises:
+        ValueError: an unknown method, or one that the protocol is not for.
+        FileNotFoundError: there is no configuration for a method or a dataset.
+    """
+    found = []
+    shots_list = selection.shots or protocol.shots
+    for trained_on in _trained_on(protocol, selection):
+        for method, label, options in _variants(protocol, selection, trained_on):
+            seeds = selection.seeds[:1] if method.is_zero_shot else selection.seeds
+            for shots in shots_list[-1:] if method.is_zero_shot else shots_list:
+                for seed in seeds:
+                    plan = _Plan(protocol, selection, method, trained_on, shots, seed, label, options)
+                    found.append(tuple(plan.jobs()))
+    return [unit for unit in found if unit]
+
+
+def _trained_on(protocol: Protocol, selection: Selection) -> Sequence[str]:
+    if protocol.source:
+        return [selection.source or protocol.source]
+    return selection.datasets or protocol.datasets
+
+
+def _variants(
+    protocol: Protocol, selection: Selection, dataset: str
+) -> Iterator[tuple[Method, tuple[str, int] | None, tuple[str, ...]]]:
+    """Each method, with the point of the curve that it is for, and the options that make it so."""
+    if not protocol.curves:
+        for method in chosen_methods(protocol, selection.methods):
+            yield method, None, ()
+        return
+    values = selection.values or protocol.values_of.get(dataset) or protocol.values
+    wanted = {method.key for method in chosen_methods(protocol, selection.methods)}
+    for label, curve in protocol.curves.items():
+        if curve.method not in wanted:
+            continue
+        (method,) = chosen_methods(protocol, [curve.method])
+        for value in values:
+            options = tuple(word for key in curve.options for word in (key, str(value)))
+            yield method, (label, value), options
+
+
+def chosen_methods(protocol: Protocol, names: Sequence[str]) -> list[Method]:
+    """The methods of these names: keys of methods.yaml, or TRAINER:CONFIG; `all`, or none, for all of them.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = {method.key: method for method in read_methods()}
+    if not names or list(names) == ["all"]:
+        return [method for key, method in known.items() if not protocol.methods or key in protocol.methods]
+    chosen = []
+    for name in names:
+        trainer, colon, config = name.partition(":")
+        if colon and trainer and config:
+            found = method_of(list(known.values()), trainer, config)
+            chosen.append(replace(found, rules=({"config": config},)))
+        elif name in known:
+            chosen.append(known[name])
+        else:
+            raise ValueError(
+                f"--trainers {name}: allowed are all, {', '.join(known)}, or TRAINER:CONFIG with a file of "
+                "configs/trainers/TRAINER."
+            )
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The runs of one method with one seed, trained on one dataset."""
+
+    protocol: Protocol
+    selection: Selection
+    method: Method
+    trained_on: str
+    shots: int
+    seed: int
+    point: tuple[str, int] | None
+    options: tuple[str, ...]
+
+    def jobs(self) -> Iterator[Job]:
+        protocol, selection = self.protocol, self.selection
+        if self.method.is_zero_shot or selection.weights or selection.classes:
+            weights = selection.weights.format(dataset=self.trained_on, seed=self.seed)
+            learns = not self.method.is_zero_shot
+            if learns and not weights and protocol.train:
+                weights = self._folder(protocol.train, self.trained_on)
+            if learns and not weights:
+                raise ValueError(
+                    f"{protocol.name} tests without training: --trainers {self.method.key} is not for it."
+                )
+            if selection.stage != "train" or not learns:
+                steps = [
+                    step
+                    for step in protocol.untrained
+                    if not selection.classes or step.classes in selection.classes
+                ]
+                yield from self._tests(steps, weights if learns else "", needs="")
+            return
+        if protocol.train is None:
+            raise ValueError(
+                f"{protocol.name} tests without training: --trainers {self.method.key} is not for it."
+            )
+        trained = self._folder(protocol.train, self.trained_on)
+        if selection.stage != "test":
+            yield self._job(protocol.train, self.trained_on, trains=True)
+        if selection.stage != "train":
+            yield from self._tests(protocol.tests, trained, needs=trained)
+
+    def _tests(self, steps: Sequence[Step], weights: str, needs: str) -> Iterator[Job]:
+        for step in steps:
+            for dataset in self._tested_on(step):
+                yield self._job(step, dataset, trains=False, weights=weights, needs=needs)
+
+    def _tested_on(self, step: Step) -> Sequence[str]:
+        asked = self.selection.datasets or self.protocol.datasets
+        if not self.protocol.source:
+            return [self.trained_on]
+        if step.role != "source":
+            return [dataset for dataset in asked if dataset != self.trained_on]
+        # Of given weights, what was asked for by name is tested, and no more.
+        left_out = self.selection.weights and self.trained_on not in (
+            self.selection.datasets or [self.trained_on]
+        )
+        return [] if left_out else [self.trained_on]
+
+    def _folder(self, step: Step, dataset: str) -> str:
+        curve, value = self.point or ("", None)
+        return step.folder.format(
+            dataset=dataset,
+            source=self.trained_on,
+            shots=self.shots,
+            method=f"{self.method.trainer}/{self._config()}",
+            seed=self.seed,
+            curve=re.sub(r"\W+", "_", curve),
+            value=value,
+        )
+
+    def _config(self) -> str:
+        return self.method.config(self.protocol.name, self.trained_on, self.shots)
+
+    def _job(self, step: Step, dataset: str, trains: bool, weights: str = "", needs: str = "") -> Job:
+        trainer, config, selection = self.method.trainer, self._config(), self.selection
+        curve, value = self.point or ("", None)
+        planned = Planned(
+            folder=self._folder(step, dataset),
+            protocol=self.protocol.name,
+            method=self.method.key,
+            trainer=trainer,
+            config=config,
+            dataset=dataset,
+            role=step.role,
+            classes=step.classes,
+            shots=self.shots,
+            seed=self.seed,
+            trains=trains,
+            curve=curve,
+            value=value,
+        )
+        flags = ["--root", selection.root, "--seed", str(self.seed), "--trainer", trainer]
+        flags += ["--dataset-config-file", config_file("datasets", f"{dataset}.yaml")]
+        flags += ["--config-file", config_file("trainers", f"{trainer}/{config}.yaml")]
+        flags += ["--backbone", selection.backbone] if selection.backbone else []
+        flags += [word for plugin in selection.plugins for word in ("--plugin", plugin)]
+        options = ["DATASET.NUM_SHOTS", str(self.shots)]
+        options += ["DATASET.SUBSAMPLE_CLASSES", step.classes]
+        if trains:  # a run that is stopped goes on from its last epoch
+            options += ["TRAIN.CHECKPOINT_FREQ", "1", "TRAIN.CHECKPOINTS_KEPT", "1"]
+        options += [*self.options, *selection.options]
+        load_epoch = selection.load_epoch if weights else None
+        return Job(planned, tuple(flags), tuple(options), weights, needs, load_epoch)
+
+
+def config_file(kind: str, name: str) -> str:
+    """The path of a configuration, as `train.py` takes it from the project's folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path("configs") / kind / name
+    if not (ROOT / path).is_file():
+        there = ", ".join(sorted(each.stem for each in (ROOT / path).parent.glob("*.yaml"))) or "none"
+        raise FileNotFoundError(f"There is no {path}; in its folder are {there}.")
+    return str(path)

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What the scripts of one run have in common: bash scripts/door.sh PROTOCOL STAGE METHOD [DATASET] [SEED] ...
+#
+# Behind the seed there may be NAME=VALUE, which may also be environment variables, and KEY VALUE, options of the
+# configuration. The names:
+#   DATA      folder of the datasets        OUTPUT    folder of the results
+#   TRAINER   the method                    CFG       a file of configs/trainers/TRAINER
+#   SHOTS     images a class                SUB       classes to test: base, new or all
+#   LOADEP    epoch to test                 WEIGHTS   folder of the runs whose weights are tested
+#   SOURCE    the dataset that was trained on, ImageNet by default, where another one is tested
+#   PYTHON    the interpreter
+# It runs `python -m scripts.sweep` for one dataset and one seed; docs/sweeps.md.
+
+set -eo pipefail
+
+POSITIONAL=()
+for ARGUMENT in "$@"; do
+    case $ARGUMENT in
+        DATA=* | OUTPUT=* | TRAINER=* | CFG=* | SHOTS=*) declare "$ARGUMENT" ;;
+        LOADEP=* | SUB=* | WEIGHTS=* | SOURCE=* | PYTHON=*) declare "$ARGUMENT" ;;
+        *) POSITIONAL+=("$ARGUMENT") ;;
+    esac
+done
+set -- "${POSITIONAL[@]}"
+PROTOCOL=$1 STAGE=$2 METHOD=$3 DATASET=${4:-shapes} SEED=${5:-1}
+
+case $PROTOCOL/$DATASET in
+    cross_dataset/imagenetv2 | cross_dataset/imagenet_*) PROTOCOL=domain_generalisation ;;
+esac
+if [ -n "$TRAINER$CFG" ]; then METHOD=${TRAINER:-${METHOD%%:*}}${CFG:+:$CFG}; fi
+FLAGS=(--trainers "$METHOD" --seeds "$SEED" --stage "$STAGE")
+case $PROTOCOL/$STAGE in
+    cross_dataset/train) FLAGS+=(--source "$DATASET") ;;
+    *) FLAGS+=(--datasets "$DATASET") ;;
+esac
+if [ -n "$SOURCE" ]; then FLAGS+=(--source "$SOURCE"); fi
+if [ -n "$SHOTS" ]; then FLAGS+=(--shots $SHOTS); fi
+if [ -n "$SUB" ]; then FLAGS+=(--classes "$SUB"); fi
+if [ -n "$LOADEP" ]; then FLAGS+=(--load-epoch "$LOADEP"); fi
+if [ -n "$WEIGHTS" ]; then FLAGS+=(--weights "$WEIGHTS"); fi
+if [ -n "$DATA" ]; then FLAGS+=(--root "$(realpath -m "$DATA")"); fi
+if [ -n "$OUTPUT" ]; then FLAGS+=(--output "$(realpath -m "$OUTPUT")"); fi
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "$PYTHON" ]; then if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi; fi
+exec "$PYTHON" -m scripts.sweep "$PROTOCOL" "${FLAGS[@]}" --show --options "${@:6}"

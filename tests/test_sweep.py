@@ -1,0 +1,297 @@
+"""`python -m scripts.sweep`: which runs a protocol asks for, and what is refused before any starts."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from rich.console import Console
+
+import train
+from experiments.jobs import Job, differences, state
+from experiments.methods import read_methods
+from experiments.protocols import Selection, protocol_names, read_protocol, units
+from experiments.queue import Status
+from experiments.view import View, progress_of
+from scripts.sweep import main
+
+
+def jobs(protocol: str, **selection) -> list[Job]:
+    return [job for unit in units(read_protocol(protocol), Selection(**selection)) for job in unit]
+
+
+def places(found: list[Job]) -> list[tuple]:
+    return [(job.planned.role, job.planned.dataset, job.planned.classes, job.planned.trains) for job in found]
+
+
+# --- what a protocol asks for
+
+
+def test_base_to_novel_trains_on_base_and_tests_on_both_halves():
+    found = jobs("base2new", methods=["MaPLe"], datasets=["dtd"], seeds=[2])
+    assert places(found) == [("base", "dtd", "base", True), ("new", "dtd", "new", False)]
+    config = "shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx/seed2"
+    assert [job.folder for job in found] == [
+        f"base2new/train_base/dtd/{config}",
+        f"base2new/test_new/dtd/{config}",
+    ]
+    assert found[1].weights == found[1].needs == found[0].folder
+
+
+def test_the_table_of_the_paper_has_eleven_datasets_and_three_seeds():
+    found = jobs("base2new", methods=["MaPLe"])
+    assert Counter(job.planned.role for job in found) == {"base": 33, "new": 33}
+    assert len({job.folder for job in found}) == 66
+
+
+def test_zero_shot_is_tested_once_since_no_seed_matters():
+    found = jobs("base2new", methods=["ZeroshotCLIP"], datasets=["dtd"])
+    assert places(found) == [("base", "dtd", "base", False), ("new", "dtd", "new", False)]
+    assert [job.weights for job in found] == ["", ""]
+
+
+def test_cross_dataset_trains_on_imagenet_with_the_settings_for_it():
+    found = jobs("cross_dataset", methods=["MaPLe"], seeds=[1])
+    assert places(found)[0] == ("source", "imagenet", "all", True)
+    assert {place[0] for place in places(found)[1:]} == {"target"}
+    assert len(found) == 11
+    assert {job.planned.config for job in found} == {"vit_b16_c2_ep5_batch4_2ctx_cross_datasets"}
+    assert {job.weights for job in found[1:]} == {found[0].folder}
+
+
+def test_domain_generalisation_takes_the_training_of_cross_dataset():
+    shifted = jobs("domain_generalisation", methods=["MaPLe"], seeds=[1])
+    assert shifted[0].folder == jobs("cross_dataset", methods=["MaPLe"], seeds=[1])[0].folder
+    variants = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
+    assert [job.planned.dataset for job in shifted[1:]] == variants
+
+
+def test_few_shot_takes_coops_epochs_for_each_number_of_shots():
+    configs = [job.planned.config for job in jobs("few_shot", methods=["CoOp"], datasets=["dtd"], seeds=[1])]
+    assert configs == ["vit_b16_ep50", "vit_b16_ep100", "vit_b16_ep100", "vit_b16", "vit_b16"]
+    of_imagenet = jobs("few_shot", methods=["CoOp"], datasets=["imagenet"], seeds=[1])
+    assert {job.planned.config for job in of_imagenet} == {"vit_b16_ep50"}
+
+
+def test_depth_varies_both_branches_and_each_alone():
+    found = [job for job in jobs("depth", datasets=["shapes"], seeds=[1]) if job.planned.trains]
+    curves = ["both branches", "text branch", "image branch", "deep language prompting"]
+    assert list(dict.fromkeys(job.planned.curve for job in found)) == curves
+    assert [job.planned.value for job in found[:5]] == [1, 2, 3, 4, 6]
+    assert found[0].options[-2:] == ("TRAINER.MAPLE.PROMPT_DEPTH", "1")
+    assert len({job.folder for job in found}) == 20
+    assert [job.planned.value for job in jobs("depth", values=[2], seeds=[1], datasets=["dtd"])] == [2] * 8
+
+
+def test_given_weights_are_tested_on_both_halves_without_training():
+    found = jobs(
+        "base2new", methods=["MaPLe"], datasets=["dtd"], seeds=[3], weights="/w/{dataset}/seed{seed}"
+    )
+    assert places(found) == [("base", "dtd", "base", False), ("new", "dtd", "new", False)]
+    assert {job.weights for job in found} == {"/w/dtd/seed3"}
+    assert {job.needs for job in found} == {""}
+
+
+def test_a_trainer_with_a_configuration_of_its_own_is_a_method():
+    (job, _) = jobs("base2new", methods=["MaPLe:shapes_shallow"], datasets=["shapes"], seeds=[1])
+    assert (job.planned.method, job.planned.config) == ("MaPLe-shallow", "shapes_shallow")
+    (job, _) = jobs("base2new", methods=["CoOp:rn50"], datasets=["dtd"], seeds=[1])
+    assert (job.planned.method, job.planned.trainer) == ("CoOp (rn50)", "CoOp")
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_every_run_of_every_protocol_has_a_configuration_that_train_takes(name):
+    parser, seen = train.build_parser(), set()
+    for job in jobs(name, seeds=[1], source=""):
+        planned = job.planned
+        if (planned.trainer, planned.config, planned.value, planned.trains) not in seen:
+            seen.add((planned.trainer, planned.config, planned.value, planned.trains))
+            words = list(job.arguments(Path("/out")))
+            if "--model-dir" in words:
+                at = words.index("--model-dir")
+                del words[at : at + 2]
+            cfg = train.setup_cfg(parser.parse_args(words))
+            assert planned.trainer == cfg.TRAINER.NAME
+
+
+def test_every_configuration_of_every_method_is_there():
+    for method in read_methods():
+        for config in method.configs:
+            assert (ROOT / f"configs/trainers/{method.trainer}/{config}.yaml").is_file(), (method.key, config)
+    pairs = [(method.trainer, config) for method in read_methods() for config in method.configs]
+    assert len(pairs) == len(set(pairs)), "a run is of one method"
+
+
+# --- the command
+
+
+def refused(capsys, *words: str) -> str:
+    assert main([*words]) == 2
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    return message
+
+
+SHAPES = ("base2new", "--datasets", "shapes", "--seeds", "1")
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path, capsys):
+    output = tmp_path / "out"
+    flags = ("--trainers", "MaPLe", "--output", str(output), "--root", str(tmp_path), "--dry-run")
+    assert main([*SHAPES, *flags, "--options", "OPTIM.MAX_EPOCH", "1"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [command[:2] for command in commands] == [["python", "train.py"]] * 2
+    assert [command[-2:] for command in commands] == [["OPTIM.MAX_EPOCH", "1"]] * 2
+    assert not output.exists()
+    args = train.build_parser().parse_args(commands[0][2:])
+    assert args.trainer == "MaPLe"
+    assert args.output_dir == f"{output}/base2new/train_base/shapes/shots_16/MaPLe/shapes/seed1"
+
+
+def test_dry_run_needs_no_data(tmp_path, capsys):
+    assert main(["base2new", "--trainers", "MaPLe", "--root", str(tmp_path), "--dry-run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 66
+
+
+def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
+    flags = ("--trainers", "MaPLe", "--root", str(tmp_path), "--output", str(tmp_path / "out"))
+    message = refused(capsys, "base2new", "--datasets", "shapes", "dtd", *flags)
+    assert message.startswith(f"sweep: DescribableTextures: there is no folder {tmp_path}/dtd.")
+    assert "python -m datasets prepare dtd" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["base3new"], "protocol base3new: allowed are base2new, cross_dataset"),
+        (["base2new", "--trainers", "MaPle"], "--trainers MaPle: allowed are all, ZeroshotCLIP"),
+        (["base2new", "--trainers", "MaPLe:nothing"], "There is no configs/trainers/MaPLe/nothing.yaml; in"),
+        (["base2new", "--datasets", "cifar"], "There is no configs/datasets/cifar.yaml; in its folder are"),
+        (["base2new", "--seeds", "-1"], "--seeds is -1; allowed is 0 or more."),
+        (["base2new", "--values", "3"], "--values is for ablations; base2new has no curve."),
+        (["base2new", "--source", "dtd"], "--source is dtd; base2new trains on the dataset that it tests."),
+        (["base2new", "--classes", "odd"], "--classes odd: base2new has base, new."),
+        (["base2new", "--jobs-per-gpu", "0"], "--jobs-per-gpu is 0; allowed are auto, and 1 or more."),
+        (["zeroshot", "--trainers", "MaPLe"], "zeroshot tests without training: --trainers MaPLe is not"),
+        ([*SHAPES, "--options", "OPTIM.EPOCHS", "3"], "OPTIM.EPOCHS"),
+        ([*SHAPES, "--stage", "test", "--trainers", "MaPLe"], "there is no such folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, words, says):
+    flags = ["--output", str(tmp_path / "out"), "--root", str(tmp_path)]
+    at = words.index("--options") if "--options" in words else len(words)
+    assert says in refused(capsys, *words[:at], *flags, *words[at:])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_protocol_of_ones_own(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: mine\ndatasets: [shapes]\nshots: [2]\n"
+        "train: {role: all, classes: all, folder: 'mine/{method}/seed{seed}'}\n"
+    )
+    assert main([str(path), "--trainers", "MaPLe", "--seeds", "1", "--dry-run"]) == 0
+    assert "DATASET.NUM_SHOTS 2" in capsys.readouterr().out
+    path.write_text("title: mine\ndataset: [shapes]\n")
+    assert f"{path}: unknown key 'dataset'; allowed are axis" in refused(capsys, str(path))
+
+
+# --- a whole sweep
+
+SHORT = ["--options", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    words = [
+        *SHAPES,
+        "--trainers",
+        "ZeroshotCLIP",
+        "MaPLe",
+        "--root",
+        str(folder),
+        "--output",
+        str(folder / "out"),
+    ]
+    assert main([*words, *SHORT]) == 0
+    return folder
+
+
+def test_a_sweep_runs_everything_and_writes_down_what_it_wanted(swept):
+    (path,) = (swept / "out/plans").iterdir()
+    plan = json.loads(path.read_text())
+    assert plan["protocol"] == "base2new"
+    assert [(job["method"], job["role"]) for job in plan["jobs"]] == [
+        ("ZeroshotCLIP", "base"),
+        ("ZeroshotCLIP", "new"),
+        ("MaPLe", "base"),
+        ("MaPLe", "new"),
+    ]
+    for job in plan["jobs"]:
+        assert state(swept / "out" / job["folder"]) == ("finished", "")
+    result = json.loads((swept / "out" / plan["jobs"][3]["folder"] / "result.json").read_text())
+    assert result["trained_on"]["classes"] == "base"
+
+
+def test_a_result_of_other_settings_is_not_taken_for_the_wanted_one(swept, capsys):
+    words = [*SHAPES, "--trainers", "MaPLe", "--root", str(swept), "--output", str(swept / "out")]
+    message = refused(capsys, *words, *SHORT, "OPTIM.LR", "0.1")
+    assert "2 folders hold results of other settings" in message
+    assert "OPTIM.LR is 0.0035 there, 0.1 here" in message
+    assert main([*words, *SHORT, "DATALOADER.CACHE_GB", "0."]) == 0, "this changes no result"
+
+
+def test_only_settings_that_matter_make_a_difference():
+    settings = {"TRAINER": {"NAME": "MaPLe", "MAPLE": {"N_CTX": 2}, "COOP": {"N_CTX": 4}}, "OUTPUT_DIR": "a"}
+    other = {"TRAINER": {"NAME": "MaPLe", "MAPLE": {"N_CTX": 4}, "COOP": {"N_CTX": 8}}, "OUTPUT_DIR": "b"}
+    assert differences(settings, {"settings": other}) == ["TRAINER.MAPLE.N_CTX is 4 there, 2 here"]
+    assert differences(settings, {"settings": {}}) == []
+
+
+# --- the view
+
+
+def test_remaining_time_is_told_from_runs_of_the_same_kind():
+    found = jobs("base2new", methods=["MaPLe"], datasets=["shapes"], seeds=[1, 2, 3])
+    status = Status(found, at_once=2)
+    assert status.remaining() is None
+    status.finished = {found[0].folder, found[1].folder}
+    status.seconds = {("MaPLe", "shapes", 16, True): [100.0], ("MaPLe", "shapes", 16, False): [10.0]}
+    assert status.remaining() == (2 * 100 + 2 * 10) / 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_view_shows_what_is_done_running_and_failed(tmp_path, terminal):
+    found = jobs("base2new", methods=["MaPLe"], datasets=["shapes"], seeds=[1, 2])
+    status = Status(found)
+    written = io.StringIO()
+    view = View(tmp_path, Console(file=written, force_terminal=terminal, width=150, height=40))
+    (tmp_path / found[2].folder).mkdir(parents=True)
+    (tmp_path / found[2].folder / "log.txt").write_text(
+        "epoch [2/5] batch [40/96] time 0.1 (0.1) data 0.0 (0.0) loss 1.0 (1.0) lr 1.0e-03 eta 0:00:12\n"
+    )
+    with view.shown():
+        status.finished.add(found[0].folder)
+        view(status, f"finished {found[0].folder} in 30 s: accuracy 80.00 %")
+        status.running[found[2].folder] = view.start
+        status.failed[found[1].folder] = "out of memory"
+        view(status, f"failed   {found[1].folder}: out of memory")
+    text = written.getvalue()
+    assert f"[1/4] finished {found[0].folder} in 30 s: accuracy 80.00 %" in text
+    assert f"[2/4] failed   {found[1].folder}: out of memory" in text
+    if terminal:
+        assert "1 finished, 1 running, 1 failed, 1 waiting" in text
+        assert "epoch [2/5] batch [40/96], 0:00:12 left" in text
+
+
+def test_progress_is_the_newest_line_of_the_newest_log(tmp_path):
+    assert progress_of(tmp_path) == ""
+    (tmp_path / "log.txt").write_text("Loading CLIP (backbone: ViT-B/16)\n")
+    assert progress_of(tmp_path) == "Loading CLIP (backbone: ViT-B/16)"
