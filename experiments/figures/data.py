@@ -51,9 +51,9 @@ def over_what(runs: Sequence[Run]) -> str:
 
 
 def seeds_of(runs: Sequence[Run]) -> str:
-    """How many seeds, in words."""
+    """How many seeds, and what the bars are, if there are several."""
     count = len({run.seed for run in runs})
-    return f"{count} seed{'s' if count > 1 else ''}"
+    return f"{count} seeds; bars are the standard deviation over the seeds" if count > 1 else "1 seed"
 
 
 def per_class_of(run: Run) -> list[dict[str, Any]]:

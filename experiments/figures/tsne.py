@@ -158,7 +158,7 @@ def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int
     """
     names = list(dict.fromkeys(classnames))
     perplexity = min(PERPLEXITY, (len(classnames) - 1) / 3)
-    columns = min(len(embedded), MOST_COLUMNS)
+    columns = 2 if len(embedded) == 4 else min(len(embedded), MOST_COLUMNS)
     rows = -(-len(embedded) // columns)
     figure, axes = panels(columns, rows, max(3.6, ROW_WIDTH / 3 * columns), 2.6)
     places = np.array([names.index(name) for name in classnames])
