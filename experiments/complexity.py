@@ -80,8 +80,8 @@ class Speed:
     training: Timing | None = None
     inference: Timing | None = None
     inference_with_text: Timing | None = None
-    training_memory: int | None = None
-    inference_memory: int | None = None
+    training_bytes: int | None = None
+    inference_bytes: int | None = None
     out_of_memory: bool = False
 
 
@@ -280,11 +280,11 @@ def speed_of(trainer: Any, batch: dict[str, torch.Tensor], seconds: float) -> Sp
 
     if trainer.get_model_names():
         trainer.set_model_mode("train")
-        speed.training_memory = peak_memory(step, device)
+        speed.training_bytes = peak_memory(step, device)
         speed.training = time_of(step, device, seconds)
     trainer.set_model_mode("eval")
     with torch.no_grad():
-        speed.inference_memory = peak_memory(infer, device)
+        speed.inference_bytes = peak_memory(infer, device)
         speed.inference_with_text = time_of(infer, device, seconds)
         if trainer.model.prompt_learner.conditional:
             speed.inference = speed.inference_with_text

@@ -91,7 +91,7 @@ def _speed_rows(costs: Sequence[Costs], reference: bool) -> list[list[str]]:
                 None if each.conditional else speed.inference_with_text,
             )
             cells += [images_per_second(timing, size) for timing in timings]
-            cells += [megabytes(speed.training_memory), megabytes(speed.inference_memory)]
+            cells += [megabytes(speed.training_bytes), megabytes(speed.inference_bytes)]
             rows.append(cells)
     return rows
 
@@ -127,13 +127,13 @@ def _digits(value: float) -> str:
 def seconds(timing: Timing | None) -> str:
     if timing is None:
         return NOTHING
-    return f"{timing.median:.3g} ({timing.least:.3g}–{timing.most:.3g})"
+    return f"{timing.seconds:.3g} ({timing.least:.3g}–{timing.most:.3g})"
 
 
 def images_per_second(timing: Timing | None, batch: int) -> str:
     if timing is None:
         return NOTHING
-    median, least, most = (_digits(batch / each) for each in (timing.median, timing.most, timing.least))
+    median, least, most = (_digits(batch / each) for each in (timing.seconds, timing.most, timing.least))
     return f"{median} ({least}–{most})"
 
 
@@ -164,11 +164,9 @@ def rows_of(costs: Sequence[Costs]) -> list[dict[str, Any]]:
         for size in sizes or [None]:  # zero-shot, without speeds: one row of sizes
             row: dict[str, Any] = {**head, "batch": size}
             for prefix, reference in (("", False), ("reference_", True)):
-                found = {
-                    known: (work.step.get(known), speed) for known, work, speed in by_batch(each, reference)
-                }
-                row[f"{prefix}step_flops"], speed = found.get(size, (None, None))
-                row |= _flat(speed or Speed(0), prefix)
+                found = [entry for entry in by_batch(each, reference) if entry[0] == size]
+                flops, speed = next(((work.step.get(n), speed) for n, work, speed in found), (None, None))
+                row |= {f"{prefix}step_flops": flops, **_flat(speed or Speed(0), prefix)}
             rows.append(row)
     return rows
 
@@ -178,8 +176,8 @@ def _flat(speed: Speed, prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, timing in timings.items():
         for part in Timing._fields:
-            flat[f"{prefix}{name}_seconds_{part}"] = timing and getattr(timing, part)
-    for name in ("training_memory", "inference_memory", "out_of_memory"):
+            flat[f"{prefix}{name}_{part}"] = timing and getattr(timing, part)
+    for name in ("training_bytes", "inference_bytes", "out_of_memory"):
         flat[f"{prefix}{name}"] = getattr(speed, name)
     return flat
 

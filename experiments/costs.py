@@ -19,9 +19,9 @@ PROCESS = Path("/proc/self")  # Linux alone has it
 
 
 class Timing(NamedTuple):
-    """Seconds of one repetition: the median, and the range."""
+    """One repetition: the median, and the range in seconds."""
 
-    median: float
+    seconds: float
     least: float
     most: float
     repetitions: int

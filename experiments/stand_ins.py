@@ -98,14 +98,13 @@ def architecture(backbone: str) -> dict[str, Any]:
     """
     if backbone.startswith(PREFIX):
         options, name = model_options(backbone), split_name(backbone)[0]
-    elif backbone in clip.available_models() and backbone not in EMBEDDED:
+    elif backbone in EMBEDDED:
+        raise ValueError(f"--random-weights: {backbone} comes with its own weights; leave the option out.")
+    elif backbone in clip.available_models():
         options, name = {}, backbone.replace("/", "-").replace("@336px", "-336")
     else:
-        allowed = [name for name in clip.available_models() if name not in EMBEDDED]
-        raise ValueError(
-            f"--backbone is {backbone!r}; random weights are for {', '.join(allowed)} "
-            f"and {PREFIX}ARCHITECTURE/TAG."
-        )
+        allowed = ", ".join(clip.available_models())
+        raise ValueError(f"--backbone is {backbone!r}; allowed are {allowed} and {PREFIX}ARCHITECTURE/TAG.")
     config = open_clip.get_model_config(name)
     vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
     text = open_clip.CLIPTextCfg(**config["text_cfg"])

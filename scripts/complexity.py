@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -64,8 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures what `args` ask for, and prints it; after Ctrl-C, what there is."""
+    """Measures what `args` ask for, and prints it; after Ctrl-C or an error, what there is.
+
+    Raises:
+        ValueError, OSError: a wrong option, before anything is measured; or a trainer's word about a setting.
+    """
     load = load_average()
+    if args.seconds < 0:
+        raise ValueError(f"--seconds is {args.seconds}; allowed is 0 (FLOPs only) or more.")
     for plugin in args.plugin:
         load_plugin(plugin)
     options = [option for option in args.opts if option != "--"]
@@ -76,33 +83,36 @@ def run(args: argparse.Namespace) -> int:
         print(f"WARNING: {busy(load)}", file=sys.stderr)
 
     costs: list[Costs] = []
-    stopped = False
+    stopped: BaseException | None = None
     with contextlib.ExitStack() as stack:
         weights = str(stack.enter_context(random_weights(args.backbone))) if args.random_weights else ""
-        jobs = [(method, count) for method in methods for count in names]
-        cfgs = [
-            build_cfg(method, names[count], args.backbone, size, weights, args.prec, options)
-            for method, count in jobs
+        jobs = [
+            (method, build_cfg(method, names[count], args.backbone, size, weights, args.prec, options))
+            for method in methods
+            for count in names
         ]
-        for number, ((method, count), cfg) in enumerate(zip(jobs, cfgs, strict=True), start=1):
+        for number, (method, cfg) in enumerate(jobs, start=1):
             try:
-                costs.append(_measured(f"[{number}/{len(jobs)}]", method, count, cfg, args, options))
-            except KeyboardInterrupt:
-                stopped = True
+                costs.append(_measured(f"[{number}/{len(jobs)}]", method, cfg, args, options))
+            except (KeyboardInterrupt, ValueError, OSError, FloatingPointError) as error:
+                stopped = error
                 break
-        device = torch.device("cuda" if torch.cuda.is_available() and cfgs[0].USE_CUDA else "cpu")
-    tokens = tokens_of_names(names[max(names)])
-    conditions = conditions_of(args, device, load, tokens)
-    if stopped:
-        conditions["stopped"] = f"after {len(costs)} of {len(jobs)} configurations"
-    print(render(costs, conditions, args.format))
-    return 130 if stopped else 0
+    if costs:
+        device = torch.device("cuda" if torch.cuda.is_available() and jobs[0][1].USE_CUDA else "cpu")
+        conditions = conditions_of(args, device, load, tokens_of_names(names[max(names)]))
+        if stopped is not None:
+            conditions["stopped"] = f"after {len(costs)} of {len(jobs)} configurations"
+        print(render(costs, conditions, args.format))
+    if stopped is not None:
+        raise stopped
+    return 0
 
 
 def _measured(
-    place: str, method: Method, count: int, cfg, args: argparse.Namespace, options: Sequence[str]
+    place: str, method: Method, cfg: Any, args: argparse.Namespace, options: Sequence[str]
 ) -> Costs:
-    print(f"{place} {method.name}, {count:,} classes ...", end="", file=sys.stderr, flush=True)
+    classes = len(cfg.DATASET.OWN.CLASS_LIST)
+    print(f"{place} {method.name}, {classes:,} classes ...", end="", file=sys.stderr, flush=True)
     start = time.perf_counter()
     try:
         published = published_parameters(method, cfg, options)
@@ -142,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"complexity: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("complexity: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
