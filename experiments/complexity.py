@@ -97,8 +97,8 @@ class Costs:
     conditional: bool
     work: Work
     reference_work: Work
-    speeds: list[Speed] = field(default_factory=list)
-    reference_speeds: list[Speed] = field(default_factory=list)
+    speeds: list[Speed]
+    reference_speeds: list[Speed]
 
 
 def find_method(given: str, backbone: str, config: str = "") -> Method:
@@ -213,26 +213,24 @@ def measure(
     trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 2, 0
     model, classes = trainer.model, trainer.num_classes
     batches = {size: batch_of_noise(cfg, size, classes) for size in sorted(set(batch_sizes))}
-    single = batch_of_noise(cfg, 1, classes)
     with contextlib.redirect_stdout(io.StringIO()):
-        warm_up(trainer, single)
-    costs = Costs(
+        warm_up(trainer, batch_of_noise(cfg, 1, classes))
+    work = work_of(trainer, batches)
+    speeds = speeds_of(trainer, batches, seconds) if seconds else []
+    compute_as_reference(model)
+    reference_speeds = speeds_of(trainer, batches, seconds) if seconds and reference else []
+    return Costs(
         method=method.name,
         classes=classes,
         learned=sum(each.numel() for each in model.prompt_learner.parameters() if each.requires_grad),
         clip_parameters=count_clip_parameters(model.clip_model),
         published=published,
         conditional=model.prompt_learner.conditional,
-        work=work_of(trainer, batches),
-        reference_work=Work(0, 0),
+        work=work,
+        reference_work=work_of(trainer, batches),
+        speeds=speeds,
+        reference_speeds=reference_speeds,
     )
-    if seconds:
-        costs.speeds = speeds_of(trainer, batches, seconds)
-    compute_as_reference(model)
-    if reference and seconds:
-        costs.reference_speeds = speeds_of(trainer, batches, seconds)
-    costs.reference_work = work_of(trainer, batches)
-    return costs
 
 
 def warm_up(trainer: Any, batch: dict[str, torch.Tensor]) -> None:

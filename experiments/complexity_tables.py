@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from experiments.complexity import Costs, Speed, Work
+from experiments.complexity import Costs, Speed
 from experiments.costs import Timing
 
 FORMATS = ("text", "markdown", "csv", "json")
@@ -25,6 +25,7 @@ SPEED_HEADERS = [
     "classes",
     "batch",
     "GFLOPs a step",
+    "reference: a step",
     "s a step",
     "images/s, training",
     "images/s, testing",
@@ -42,14 +43,13 @@ def render(costs: Sequence[Costs], conditions: Mapping[str, Any], form: str) -> 
         return as_csv(costs, conditions)
     bullet = "- " if form == "markdown" else ""
     parts = ["\n".join(f"{bullet}{name}: {value}" for name, value in conditions.items())]
-    parts.append("Size, and GFLOPs of inference (a multiply-add is two operations):")
+    parts.append("Size, and GFLOPs of inference; a multiply-add is two operations:")
     parts.append(table([_size_row(each) for each in costs], SIZE_HEADERS + REFERENCE_HEADERS, form))
     parts.append("Training steps and speed, median (range):")
     parts.append(table(_speed_rows(costs, reference=False), SPEED_HEADERS, form))
-    rows = _speed_rows(costs, reference=True)
-    if rows:
-        parts.append("The same as the reference computes it, 77 tokens a class and text for each batch:")
-        parts.append(table(rows, SPEED_HEADERS, form))
+    if any(each.reference_speeds for each in costs):
+        parts.append("The same, computed as the reference does:")
+        parts.append(table(_speed_rows(costs, reference=True), SPEED_HEADERS, form))
     return "\n\n".join(parts)
 
 
@@ -78,29 +78,31 @@ def _size_row(costs: Costs) -> list[str]:
 def _speed_rows(costs: Sequence[Costs], reference: bool) -> list[list[str]]:
     rows = []
     for each in costs:
-        for size, work, speed in by_batch(each, reference):
-            cells = [each.method, f"{each.classes:,}", str(size), giga(work.step.get(size))]
-            if speed is not None and speed.out_of_memory:
-                rows.append([*cells, "out of memory", *[NOTHING] * 5])
-                continue
-            speed = speed or Speed(size)
-            cells += [seconds(speed.training)]
-            timings = (
-                speed.training,
-                speed.inference,
-                None if each.conditional else speed.inference_with_text,
-            )
-            cells += [images_per_second(timing, size) for timing in timings]
-            cells += [megabytes(speed.training_bytes), megabytes(speed.inference_bytes)]
-            rows.append(cells)
+        for size, *speeds in by_batch(each):
+            steps = (each.work.step.get(size), each.reference_work.step.get(size))
+            cells = [each.method, f"{each.classes:,}", str(size), *map(giga, steps)]
+            rows.append([*cells, *_speed_cells(speeds[reference], each.conditional)])
     return rows
 
 
-def by_batch(costs: Costs, reference: bool) -> list[tuple[int, Work, Speed | None]]:
-    """What there is for each batch size: its work and its speed."""
-    work = costs.reference_work if reference else costs.work
-    speeds = {speed.batch: speed for speed in (costs.reference_speeds if reference else costs.speeds)}
-    return [(size, work, speeds.get(size)) for size in sorted(work.step.keys() | speeds.keys())]
+def _speed_cells(speed: Speed, conditional: bool) -> list[str]:
+    if speed.out_of_memory:
+        return ["out of memory", *[NOTHING] * 5]
+    with_text = None if conditional else speed.inference_with_text
+    timings = (speed.training, speed.inference, with_text)
+    return [
+        seconds(speed.training),
+        *(images_per_second(timing, speed.batch) for timing in timings),
+        megabytes(speed.training_bytes),
+        megabytes(speed.inference_bytes),
+    ]
+
+
+def by_batch(costs: Costs) -> list[tuple[int, Speed, Speed]]:
+    """Each batch size of which something is known, its speed, and that of the reference."""
+    ours, theirs = ({each.batch: each for each in found} for found in (costs.speeds, costs.reference_speeds))
+    sizes = sorted(costs.work.step.keys() | ours.keys())
+    return [(size, ours.get(size, Speed(size)), theirs.get(size, Speed(size))) for size in sizes]
 
 
 def percent_of_clip(costs: Costs) -> float:
@@ -148,9 +150,7 @@ def rows_of(costs: Sequence[Costs]) -> list[dict[str, Any]]:
     """A flat row for each method, number of classes and batch size; None for what is unknown."""
     rows = []
     for each in costs:
-        sizes: list[int | None] = []
-        sizes += sorted({size for reference in (False, True) for size, _, _ in by_batch(each, reference)})
-        head = {
+        head: dict[str, Any] = {
             "method": each.method,
             "classes": each.classes,
             "learned_parameters": each.learned,
@@ -161,12 +161,11 @@ def rows_of(costs: Sequence[Costs]) -> list[dict[str, Any]]:
         }
         for prefix, work in (("", each.work), ("reference_", each.reference_work)):
             head |= {f"{prefix}image_flops": work.image, f"{prefix}text_flops": work.text}
-        for size in sizes or [None]:  # zero-shot, without speeds: one row of sizes
-            row: dict[str, Any] = {**head, "batch": size}
-            for prefix, reference in (("", False), ("reference_", True)):
-                found = [entry for entry in by_batch(each, reference) if entry[0] == size]
-                flops, speed = next(((work.step.get(n), speed) for n, work, speed in found), (None, None))
-                row |= {f"{prefix}step_flops": flops, **_flat(speed or Speed(0), prefix)}
+        # Zero-shot CLIP without speeds has a row too: of its size alone, in no batch.
+        for size, ours, theirs in by_batch(each) or [(0, Speed(0), Speed(0))]:
+            row = {**head, "batch": size or None}
+            for prefix, work, speed in (("", each.work, ours), ("reference_", each.reference_work, theirs)):
+                row |= {f"{prefix}step_flops": work.step.get(size), **_flat(speed, prefix)}
             rows.append(row)
     return rows
 

@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--trainers", nargs="+", default=DEFAULT_TRAINERS, help="methods: TRAINER, or TRAINER/CONFIG")
-    add("--classes", nargs="+", type=positive, default=[100], help="numbers of classes")
+    add("--classes", nargs="+", type=positive, default=[10], help="numbers of classes")
     add("--batch-sizes", nargs="+", type=positive, default=[1, 4, 100], help="images in a batch")
     add("--backbone", default="ViT-Shapes/8", help="name of the CLIP model, such as ViT-B/16")
     add("--random-weights", action="store_true", help="the backbone with random weights: nothing to fetch")
@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
             for method in methods
             for count in names
         ]
+        device = torch.device("cuda" if torch.cuda.is_available() and jobs[0][1].USE_CUDA else "cpu")
+        torch.backends.cudnn.benchmark = device.type == "cuda"  # as in train.py
         for number, (method, cfg) in enumerate(jobs, start=1):
             try:
                 costs.append(_measured(f"[{number}/{len(jobs)}]", method, cfg, args, options))
@@ -98,8 +100,9 @@ def run(args: argparse.Namespace) -> int:
                 stopped = error
                 break
     if costs:
-        device = torch.device("cuda" if torch.cuda.is_available() and jobs[0][1].USE_CUDA else "cpu")
         conditions = conditions_of(args, device, load, tokens_of_names(names[max(names)]))
+        conditions["settings"] = ", ".join([f"{each.trainer}/{each.config}" for each in methods] + options)
+        conditions["CLIP's parameters"] = f"{costs[0].clip_parameters:,}"
         if stopped is not None:
             conditions["stopped"] = f"after {len(costs)} of {len(jobs)} configurations"
         print(render(costs, conditions, args.format))
