@@ -42,7 +42,7 @@ PUBLISHED_CONFIGS = {
     "MaPLeSRC": "vit_b16_c2_ep20_batch4_2ctx",
 }
 OTHER_CONFIG = "vit_b16"
-# Learned parameters on ViT-B/16 as the papers' code prints them.
+# Learned parameters on ViT-B/16, as published.
 PUBLISHED_PARAMETERS = {
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx"): 3_555_072,
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets"): 1_185_024,
