@@ -23,12 +23,11 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from datasets.own import ClassNames
+from experiments.jobs import IN_USE, LOCK_FILE
 from experiments.record import Record
 
 ROOT = Path(__file__).resolve().parent
 OWN_CODE = {"clip", "dassl", "datasets", "experiments", "trainers", "train.py"}
-LOCK_FILE = ".lock"  # held by the run that writes into a folder
-IN_USE = 75  # exit code where another run holds it
 DEFAULT_DATASET = "shapes"  # embedded: needs no download
 
 

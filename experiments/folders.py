@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .jobs import ERROR_FILE
-from .plan_files import Job, read_plan
+from .plans import Planned, read_plan
 from .reference_logs import read_logs
 from .results import RESULT_FILES, Result, read_result_file
 
@@ -28,7 +28,7 @@ class Found:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.results: dict[Path, list[Result]] = {}
-        self.jobs: list[tuple[Job, Path]] = []
+        self.jobs: list[tuple[Planned, Path]] = []
         self.failed: set[Path] = set()
         self.warnings: list[str] = []
         for folder, files in _walk(folders):

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from experiments.plans import Planned
+from experiments.results import RESULT_FILE
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULT_FILE = "result.json"
 ERROR_FILE = "error.txt"  # what a failed run said last
-LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"  # held by the run that writes into the folder
 IN_USE = 75  # exit code of train.py where another run holds it
 STATES = ("finished", "failed", "running", "interrupted", "missing")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a run is for: a cell of a table, or a point of a curve.
-
-    Attributes:
-        folder: of the run, below the folder of all results.
-        method: a key of configs/protocols/methods.yaml, or TRAINER:CONFIG.
-        config: stem of a file of configs/trainers/<trainer>.
-        dataset: stem of a file of configs/datasets; the one that is tested on.
-        role: base, new, source, target or all.
-        trains: whether it trains, or only tests.
-        curve, value: of an ablation; "" and None without one.
-    """
-
-    folder: str
-    protocol: str
-    method: str
-    trainer: str
-    config: str
-    dataset: str
-    role: str
-    classes: str
-    shots: int
-    seed: int
-    trains: bool
-    curve: str = ""
-    value: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,17 +139,3 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
-
-
-# --- the list of what a sweep wants, for the report
-
-
-def save_plan(protocol: str, jobs: Sequence[Job], output: Path) -> None:
-    """Writes what is wanted to `<output>/plans/<protocol>-<hash>.json`, for the report to know."""
-    content = {"format": 1, "protocol": protocol, "jobs": [asdict(job.planned) for job in jobs]}
-    text = json.dumps(content, indent=1) + "\n"
-    path = output / "plans" / f"{protocol}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from experiments.jobs import ROOT, Job, Planned
+from experiments.jobs import ROOT, Job
 from experiments.methods import Method, method_of, read_methods
+from experiments.plans import Planned
 
 PROTOCOLS = ROOT / "configs" / "protocols"
 STAGES = ("all", "train", "test")
@@ -301,6 +302,7 @@ class _Plan:
             trains=trains,
             curve=curve,
             value=value,
+            source=self.trained_on if self.protocol.source else "",
         )
         flags = ["--root", selection.root, "--seed", str(self.seed), "--trainer", trainer]
         flags += ["--dataset-config-file", config_file("datasets", f"{dataset}.yaml")]

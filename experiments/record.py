@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 
-from dassl.utils.distributed import this_process
-from dassl.utils.tools import atomic_open
+from dassl.utils import write_json
+from experiments.results import RESULT_FILE, TEST_FILE
+from trainers.data_parallel import is_first_process, processes
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-RESULT_FILE = "result.json"
-TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
 
 
@@ -71,15 +70,13 @@ class Record:
 
     def write(self) -> None:
         """Writes the file beside the log, whole or not at all; of several processes the first one does."""
-        if this_process()[0] > 0:
+        if not is_first_process():
             return
         folder = Path(self.trainer.cfg.OUTPUT_DIR)
         path = folder / RESULT_FILE
         if self.args.eval_only and _is_of_a_training(path):
             path = folder / TEST_FILE
-        with atomic_open(str(path)) as file:
-            json.dump(self.content(), file, indent=1)
-            file.write("\n")
+        write_json(self.content(), str(path))
         print(f"Result is saved to {path}")
 
     def content(self) -> dict[str, Any]:
@@ -122,7 +119,7 @@ class Record:
                 "device": torch.cuda.max_memory_allocated(trainer.device) if cuda else None,
             },
             "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
-            "processes": this_process()[1],
+            "processes": processes(),
             "versions": _versions(),
             "commit": commit,
             "commit_is_clean": is_clean,

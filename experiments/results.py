@@ -12,7 +12,9 @@ from typing import Any
 from .benchmarks import LABELS, stem_of
 
 FORMAT = 1
-RESULT_FILES = ("result.json", "result_test.json")  # the second is of a test in the folder of a training
+RESULT_FILE = "result.json"
+TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
+RESULT_FILES = (RESULT_FILE, TEST_FILE)
 OWN_DATA = ("folder", "csv", "hub")  # one file of configs/datasets for many datasets
 
 

@@ -12,7 +12,7 @@ from .folders import Found
 from .jobs import ERROR_FILE, last_line
 from .methods import Method, method_of
 from .placing import Placing
-from .plan_files import Job
+from .plans import Planned
 from .results import Result
 from .states import FINISHED, MISSING, state_of
 
@@ -121,7 +121,7 @@ def _beside(planned: Sequence[Run], results: Mapping[Path, Sequence[Result]]) ->
     ]
 
 
-def _planned(job: Job, root: Path, results: dict[Path, list[Result]], methods: Sequence[Method]) -> Run:
+def _planned(job: Planned, root: Path, results: dict[Path, list[Result]], methods: Sequence[Method]) -> Run:
     folder = (root / job.folder).resolve()
     method = next((method for method in methods if method.key == job.method), None)
     method = method or method_of(methods, job.trainer, job.config)

@@ -14,7 +14,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from train import build_parser, extend_cfg, load_plugin
 
-from .record import RESULT_FILE, TEST_FILE
+from .results import RESULT_FILE, TEST_FILE
 
 
 def read_result(folder: Path) -> dict[str, Any]:

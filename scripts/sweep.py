@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cluster_options import ClusterOptions, add_arguments
-from experiments.jobs import Job, read_result, save_plan
+from experiments.jobs import Job, read_result
+from experiments.plans import save_plan
 from experiments.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
 from scripts import report
 
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         dry_run(jobs, output)
         return 0
-    save_plan(protocol.name, jobs, output)
+    save_plan(protocol.name, [job.planned for job in jobs], output)
     status = run_on_cluster(args, options, wanted, output) if options else run_here(args, jobs, output)
     for folder, reason in status.failed.items():
         print(f"failed: {output / folder}: {reason}", file=sys.stderr)

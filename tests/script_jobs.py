@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.jobs import Job, Planned
+from experiments.jobs import Job
+from experiments.plans import Planned
 
 BEGINNING = """
 import pathlib, sys, time

@@ -154,7 +154,7 @@ def test_a_part_of_a_sweeps_folder_is_read_by_the_sweeps_plans(tmp_path: Path) -
 
 def test_a_run_of_two_plans_stands_in_both(tmp_path: Path) -> None:
     job = {"folder": "a", "classes": "all"}
-    plan(tmp_path, [{**job, "role": "source", "dataset": "imagenet"}], "cross_dataset")
+    plan(tmp_path, [{**job, "role": "source", "dataset": "imagenet", "source": "imagenet"}], "cross_dataset")
     plan(tmp_path, [{**job, "role": "all", "protocol": "few_shot", "dataset": "imagenet"}], "few_shot")
     write(tmp_path / "a", result(70.0, "imagenet", "all"))
     found = {(run.protocol, run.role, run.source) for run in find(tmp_path)}

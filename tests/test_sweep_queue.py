@@ -16,7 +16,8 @@ from helpers import ROOT
 
 from experiments import queue
 from experiments.devices import Devices
-from experiments.jobs import Job, Planned, state
+from experiments.jobs import Job, state
+from experiments.plans import Planned
 from experiments.queue import Queue, jobs_by_state
 
 FAKE = Path(__file__).parent / "fake_train.py"

@@ -21,19 +21,20 @@ def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
         losses: of images `(batch 3 height width)` and labels `(batch)`.
         learned: what gradients are for.
     """
-    if not several_processes():
+    if processes() == 1:
         return losses
     # Static: some learned tensors never get a gradient, such as MaPLe's prompts beyond an encoder's depth.
     return DistributedDataParallel(_Step(losses, learned), static_graph=True)
 
 
-def several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def processes() -> int:
+    """How many processes share the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_first_process() -> bool:
     """Whether this process writes what one writes for all."""
-    return not several_processes() or dist.get_rank() == 0
+    return processes() == 1 or dist.get_rank() == 0
 
 
 class _Step(nn.Module):
