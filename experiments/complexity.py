@@ -25,36 +25,27 @@ from experiments.flops import (
     image_and_text_flops,
     step_flops,
 )
+from experiments.methods import read_methods
 from experiments.stand_ins import NoImages, batch_of_noise, batches_of_noise, template_for
 from train import ROOT, build_parser, setup_cfg
 from trainers.clip_trainer import CLIPPromptTrainer
 
-EMBEDDED_CONFIG = "shapes"
-# Settings of the papers, by trainer; others are given as TRAINER/CONFIG.
-PUBLISHED_CONFIGS = {
-    "MaPLe": "vit_b16_c2_ep5_batch4_2ctx",
-    "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx",
-    "VPT": "vit_b16_c2_ep5_batch4_4",
-    "CoOp": "vit_b16_c4_ep10_batch1_ctxv1",
-    "CoCoOp": "vit_b16_c4_ep10_batch1_ctxv1",
-    "KgCoOp": "vit_b16_c4_ep10_batch1_ctxv1",
-    "PromptSRC": "vit_b16_c2_ep20_batch4_4+4ctx",
-    "MaPLeSRC": "vit_b16_c2_ep20_batch4_2ctx",
-}
-OTHER_CONFIG = "vit_b16"
+EMBEDDED_DATASET = "shapes"  # whose settings are those of the embedded CLIP
+COMMON_CONFIGS = {True: "shapes", False: "vit_b16"}  # of trainers without a file of their own; by embedded
 # Learned parameters on ViT-B/16, as published.
 PUBLISHED_PARAMETERS = {
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx"): 3_555_072,
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets"): 1_185_024,
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_shared"): 403_200,
     ("IVLP", "vit_b16_c2_ep5_batch4_2+2ctx"): 30_720,
+    ("CoOp", "vit_b16_ctxv1"): 2_048,
     ("CoOp", "vit_b16_c4_ep10_batch1_ctxv1"): 2_048,
     ("CoCoOp", "vit_b16_c4_ep10_batch1_ctxv1"): 35_360,
 }
 
 
 @dataclass(frozen=True)
-class Method:
+class ConfiguredMethod:
     """A trainer with the file of its settings; `name` is what it is called in the tables."""
 
     trainer: str
@@ -101,37 +92,41 @@ class Costs:
     reference_speeds: list[Speed]
 
 
-def find_method(given: str, backbone: str, config: str = "") -> Method:
-    """`"MaPLe"` or `"MaPLe/CONFIG"` → the method; without a config, that of the embedded CLIP or the paper's.
+def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod:
+    """A method by its name in configs/protocols/methods.yaml, TRAINER:CONFIG, or the name of a trainer.
 
-    A trainer that has no file of its own (a plugin's) takes what all methods have in common.
+    Without a configuration it takes that of the paper, or of the embedded CLIP; a trainer that has no file of
+    its own (a plugin's) takes what all methods have in common.
 
     Raises:
         ValueError: there is no such trainer, or not one that can be measured, or no such file.
     """
-    trainer, _, own_config = given.partition("/")
+    trainer, _, own_config = given.partition(":")
+    listed = next((method for method in read_methods() if method.key == given), None)
+    if listed:
+        trainer = listed.trainer
     trainer_class = TRAINER_REGISTRY.get(trainer)
     if not is_known(trainer_class):
         raise ValueError(
             f"--trainers {trainer} is no CLIPPromptTrainer, and what it computes is not known; allowed are "
             f"{', '.join(known_trainers())}."
         )
-    folder = ROOT / "configs" / "trainers"
+    embedded, folder = backbone in EMBEDDED, ROOT / "configs" / "trainers"
     wanted = own_config or config
-    if wanted:
-        file = folder / trainer / f"{wanted}.yaml"
-        if not file.is_file():
-            there = sorted(each.stem for each in (folder / trainer).glob("*.yaml"))
-            raise ValueError(
-                f"{trainer} has no configuration {wanted!r}; configs/trainers/{trainer} holds "
-                f"{', '.join(there) or 'none'}."
-            )
-    else:
-        wanted = EMBEDDED_CONFIG if backbone in EMBEDDED else PUBLISHED_CONFIGS.get(trainer, OTHER_CONFIG)
-        file = folder / trainer / f"{wanted}.yaml"
-        if not file.is_file():
-            file = folder / (f"{EMBEDDED_CONFIG}.yaml" if backbone in EMBEDDED else f"{OTHER_CONFIG}.yaml")
-    return Method(trainer, wanted, file, given if own_config else trainer)
+    if not wanted and listed:
+        wanted = listed.config("base2new", EMBEDDED_DATASET if embedded else "", shots=16)
+    if not wanted:
+        return ConfiguredMethod(
+            trainer, COMMON_CONFIGS[embedded], folder / f"{COMMON_CONFIGS[embedded]}.yaml", given
+        )
+    file = folder / trainer / f"{wanted}.yaml"
+    if not file.is_file():
+        there = sorted(each.stem for each in (folder / trainer).glob("*.yaml"))
+        raise ValueError(
+            f"{trainer} has no configuration {wanted!r}; configs/trainers/{trainer} holds "
+            f"{', '.join(there) or 'none'}."
+        )
+    return ConfiguredMethod(trainer, wanted, file, given)
 
 
 def known_trainers() -> list[str]:
@@ -144,7 +139,7 @@ def is_known(trainer_class: Any) -> bool:
 
 
 def build_cfg(
-    method: Method,
+    method: ConfiguredMethod,
     names: Sequence[str],
     backbone: str,
     size: int,
@@ -173,7 +168,7 @@ def build_cfg(
     return cfg
 
 
-def published_parameters(method: Method, cfg: Any, options: Sequence[str] = ()) -> int | None:
+def published_parameters(method: ConfiguredMethod, cfg: Any, options: Sequence[str] = ()) -> int | None:
     """Learned parameters as published, if these are the published settings."""
     changed = any(option.startswith("TRAINER.") for option in options[::2])
     if cfg.MODEL.BACKBONE.NAME != "ViT-B/16" or changed:
@@ -194,7 +189,7 @@ def count_clip_parameters(clip_model: CLIP) -> int:
 
 
 def measure(
-    method: Method,
+    method: ConfiguredMethod,
     cfg: Any,
     batch_sizes: Iterable[int],
     seconds: float = 0.5,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .accuracies import Accuracies, Setting, averaged, methods_of
 from .benchmarks import in_order, label_of
+from .protocols import read_protocol
 from .runs import Run
 from .tables import Cell, Row, Section, Table
 
@@ -136,7 +137,11 @@ def ablation(section: Section) -> list[Table]:
     """Base, new and HM along each curve: a table for the average, and one for each dataset."""
     accuracies, datasets = Accuracies(section), in_order({run.dataset for run in section.runs})
     numbers = sorted({run.value for run in section.runs if run.value is not None})
-    lines = list(dict.fromkeys((run.curve, run.method) for run in section.runs))
+    order = list(read_protocol(section.protocol).curves)
+    lines = sorted(
+        dict.fromkeys((run.curve, run.method) for run in section.runs),
+        key=lambda line: order.index(line[0]) if line[0] in order else len(order),
+    )
     chosen = averaged(datasets)
     tables = []
     for members in [*([chosen] if len(chosen) > 1 else []), *([dataset] for dataset in datasets)]:

@@ -19,7 +19,14 @@ from typing import Any
 
 import torch
 
-from experiments.complexity import Costs, Method, build_cfg, find_method, measure, published_parameters
+from experiments.complexity import (
+    ConfiguredMethod,
+    Costs,
+    build_cfg,
+    find_method,
+    measure,
+    published_parameters,
+)
 from experiments.complexity_tables import FORMATS, render
 from experiments.costs import device_name, is_busy, load_average, memory_source
 from experiments.stand_ins import class_names, image_size, random_weights, tokens_of_names
@@ -32,7 +39,7 @@ DEFAULT_TRAINERS = ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe"]
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of 1 or more; KEY VALUE pairs stand behind a --, at the end"
+            f"{text!r} is no number of 1 or more; KEY VALUE pairs stand behind --options, at the end"
         )
     return int(text)
 
@@ -43,7 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--trainers", nargs="+", default=DEFAULT_TRAINERS, help="methods: TRAINER, or TRAINER/CONFIG")
+    add(
+        "--trainers",
+        nargs="+",
+        default=DEFAULT_TRAINERS,
+        help="of configs/protocols/methods.yaml, or TRAINER:CONFIG",
+    )
     add("--classes", nargs="+", type=positive, default=[10], help="numbers of classes")
     add("--batch-sizes", nargs="+", type=positive, default=[1, 4, 100], help="images in a batch")
     add("--backbone", default="ViT-Shapes/8", help="name of the CLIP model, such as ViT-B/16")
@@ -56,10 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", default="text", choices=FORMATS, help="of the output")
     add("--plugin", action="append", default=[], help="module or file that registers more; may be repeated")
     add(
-        "opts",
+        "--options",
         nargs=argparse.REMAINDER,
-        default=None,
-        help="-- KEY VALUE pairs that change the configuration",
+        default=[],
+        help="KEY VALUE pairs that change the configuration; the last flag, since it takes all that follows",
     )
     return parser
 
@@ -75,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--seconds is {args.seconds}; allowed is 0 (FLOPs only) or more.")
     for plugin in args.plugin:
         load_plugin(plugin)
-    options = [option for option in args.opts if option != "--"]
     methods = [find_method(given, args.backbone, args.config) for given in args.trainers]
     size = image_size(args.backbone)
     names = {count: class_names(count, args.backbone, args.class_names) for count in args.classes}
@@ -87,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         weights = str(stack.enter_context(random_weights(args.backbone))) if args.random_weights else ""
         jobs = [
-            (method, build_cfg(method, names[count], args.backbone, size, weights, args.prec, options))
+            (method, build_cfg(method, names[count], args.backbone, size, weights, args.prec, args.options))
             for method in methods
             for count in names
         ]
@@ -95,13 +106,14 @@ def run(args: argparse.Namespace) -> int:
         torch.backends.cudnn.benchmark = device.type == "cuda"  # as in train.py
         for number, (method, cfg) in enumerate(jobs, start=1):
             try:
-                costs.append(_measured(f"[{number}/{len(jobs)}]", method, cfg, args, options))
+                costs.append(_measured(f"[{number}/{len(jobs)}]", method, cfg, args))
             except (KeyboardInterrupt, ValueError, OSError, FloatingPointError) as error:
                 stopped = error
                 break
     if costs:
         conditions = conditions_of(args, device, load, tokens_of_names(names[max(names)]))
-        conditions["settings"] = ", ".join([f"{each.trainer}/{each.config}" for each in methods] + options)
+        settings = [f"{each.trainer}:{each.config}" for each in methods]
+        conditions["settings"] = ", ".join(settings + args.options)
         conditions["CLIP's parameters"] = f"{costs[0].clip_parameters:,}"
         if stopped is not None:
             conditions["stopped"] = f"after {len(costs)} of {len(jobs)} configurations"
@@ -111,14 +123,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(
-    place: str, method: Method, cfg: Any, args: argparse.Namespace, options: Sequence[str]
-) -> Costs:
+def _measured(place: str, method: ConfiguredMethod, cfg: Any, args: argparse.Namespace) -> Costs:
     classes = len(cfg.DATASET.OWN.CLASS_LIST)
     print(f"{place} {method.name}, {classes:,} classes ...", end="", file=sys.stderr, flush=True)
     start = time.perf_counter()
     try:
-        published = published_parameters(method, cfg, options)
+        published = published_parameters(method, cfg, args.options)
         return measure(method, cfg, args.batch_sizes, args.seconds, args.reference, published)
     finally:
         print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr)

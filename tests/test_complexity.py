@@ -18,9 +18,8 @@ import experiments.complexity as measuring
 import scripts.complexity as command
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from experiments.complexity import (
-    PUBLISHED_CONFIGS,
     PUBLISHED_PARAMETERS,
-    Method,
+    ConfiguredMethod,
     build_cfg,
     find_method,
     known_trainers,
@@ -313,7 +312,7 @@ def tiny_b16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny_b16")
 def test_command_prints_conditions_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    shallow = "MaPLe/vit_b16_c2_ep5_batch4_2ctx_shallow"
+    shallow = "MaPLe-shallow"
     assert command.main(["--trainers", "ZeroshotCLIP", shallow, *FAST, "--reference"]) == 0
     output, progress = capsys.readouterr()
     lines = output.splitlines()
@@ -345,7 +344,7 @@ def test_csv_and_json_hold_the_same_numbers(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.usefixtures("tiny_b16")
 def test_markdown_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--trainers", "CoCoOp", *FAST, "--format", "markdown"]
-    assert command.main([*given, "--", "TRAINER.COCOOP.META_NET_WIDTH", "5"]) == 0
+    assert command.main([*given, "--options", "TRAINER.COCOOP.META_NET_WIDTH", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("- device: ")
     (row,) = (line for line in lines if line.startswith("| CoCoOp") and "per image" in line)
@@ -368,7 +367,7 @@ def test_what_was_measured_is_printed_whatever_comes_after(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(method: Method, *rest: Any, **options: Any) -> Any:
+    def interrupted(method: ConfiguredMethod, *rest: Any, **options: Any) -> Any:
         if method.trainer == "CoOp":
             raise error
         return measure(method, *rest, **options)
@@ -396,7 +395,7 @@ def test_a_plugin_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     try:
         given = ["--plugin", str(file), "--trainers", "MeasuredMethod", *FAST]
-        assert command.main([*given, "--", "TRAINER.MEASUREDMETHOD.N_CTX", "3"]) == 0
+        assert command.main([*given, "--options", "TRAINER.MEASUREDMETHOD.N_CTX", "3"]) == 0
     finally:
         TRAINER_REGISTRY._obj_map.pop("MeasuredMethod", None)
     rows = [
@@ -412,7 +411,7 @@ def test_a_plugin_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--trainers", "MaPLee"], "TRAINER has no 'MaPLee'; did you mean 'MaPLe'?"),
         (
-            ["--trainers", "MaPLe/none"],
+            ["--trainers", "MaPLe:none"],
             "MaPLe has no configuration 'none'; configs/trainers/MaPLe holds shapes, ",
         ),
         (["--trainers", "MaPLe", "--config", "none"], "MaPLe has no configuration 'none'"),
@@ -421,10 +420,10 @@ def test_a_plugin_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--class-names", "nowhere.txt"], "--class-names nowhere.txt: there is no such file."),
         (["--plugin", "nowhere.py"], "--plugin nowhere.py: there is no such file."),
         (
-            ["--trainers", "MaPLe", "--prec", "fp32", "TRAINER.MAPLE.N_CTX", "0"],
+            ["--trainers", "MaPLe", "--prec", "fp32", "--options", "TRAINER.MAPLE.N_CTX", "0"],
             "TRAINER.MAPLE.N_CTX is 0; allowed is 1 or more",
         ),
-        (["--prec", "fp32", "NO.SUCH", "0"], "NO.SUCH"),
+        (["--prec", "fp32", "--options", "NO.SUCH", "0"], "NO.SUCH"),
         (["--seconds", "-1"], "--seconds is -1.0; allowed is 0 (FLOPs only) or more."),
     ],
 )
@@ -441,7 +440,8 @@ def test_numbers_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         command.main(["--classes", "10", "OPTIM.LR", "0.1"])
     assert stop.value.code == 2
     assert (
-        "'OPTIM.LR' is no number of 1 or more; KEY VALUE pairs stand behind a --" in capsys.readouterr().err
+        "'OPTIM.LR' is no number of 1 or more; KEY VALUE pairs stand behind --options"
+        in capsys.readouterr().err
     )
 
 
@@ -454,11 +454,11 @@ def test_trainers_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -
         find_method("Other", "ViT-B/16")
 
 
-def test_default_configurations_exist() -> None:
-    for trainer, config in PUBLISHED_CONFIGS.items():
-        assert (ROOT / "configs" / "trainers" / trainer / f"{config}.yaml").is_file()
+def test_methods_are_those_of_a_sweep() -> None:
     assert find_method("ZeroshotCLIP", "ViT-B/16").config == "vit_b16"
     assert find_method("MaPLe", "ViT-Shapes/8").config == "shapes"
+    assert find_method("deep-language", "ViT-B/16").trainer == "IVLP"
+    assert find_method("CoOp:rn50", "ViT-B/16").file == ROOT / "configs/trainers/CoOp/rn50.yaml"
 
 
 def test_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

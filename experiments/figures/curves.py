@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from experiments.protocols import read_protocol
 from experiments.runs import Run
 
 from .data import datasets_of, methods_of, over_what, seeds_of
@@ -18,15 +19,13 @@ from .style import Drawn, finish, look, panels, styled
 
 MOST_TICKS = 12
 PANELS = ("base classes", "new classes", "harmonic mean")
-AXES = {
-    "depth": "prompt depth J (blocks)",
-    "length": "prompt length b (tokens)",
-}
 
 
 def series_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Key of the method, and curve, of each series, in the order of the plan."""
-    return list(dict.fromkeys((run.method.key, run.curve) for run in runs))
+    """Key of the method, and curve, of each series, in the order of the protocol."""
+    order = list(read_protocol(runs[0].protocol).curves)
+    series = dict.fromkeys((run.method.key, run.curve) for run in runs)
+    return sorted(series, key=lambda each: order.index(each[1]) if each[1] in order else len(order))
 
 
 def label_of_series(series: tuple[str, str], runs: Sequence[Run]) -> str:
@@ -67,7 +66,7 @@ def draw_curves(runs: Sequence[Run], protocol: str) -> Drawn:
         handles.append(handle)
     for axis, title in zip(axes[0], PANELS, strict=True):
         axis.set_title(title)
-        axis.set_xlabel(AXES[protocol])
+        axis.set_xlabel(read_protocol(protocol).axis)
         values = sorted({run.value for run in runs if run.value is not None})
         if len(values) <= MOST_TICKS:
             axis.set_xticks(values)
