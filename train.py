@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -131,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
 
-    with _log_of_a_run(cfg.OUTPUT_DIR), _alone_in(cfg.OUTPUT_DIR):
+    with _kept_for_a_run(cfg.OUTPUT_DIR):
         print_args(args, cfg)
         print("Collecting env info ...")
         print(f"** System info **\n{collect_env_info()}\n")
@@ -143,9 +144,20 @@ def main(args: argparse.Namespace) -> None:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
             trainer.test()
         elif not args.no_train:
+            _check_processes(trainer)
             trainer.train()
         if not args.no_train:
             record.write()
+
+
+@contextlib.contextmanager
+def _kept_for_a_run(folder: str) -> Iterator[None]:
+    """The log and the lock of a run; of several processes, the first one has them."""
+    if _rank():
+        yield
+        return
+    with _log_of_a_run(folder), _alone_in(folder):
+        yield
 
 
 @contextlib.contextmanager
@@ -273,8 +285,21 @@ def _raised_on_purpose(error: BaseException) -> bool:
 
 
 def command_line(argv: Sequence[str] | None = None) -> int:
-    """Runs `main` for the command line; returns the exit code: 2 for what the user can mend."""
-    args = build_parser().parse_args(argv)
+    """Runs `main` for the command line; returns the exit code: 2 for what the user can mend.
+
+    Started by torchrun, it is one of several processes, of which the first to fail says why.
+    """
+    if _rank() is None:
+        return _run(build_parser().parse_args(argv))
+    from dassl.utils.torchrun import one_of_several  # here, as upstream Dassl has no such module
+
+    with one_of_several():
+        with contextlib.redirect_stderr(io.StringIO() if _rank() else sys.stderr):
+            args = build_parser().parse_args(argv)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         for plugin in args.plugin:
             load_plugin(plugin)
@@ -283,17 +308,39 @@ def command_line(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except BlockingIOError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        _say(error)
         return IN_USE
     except (ValueError, OSError, FloatingPointError) as error:
         if not _raised_on_purpose(error):
             raise
-        print(f"train.py: {error}", file=sys.stderr)
+        _say(error)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"train.py: {str(stop) or 'Interrupted.'}", file=sys.stderr)
+        _say(str(stop) or "Interrupted.")
         return 130
     return 0
+
+
+def _say(error: object) -> None:
+    if _rank() is not None:
+        from dassl.utils.torchrun import fails_first
+
+        if not fails_first():
+            return
+    print(f"train.py: {error}", file=sys.stderr)
+
+
+def _rank() -> int | None:
+    """Which process this is of those that torchrun started, from 0; None if it did not, or only one."""
+    return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+
+
+def _check_processes(trainer) -> None:
+    """Refuses a training that several processes cannot share, also that of a trainer with its own `train`."""
+    if _rank() is not None:
+        from dassl.engine.sharing import check_shared_training
+
+        check_shared_training(trainer)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A report as text, as Markdown, as LaTeX, and as CSV."""
+"""A report as text, as Markdown, and as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tabulate import tabulate
@@ -14,49 +15,11 @@ from .values import Value
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
 WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers
-RUN_FIELDS = [
-    "protocol",
-    "method",
-    "dataset",
-    "role",
-    "shots",
-    "seed",
-    "curve",
-    "value",
-    "accuracy",
-    "macro_f1",
-    "state",
-    "folder",
-]
-CELL_FIELDS = [
-    "protocol",
-    "section",
-    "table",
-    "row",
-    "column",
-    "mean",
-    "deviation",
-    "seeds",
-    "wanted",
-    "text",
-]
+PLACE = ["protocol", "method", "dataset", "role", "shots", "seed", "curve", "value"]
+RUN_FIELDS = [*PLACE, "accuracy", "macro_f1", "state", "folder"]
+NUMBERS = ["mean", "deviation", "seeds", "wanted"]
+CELL_FIELDS = ["protocol", "section", "table", "row", "column", *NUMBERS, "text"]
 MARKDOWN_SIGNS = {"\\": "\\\\", "|": "\\|", "*": "\\*", "_": "\\_", "<": "&lt;", "`": "\\`"}
-LATEX_SIGNS = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "±": r"$\pm$",
-    "–": "--",
-    "−": "$-$",
-    "·": r"$\cdot$",
-    "†": r"\textdagger{}",
-    "<": "$<$",
-    ">": "$>$",
-    "×": r"$\times$",
-    "[": "{[}",  # not the optional argument of a line's end
-    "]": "{]}",
-}
 
 
 def cell_text(cell: Cell) -> str:
@@ -103,7 +66,7 @@ def escaped(words: str, signs: Mapping[str, str]) -> str:
     return "".join(signs.get(sign, sign) for sign in words)
 
 
-def _alignment(table: Table) -> list[str]:
+def alignment(table: Table) -> list[str]:
     return ["left"] * len(table.index) + ["left" if name in WORDS else "right" for name in table.columns]
 
 
@@ -115,7 +78,9 @@ def text(report: Report) -> str:
     for section in report.sections:
         parts.append(_underlined(section.title))
         parts += [f"{table.title}\n\n{_text_table(table)}" for table in tables_of(section)]
-        parts.append("\n".join(f"- {note}" for note in section.notes))
+        parts.append(
+            "\n".join(textwrap.fill(f"- {note}", WIDTH, subsequent_indent="  ") for note in section.notes)
+        )
     if report.costs:
         parts += [_underlined(report.costs.title), _text_table(report.costs)]
     return "\n\n".join(parts) + "\n"
@@ -126,7 +91,7 @@ def _underlined(title: str) -> str:
 
 
 def _text_table(table: Table) -> str:
-    rows, head, align = shown_rows(table), [*table.index, *table.columns], _alignment(table)
+    rows, head, align = shown_rows(table), [*table.index, *table.columns], alignment(table)
     labels = list(range(len(table.index)))
 
     def grid(columns: Sequence[int]) -> str:
@@ -171,64 +136,8 @@ def _markdown_table(table: Table) -> str:
         shown_rows(table, _markdown, "**{}**".format),
         headers=[_markdown(name) for name in (*table.index, *table.columns)],
         tablefmt="pipe",
-        colalign=_alignment(table),
+        colalign=alignment(table),
         disable_numparse=True,
-    )
-
-
-# --- LaTeX ------------------------------------------------------------------------------------------------
-
-
-def latex(report: Report) -> str:
-    """Tables to paste; they need the packages booktabs and graphicx."""
-    parts = ["% In the preamble: \\usepackage{booktabs} \\usepackage{graphicx}"]
-    for section in report.sections:
-        for number, table in enumerate(section.tables):
-            notes = section.notes if number == 0 else []
-            parts.append(_latex_table(table, f"{section.title}. {table.title}.", notes))
-        parts += [
-            f"% {run.state}: {run.method.label}, {run.dataset}, {run.role}, seed {run.seed}"
-            for run in section.unfinished
-        ]
-    if report.costs:
-        parts.append(_latex_table(report.costs, "Costs.", []))
-    return "\n".join(parts) + "\n"
-
-
-def _latex(words: str) -> str:
-    return escaped(words, LATEX_SIGNS)
-
-
-def _latex_table(table: Table, caption: str, notes: Iterable[str]) -> str:
-    align = "".join(side[0] for side in _alignment(table))
-    head = " & ".join(map(_latex, (*table.index, *table.columns)))
-    lines = []
-    for number, row in enumerate(shown_rows(table, _latex, "\\textbf{{{}}}".format)):
-        if number and len(table.index) > 1 and row[0]:
-            lines.append("\\midrule")
-        lines.append(" & ".join(row) + " \\\\")
-    body = [
-        f"\\begin{{tabular}}{{{align}}}",
-        "\\toprule",
-        f"{head} \\\\",
-        "\\midrule",
-        *lines,
-        "\\bottomrule",
-    ]
-    body.append("\\end{tabular}")
-    if len(align) > 5:  # as wide as the page, and not wider
-        body = ["\\resizebox{\\linewidth}{!}{%", *body[:-1], "\\end{tabular}}"]
-    comments = [f"% {note}" for note in notes]
-    return "\n".join(
-        [
-            "",
-            *comments,
-            "\\begin{table}",
-            "\\centering",
-            f"\\caption{{{_latex(caption)}}}",
-            *body,
-            "\\end{table}",
-        ]
     )
 
 

@@ -13,8 +13,8 @@ import jinja2
 
 from .formats import WORDS, cell_text, shown_rows, tables_of
 from .report import Report
-from .states import FAILED, FINISHED, INTERRUPTED, MISSING, RUNNING
-from .tables import Difference, Table
+from .states import FAILED, FINISHED, NEEDS_AN_EYE
+from .tables import Cell, Difference, Table
 from .values import Value
 
 
@@ -77,10 +77,10 @@ def page_table(table: Table) -> PageTable:
     return PageTable(table.title, list(zip([*table.index, *table.columns], sides, strict=True)), rows)
 
 
-def _mark(cell) -> str:
+def _mark(cell: Cell) -> str:
     """The class of a cell that needs an eye: incomplete, failed, outside the noise."""
     if isinstance(cell, Value) and not cell.is_complete:
         return FAILED if cell.state == FAILED else "incomplete"
     if isinstance(cell, Difference):
         return cell.verdict
-    return cell if cell in (FAILED, RUNNING, INTERRUPTED, MISSING) else ""
+    return cell if isinstance(cell, str) and cell in NEEDS_AN_EYE else ""

@@ -250,22 +250,6 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def run_unit(jobs: Sequence[Job], output: Path, retries: int = 0, python: str = sys.executable) -> None:
-    """Runs a training and its tests one after the other, on the devices that a scheduler has given.
-
-    Raises:
-        RuntimeError: one of them failed; says which and why.
-    """
-
-    def tell(status: Status, event: str) -> None:
-        if event:
-            print(event, flush=True)
-
-    status = Queue(jobs, output, Devices(workers=1), retries, python).run(tell)
-    for folder, reason in status.failed.items():
-        raise RuntimeError(f"{folder}: {reason}")
-
-
 def _accuracy(result: Mapping) -> str:
     accuracy = result["results"].get("accuracy")
     return "done" if accuracy is None else f"accuracy {accuracy:.2f} %"

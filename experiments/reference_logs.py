@@ -22,22 +22,24 @@ TOTAL = re.compile(r"^\* total: ([\d,]+)$")
 TORCH = re.compile(r"^PyTorch(?: version)?: (\S+)$")
 
 
-def read_logs(folder: Path) -> Result | None:
+def read_logs(folder: Path) -> Result:
     """The run whose `log.txt` and `log.txt-<time>` lie in a folder: of the newest log that has a result.
 
-    Returns:
-        None if none of them is the log of such a run. `accuracy` is None if the run has no result yet.
+    Its `accuracy` is None if it has no result yet.
 
     Raises:
+        ValueError: none of them is the log of such a run.
         OSError: a log cannot be read.
     """
-    newest = None
+    runs = []
     for log in sorted(folder.glob("log.txt*"), reverse=True):
         run = _read_log(log)
         if run is not None and run.accuracy is not None:
             return run
-        newest = newest or run
-    return newest
+        runs += [run] if run is not None else []
+    if not runs:
+        raise ValueError(f"{folder}: its log holds no configuration of a run.")
+    return runs[0]
 
 
 def _read_log(path: Path) -> Result | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from .benchmarks import LABELS, stem_of
 
 FORMAT = 1
+RESULT_FILES = ("result.json", "result_test.json")  # the second is of a test in the folder of a training
 OWN_DATA = ("folder", "csv", "hub")  # one file of configs/datasets for many datasets
 
 
@@ -123,7 +124,7 @@ def _result(folder: Path, content: Mapping[str, Any]) -> Result:
             content["shots"],
             content["seed"],
         )
-    f1 = results.get("macro_f1")
+    peak = memory.get("device") or memory.get("process")
     return Result(
         folder=folder,
         trainer=str(content["trainer"]),
@@ -136,16 +137,20 @@ def _result(folder: Path, content: Mapping[str, Any]) -> Result:
         backbone=str(content.get("backbone") or ""),
         trained_on=trained_on,
         accuracy=float(results["accuracy"]),
-        macro_f1=None if f1 is None else float(f1),
-        total=content.get("total") or None,
-        learned_parameters=content.get("learned_parameters"),
-        training_seconds=seconds.get("training"),
-        peak_memory=memory.get("device") or memory.get("process"),
+        macro_f1=_optional(float, results.get("macro_f1")),
+        total=_optional(int, content.get("total") or None),  # 0 where the evaluator does not count
+        learned_parameters=_optional(int, content.get("learned_parameters")),
+        training_seconds=_optional(float, seconds.get("training")),
+        peak_memory=_optional(int, peak),
         device=str(content.get("device") or ""),
         torch=str(versions.get("torch") or ""),
         commit=str(content.get("commit") or ""),
         commit_is_clean=content.get("commit_is_clean"),
     )
+
+
+def _optional(kind: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else kind(value)
 
 
 def trained_by_path(model_dir: str, dataset: str, classes: str, shots: int, seed: int) -> Training:

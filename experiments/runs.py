@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .benchmarks import LABELS
-from .jobs import ERROR_FILE, RESULT_FILE, last_line
+from .folders import Found
+from .jobs import ERROR_FILE, last_line
 from .methods import Method, method_of
 from .placing import Placing
-from .plan_files import Job, read_plan
-from .reference_logs import read_logs
-from .results import Result, read_result_file
+from .plan_files import Job
+from .results import Result
 from .states import FINISHED, MISSING, state_of
 
-RESULT_FILES = (RESULT_FILE, "result_test.json")  # the second is of a test in the folder of a training
 USUAL_SEEDS = {1, 2, 3}  # the field's convention
 
 
@@ -88,15 +85,10 @@ def gather(
         FileNotFoundError: one of the folders does not exist.
         ValueError: there are no runs; or a run is there twice, with different results.
     """
-    found = _Found()
-    for folder, files in _walk(folders):
-        found.read(folder, files)
-    for folder in folders:
-        found.read_plans_above(folder.resolve())
+    found = Found(folders)
     planned = [_planned(job, root, found.results, methods) for job, root in found.jobs]
     in_plan = {run.folder for run in planned}
-    rest = [each for folder, results in found.results.items() if folder not in in_plan for each in results]
-    runs = _once([*planned, *_unplanned(rest, methods, found.warnings)])
+    runs = _once([*planned, *_unplanned(_beside(planned, found.results), methods, found.warnings)])
     for folder in sorted(found.failed - in_plan - set(found.results)):
         reason = last_line(folder / ERROR_FILE)
         found.warnings.append(f"{folder} failed ({reason}); no log or plan tells which run it is.")
@@ -118,79 +110,15 @@ def _order(run: Run) -> tuple:
     return run.method.place, run.method.label, dataset, run.dataset, run.role, run.seed
 
 
-class _Found:
-    """What lies in the folders.
-
-    Attributes:
-        results: of each folder; a log without a result is one without `accuracy`.
-        jobs: of plans, each with the folder that its own is below.
-        failed: folders with an error.txt.
-    """
-
-    def __init__(self) -> None:
-        self.results: dict[Path, list[Result]] = {}
-        self.jobs: list[tuple[Job, Path]] = []
-        self.failed: set[Path] = set()
-        self.warnings: list[str] = []
-
-    def read(self, folder: Path, files: set[str]) -> None:
-        """Reads what a folder holds; a file that cannot be read becomes a warning."""
-        if ERROR_FILE in files:
-            self.failed.add(folder)
-        if folder.name == "plans":
-            for name in sorted(name for name in files if name.endswith(".json")):
-                try:
-                    self.jobs += [(job, folder.parent) for job in read_plan(folder / name)]
-                except (ValueError, OSError) as error:
-                    self.warnings.append(str(error))
-        results: list[Result] = []
-        for name in RESULT_FILES:
-            if name in files:
-                try:
-                    result = read_result_file(folder / name)
-                except (ValueError, OSError) as error:
-                    self.warnings.append(str(error))
-                    continue
-                if _test_of(result) not in map(_test_of, results):
-                    results.append(result)
-        if not results and any(name.startswith("log.txt") for name in files):
-            try:
-                log = read_logs(folder)
-            except OSError as error:
-                self.warnings.append(str(error))
-                return
-            if log is None:
-                self.warnings.append(f"{folder}: its log holds no configuration of a run.")
-            else:
-                results.append(log)
-        if results:
-            self.results[folder] = results
-
-    def read_plans_above(self, folder: Path) -> None:
-        """Reads the plans of a sweep of whose results `folder` is a part: what they want of this part."""
-        for above in folder.parents:
-            for path in sorted((above / "plans").glob("*.json")):
-                with contextlib.suppress(ValueError, OSError):  # of somebody else's
-                    jobs = ((job, above) for job in read_plan(path))
-                    self.jobs += [each for each in jobs if (above / each[0].folder).is_relative_to(folder)]
-
-
-def _walk(folders: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
-    """Each folder below, once, with the names of its files."""
-    seen: set[Path] = set()
-    for top in folders:
-        if not top.is_dir():
-            raise FileNotFoundError(f"{top} is not a folder; give folders of runs, such as output.")
-        for name, subfolders, files in os.walk(top.resolve()):
-            subfolders.sort()
-            folder = Path(name)
-            if folder not in seen:
-                seen.add(folder)
-                yield folder, set(files)
-
-
-def _test_of(result: Result) -> tuple:
-    return result.dataset, result.classes, result.split
+def _beside(planned: Sequence[Run], results: Mapping[Path, Sequence[Result]]) -> list[Result]:
+    """The results that no plan names, also those of other tests in a planned run's folder."""
+    folders, used = {run.folder for run in planned}, {id(run.result) for run in planned}
+    return [
+        result
+        for folder, several in results.items()
+        for result in several
+        if id(result) not in used and (folder not in folders or result.accuracy is not None)
+    ]
 
 
 def _planned(job: Job, root: Path, results: dict[Path, list[Result]], methods: Sequence[Method]) -> Run:

@@ -17,19 +17,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import formats
+from experiments.latex import latex
 from experiments.methods import read_methods
-from experiments.page import page
 from experiments.report import METRICS, Report, make_report
 from experiments.runs import Gathered, gather
+
+
+def html(report: Report) -> str:
+    from experiments.figures.page import for_report  # here, since drawing takes long to import
+    from experiments.page import page
+
+    return page(report, for_report(report.runs))
+
 
 PRINTED: dict[str, tuple[str, Callable[[Report], str]]] = {
     "text": ("report.txt", formats.text),
     "markdown": ("report.md", formats.markdown),
-    "latex": ("report.tex", formats.latex),
+    "latex": ("report.tex", latex),
 }
 WRITTEN: dict[str, dict[str, Callable[[Report], str]]] = {
     "csv": {"runs.csv": formats.csv_of_runs, "tables.csv": formats.csv_of_tables},
-    "html": {"report.html": page},
+    "html": {"report.html": html},
 }
 
 

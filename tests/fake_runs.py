@@ -84,7 +84,7 @@ def write(folder: Path, content: Mapping[str, Any] | Sequence[Any], name: str = 
 
 def base_to_novel_folder(output: Path, dataset: str, trainer: str, seed: int, classes: str) -> Path:
     step = "train_base" if classes == "base" and not trainer.startswith("Zeroshot") else f"test_{classes}"
-    run = Path(dataset) / "shots_16" / trainer / CONFIGS[trainer] / f"seed{seed}"
+    run = Path(dataset) / "shots_16" / trainer / CONFIGS.get(trainer, "vit_b16") / f"seed{seed}"
     return output / "base2new" / step / run
 
 

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from figure_checks import assert_written, legend_of, words_of
 from helpers import ROOT
 from invented_runs import SEEDS, Invented, add_base2new, add_curves, add_few_shot, wobble
-from PIL import Image
 
 from experiments.benchmarks import ELEVEN
 from experiments.figures.base2new import draw_methods
@@ -34,28 +34,6 @@ VALUES = (1, 3, 5)
 @pytest.fixture
 def invented(tmp_path: Path) -> Invented:
     return Invented(tmp_path / "output")
-
-
-def assert_written(folder: Path, *names: str) -> None:
-    assert {path.name for path in folder.iterdir()} == {f"{n}.{e}" for n in names for e in ("png", "pdf")}
-    for name in names:
-        with Image.open(folder / f"{name}.png") as image:
-            image.verify()
-        with Image.open(folder / f"{name}.png") as image:
-            assert min(image.size) > 200
-            assert round(image.info["dpi"][0]) == 200
-        pdf = (folder / f"{name}.pdf").read_bytes()
-        assert pdf.startswith(b"%PDF")
-        assert b"/Subtype /Type3" not in pdf  # letters stay letters
-        assert pdf.rstrip().endswith(b"%%EOF")
-
-
-def legend_of(figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def words_of(figure) -> str:
-    return " ".join(" ".join(text.get_text().split()) for text in figure.texts)
 
 
 def markers(axis) -> list:
@@ -210,7 +188,9 @@ def test_base_to_novel_shows_means_and_seeds(invented, capsys):
     folder = invented.write()
     assert main(["base2new", str(folder)]) == 0
     assert_written(folder / "figures", "base2new")
-    assert "VPT is left out: it lacks a dataset that others have." in capsys.readouterr().out
+    assert (
+        "deep vision prompting is left out: it lacks a dataset that others have." in capsys.readouterr().out
+    )
 
     figure = draw_methods(read_runs(folder, ["base2new"])).figure
     base = figure.axes[0]

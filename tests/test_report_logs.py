@@ -33,7 +33,6 @@ def changed(text: str, *changes: tuple[str, str]) -> str:
 
 def test_a_recorded_training() -> None:
     run = read_logs(LOGS / "train_base" / "seed1")
-    assert run is not None
     assert (run.trainer, run.config, run.dataset) == ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx", "oxford_pets")
     assert (run.classes, run.shots, run.seed, run.backbone) == ("base", 4, 1, "ViT-B/16")
     assert (run.accuracy, run.macro_f1, run.total, run.source) == (25.0, 10.0, 24, "log")
@@ -43,7 +42,6 @@ def test_a_recorded_training() -> None:
 
 def test_a_recorded_test_is_of_a_model_of_the_same_dataset() -> None:
     run = read_logs(LOGS / "test_new" / "seed2")
-    assert run is not None
     assert (run.classes, run.accuracy, run.seed) == ("new", 33.3, 2)
     assert run.trained_on == Training("oxford_pets", "base", 4, 2)
 
@@ -65,7 +63,6 @@ def test_the_report_of_the_recorded_logs(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_content_counts_and_not_the_folder(tmp_path: Path) -> None:
     run = read_logs(log(tmp_path / "train_base" / "dtd" / "shots_16" / "CoOp" / "x" / "seed7", TRAINING))
-    assert run is not None
     assert (run.trainer, run.dataset, run.shots, run.seed) == ("MaPLe", "oxford_pets", 4, 1)
 
 
@@ -78,7 +75,6 @@ def test_the_folder_helps_where_an_old_log_does_not_say(tmp_path: Path) -> None:
         ("seed: 1", "seed: -1"),
     )
     run = read_logs(log(tmp_path / "my_config" / "seed7", text))
-    assert run is not None
     assert (run.config, run.dataset, run.seed) == ("my_config", "oxford_pets", 7)
 
 
@@ -113,7 +109,6 @@ def test_zero_shot_logs_have_no_training(tmp_path: Path) -> None:
         TEST, ("trainer: MaPLe", "trainer: ZeroshotCLIP"), ("  NAME: MaPLe", "  NAME: ZeroshotCLIP")
     )
     run = read_logs(log(tmp_path, text))
-    assert run is not None
     assert run.trained_on is None
 
 
@@ -122,7 +117,6 @@ def test_the_newest_log_with_a_result_counts(tmp_path: Path) -> None:
     log(tmp_path, TRAINING.replace("accuracy: 25.0%", "accuracy: 50.0%"), "log.txt-2026-11-28-00-00-00")
     log(tmp_path, TRAINING.partition("Finish training")[0], "log.txt-2026-11-28-01-00-00")
     run = read_logs(tmp_path)
-    assert run is not None
     assert run.accuracy == 50.0
 
 
@@ -147,7 +141,6 @@ def test_own_logs_say_more(tmp_path: Path) -> None:
         TRAINING, ("Loading evaluator", f"Learned parameters: 3,555,072\n{sample}\nLoading evaluator")
     )
     run = read_logs(log(tmp_path, text))
-    assert run is not None
     assert run.learned_parameters == 3555072
     assert run.sample_sha256 == "ab" * 32
 
@@ -155,10 +148,10 @@ def test_own_logs_say_more(tmp_path: Path) -> None:
 def test_texts_that_look_like_yaml_do_no_harm(tmp_path: Path) -> None:
     text = changed(TRAINING, ("CTX_INIT: a photo of a", "CTX_INIT: a: {photo, [of a # b"))
     run = read_logs(log(tmp_path, text))
-    assert run is not None
     assert run.shots == 4
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", "** Config **\nDATASET:\n  NAME: \nTRAINER:\n  NAME: \n"])
 def test_logs_of_other_programs(tmp_path: Path, text: str) -> None:
-    assert read_logs(log(tmp_path, text)) is None
+    with pytest.raises(ValueError, match="holds no configuration"):
+        read_logs(log(tmp_path, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from fake_runs import base_to_novel_folder, plan, published_base_to_novel, result, write
 from filelock import FileLock
-from helpers import GOLDEN
+from helpers import GOLDEN, ROOT
 
+from experiments.benchmarks import stem_of
 from experiments.methods import read_methods
 from experiments.runs import Run, gather
 
@@ -112,8 +114,9 @@ def test_states_of_planned_runs(tmp_path: Path) -> None:
 def test_a_planned_result_that_cannot_be_read_has_failed(tmp_path: Path) -> None:
     plan(tmp_path, [{"folder": "a", "role": "base", "classes": "base"}])
     write(tmp_path / "a", result(80.0, classes="new"))
-    (run,) = find(tmp_path)
-    assert (run.state, run.reason) == ("failed", "its result.json cannot be read, or is of another test")
+    base, new = find(tmp_path)
+    assert (base.state, base.reason) == ("failed", "its result.json cannot be read, or is of another test")
+    assert (new.role, new.accuracy) == ("new", 80.0)  # that other test
 
 
 def test_a_plan_says_what_is_wanted_and_for_what(tmp_path: Path) -> None:
@@ -195,8 +198,9 @@ def test_values_that_do_not_fit_are_named(tmp_path: Path) -> None:
     write(tmp_path / "good", result(80.0))
     write(tmp_path / "bad", result(80.0, seed=2) | {"results": 3})
     write(tmp_path / "worse", result(80.0, seed=3) | {"results": {"accuracy": "high"}})
+    write(tmp_path / "worst", result(80.0, seed=4, learned_parameters="many"))
     warnings = gather([tmp_path], read_methods()).warnings
-    assert len(warnings) == 2
+    assert len(warnings) == 3
     assert all("does not fit" in warning for warning in warnings)
 
 
@@ -247,11 +251,26 @@ def test_a_test_in_the_folder_of_a_training(tmp_path: Path) -> None:
     assert found == {("base", 80.0), ("new", None)}
 
 
+def test_names_of_all_datasets_lead_to_their_files() -> None:
+    for file in (ROOT / "configs" / "datasets").glob("*.yaml"):
+        name = re.search(r"NAME: \"(.+)\"", file.read_text())
+        assert name is not None
+        assert stem_of(name[1]) == file.stem
+
+
 def test_own_data_are_told_apart_by_their_folder(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         settings = {"DATASET": {"ROOT": f"/data/{name}", "OWN": {"PATH": ""}}}
         write(tmp_path / name, result(80.0, "folder", "all", settings=settings))
     assert {run.dataset for run in find(tmp_path)} == {"cats (folder)", "dogs (folder)"}
+
+
+def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "a", result(80.0))
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "output")
+    assert [run.accuracy for run in find(tmp_path / "output", seeds=[1]) if run.role == "base"] == [80.0]
 
 
 def test_a_large_folder_is_read_in_seconds(tmp_path: Path) -> None:

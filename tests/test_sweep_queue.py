@@ -17,7 +17,7 @@ from helpers import ROOT
 from experiments import queue
 from experiments.devices import Devices
 from experiments.jobs import Job, Planned, state
-from experiments.queue import Queue, jobs_by_state, run_unit
+from experiments.queue import Queue, jobs_by_state
 
 FAKE = Path(__file__).parent / "fake_train.py"
 
@@ -184,13 +184,6 @@ def test_killed_with_all_its_runs_it_goes_on_where_it_was(tmp_path, fake):
     status, _ = sweep([job("first"), job("third")], tmp_path, fake)
     assert status.finished == {"first/seed1", "third/seed1"}
     assert starts(tmp_path / "first/seed1") == 1
-
-
-def test_a_unit_says_what_failed(tmp_path, fake, capsys):
-    run_unit([job("short")], tmp_path, python=fake)
-    assert "finished short/seed1" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match="crash/seed1: RuntimeError: out of memory"):
-        run_unit([job("crash"), job("new", needs="crash/seed1")], tmp_path, python=fake)
 
 
 # --- room on devices

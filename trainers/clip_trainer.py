@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 
 from .checkpoints import check_fit, check_same_run, learned_tensors
+from .data_parallel import Losses, is_first_process, of_all_processes
 from .precision import PRECISIONS, Precision
 from .prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from .prompted_clip import PromptedCLIP
@@ -206,13 +208,25 @@ class CLIPPromptTrainer(TrainerX):
         """Before the first epoch, the sample that is trained on is written beside the results."""
         super().before_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
-        if self.epoch == self.start_epoch and sample is not None:
+        if self.epoch == self.start_epoch and sample is not None and is_first_process():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
+
+    @classmethod
+    def can_share_batches(cls) -> bool:
+        """Several processes can, unless the method takes its steps in a way of its own."""
+        steps = ("train", "run_epoch", "forward_backward", "model_backward_and_update")
+        return all(getattr(cls, step) is getattr(CLIPPromptTrainer, step) for step in steps)
+
+    @cached_property
+    def shared_losses(self) -> Losses:
+        """`losses`, whose gradients are those of all processes together."""
+        learned = [each for each in self.model.parameters() if each.requires_grad]
+        return of_all_processes(self.losses, learned)
 
     def forward_backward(self, batch) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)
         with self.precision.autocast():
-            losses = self.losses(images, labels)
+            losses = self.shared_losses(images, labels)
             loss = torch.stack(list(losses.values())).sum()
         self.model_backward_and_update(loss)
         summary = {"loss": loss.item()}

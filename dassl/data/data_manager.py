@@ -14,9 +14,10 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
-from dassl.data.samplers import DistributedEvalSampler, build_sampler
+from dassl.data.samplers import DistributedEvalSampler, SharedBatches, build_sampler
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import Registry, read_image
+from dassl.utils.distributed import this_process
 
 Transform = Callable[[Any], Any]
 
@@ -133,7 +134,8 @@ def build_data_loader(
 ) -> DataLoader:
     """Builds a loader of one split.
 
-    In training the last batch is dropped where it is not full, unless it is the only one.
+    In training the last batch is dropped where it is not full, unless it is the only one; of several
+    processes, each gets its share of a batch (`SharedBatches`).
 
     Raises:
         ValueError: no images, an unknown sampler, or a sampler that cannot fill one batch from them.
@@ -151,12 +153,14 @@ def build_data_loader(
         n_ins=n_ins,
     )
     wrapper = dataset_wrapper or DatasetWrapper
+    drop_last = is_train and len(data_source) >= batch_size
+    batches: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
+    if is_train and this_process()[1] > 1:
+        batches = {"batch_sampler": SharedBatches(sampler, batch_size, drop_last)}
     loader: DataLoader = _Loader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=batch_size,
-        sampler=sampler,
+        **batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
     # Where there are more processes than images, the share of one may be empty.

@@ -12,6 +12,8 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
+from dassl.utils.distributed import this_process
+
 GB = 2**30  # bytes
 WORTHWHILE = 1 / 4  # of the images: if a smaller share fits, memory is better left to others
 
@@ -75,7 +77,8 @@ class ImageCache:
             return
         self._filled = True
         wanted = (path for path in paths if path not in self._kept)
-        progress = tqdm(desc="Decoding images", unit="image", delay=2, leave=False, disable=None)
+        others = this_process()[0] > 0 or None  # one bar for all processes, and on a terminal only
+        progress = tqdm(desc="Decoding images", unit="image", delay=2, leave=False, disable=others)
         with progress, ThreadPoolExecutor(threads) as pool:
             # A few at a time: those that do not fit must not be in memory all together.
             while not self.full and (some := dict.fromkeys(islice(wanted, 4 * threads))):

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum
 from dassl.utils import Registry
-from dassl.utils.distributed import this_process
+from dassl.utils.distributed import broadcast, this_process
 
 SAMPLER_REGISTRY = Registry("SAMPLER")
 SAMPLER_REGISTRY.register(RandomSampler)
@@ -42,6 +42,39 @@ class DistributedEvalSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.share)
+
+
+class SharedBatches(Sampler[list[int]]):
+    """Batches of which each process of torch.distributed takes an equal share; for training.
+
+    The first process draws the order of each epoch for all, from `sampler`; a batch is what it would be in
+    one process alone, and its images are dealt out one by one.
+
+    Args:
+        sampler: gives the order of an epoch.
+        batch_size: images in a batch of all processes together.
+        drop_last: whether what is left at the end of an epoch, less than a batch, is not used.
+    """
+
+    def __init__(self, sampler: Any, batch_size: int, drop_last: bool) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+
+    @property
+    def smallest(self) -> int:
+        """Images in the smallest batch of all processes together."""
+        left = 0 if self.drop_last else len(self.sampler) % self.batch_size
+        return left or self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        process, processes = this_process()
+        order = broadcast(list(self.sampler) if process == 0 else None)
+        for batch in BatchSampler(order, self.batch_size, self.drop_last):
+            yield batch[process::processes]
+
+    def __len__(self) -> int:
+        return len(BatchSampler(self.sampler, self.batch_size, self.drop_last))
 
 
 class _GroupSampler(Sampler[int]):

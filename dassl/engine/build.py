@@ -6,18 +6,20 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.engine.sharing import shared_test
 from dassl.utils import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
 
 def build_trainer(cfg: CfgNode) -> Any:
-    """Builds the trainer that `cfg.TRAINER.NAME` names.
+    """Builds the trainer that `cfg.TRAINER.NAME` names. Of several processes, each will test its own share.
 
     Raises:
         ValueError: no trainer is registered under that name.
     """
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    cfg = shared_test(cfg, trainer_class)
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
     return trainer_class(cfg)

@@ -15,11 +15,13 @@ from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
+from dassl.engine.sharing import begin_alike, check_shared_training, device_of_process
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
 from dassl.evaluation import Predictions, build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
+from dassl.utils.distributed import first_process_first, mean_of_processes, this_process
 
 __all__ = [
     "AverageMeter",
@@ -80,13 +82,15 @@ class SimpleTrainer(TrainerBase):
                 raise ValueError(f"{key} is {value}; allowed is {least} or more.")
         self.check_cfg(cfg)
 
-        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.device = device_of_process(cfg)
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
-        self.build_data_loader()
-        self.build_model()
+        with first_process_first():  # which may make the dataset, and fetch weights
+            self.build_data_loader()
+            self.build_model()
+        begin_alike(self._models.values())
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = float("-inf")
 
@@ -124,10 +128,9 @@ class SimpleTrainer(TrainerBase):
         Raises:
             KeyboardInterrupt: Ctrl-C; its message says how to go on.
         """
+        check_shared_training(self)
         epochs = (self.start_epoch, self.max_epoch)
-        # Zero-shot methods are often subclasses of a method that trains, and inherit its forward_backward.
-        own_step = self._overrides("before_train") and self._overrides("forward_backward")
-        if not (self._models or own_step or self._overrides("run_epoch")):
+        if not self.has_something_to_train():
             print(f"{type(self).__name__} has nothing to train")
             if not self._overrides("before_train", "after_train"):
                 if not self.cfg.TEST.NO_TEST:
@@ -140,6 +143,12 @@ class SimpleTrainer(TrainerBase):
             raise KeyboardInterrupt(self._how_to_go_on()) from None
         finally:
             self.close_writer()
+
+    def has_something_to_train(self) -> bool:
+        """Whether a model is registered, or the trainer has steps of its own."""
+        # Zero-shot methods are often subclasses of a method that trains, and inherit its forward_backward.
+        own_step = self._overrides("before_train") and self._overrides("forward_backward")
+        return bool(self._models) or own_step or self._overrides("run_epoch")
 
     def _overrides(self, *hooks: str) -> bool:
         """Whether any of the hooks is not the engine's."""
@@ -202,7 +211,7 @@ class SimpleTrainer(TrainerBase):
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if finished == self.max_epoch or (frequency > 0 and finished % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
-            if self.cfg.TRAIN.CHECKPOINTS_KEPT > 0:
+            if self.cfg.TRAIN.CHECKPOINTS_KEPT > 0 and this_process()[0] == 0:
                 folders = [osp.join(self.output_dir, name) for name in self.get_model_names()]
                 remove_all_but_newest(folders, self.cfg.TRAIN.CHECKPOINTS_KEPT)
 
@@ -242,7 +251,7 @@ class SimpleTrainer(TrainerBase):
         predictions = Predictions(self.cfg, self.lab2cname) if self.cfg.TEST.SAVE_PREDICTIONS else None
 
         # A bar on a terminal only: in a log file each step of it would be a line.
-        for batch in tqdm(data_loader, delay=2, leave=False, disable=None):
+        for batch in tqdm(data_loader, delay=2, leave=False, disable=this_process()[0] > 0 or None):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             output = output[0] if isinstance(output, tuple) else output
@@ -284,6 +293,8 @@ class SimpleTrainer(TrainerBase):
             self.batch_idx = index
             data_time.update(time.time() - end)
             summary = self.forward_backward(*batch)
+            if this_process()[1] > 1:
+                summary = mean_of_processes(summary)
             batch_time.update(time.time() - end)
             losses.update(summary)
 

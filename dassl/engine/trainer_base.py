@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dassl.engine import checkpoints
 from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
+from dassl.utils.distributed import gather, this_process, wait_for_all
 
 
 def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
@@ -40,6 +41,15 @@ class TrainerBase:
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
+
+    @classmethod
+    def can_share_batches(cls) -> bool:
+        """Whether several processes can train together, each on its share of a batch.
+
+        So where a step of all of them is the step of one process with the whole batch: the trainer must see
+        to the gradients. None does unless it says so.
+        """
+        return False
 
     # Models
 
@@ -95,15 +105,20 @@ class TrainerBase:
         return model.module if isinstance(model, nn.DataParallel) else model
 
     def checkpoint_state(self, name: str) -> dict[str, Any]:
-        """All that a checkpoint holds of a model, but the epoch and its result."""
+        """All that a checkpoint holds of a model, but the epoch and its result.
+
+        Of several processes, all have to call it: it holds the random states of all.
+        """
         optim, sched = self._optims[name], self._scheds[name]
+        random_states = gather(rng_state())
         scaler_state = getattr(self.scaler, "state_dict", None)  # a fork's scaler may be anything
         return {
             "state_dict": self.model_state(name),
             "optimizer": None if optim is None else optim.state_dict(),
             "scheduler": None if sched is None else sched.state_dict(),
             "scaler": None if scaler_state is None else scaler_state(),
-            "rng": rng_state(),
+            "rng": random_states[0],
+            **({"rng_of_others": random_states[1:]} if len(random_states) > 1 else {}),
             "best_result": float(self.best_result),
         }
 
@@ -134,6 +149,8 @@ class TrainerBase:
     ) -> None:
         """Writes a checkpoint of each model, with all that an exact continuation needs.
 
+        Of several processes, all of which have to call it, the first one writes; then the others go on.
+
         Args:
             epoch: the one that is finished, counted from 0.
             directory: gets a folder for each model.
@@ -145,7 +162,9 @@ class TrainerBase:
             state = self.checkpoint_state(name)
             state["epoch"] = epoch + 1
             state["val_result"] = None if val_result is None else float(val_result)
-            save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+            if this_process()[0] == 0:
+                save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+        wait_for_all()
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Goes on from the newest epoch of which `directory` has a checkpoint of every model.
@@ -184,13 +203,26 @@ class TrainerBase:
             self.scaler.load_state_dict(checkpoint["scaler"])
         if checkpoint.get("best_result") is not None:
             self.best_result = checkpoint["best_result"]
-        self._resumed_rng = checkpoint.get("rng")
-        if self._resumed_rng is None:
+        self._resumed_rng = self._random_state_of(checkpoint)
+        print(f"Previous epoch: {checkpoint['epoch']}")
+        return checkpoint["epoch"]
+
+    @staticmethod
+    def _random_state_of(checkpoint: Mapping[str, Any]) -> Any:
+        """What this process had when the checkpoint was saved; None if it was not there, or not saved."""
+        process, processes = this_process()
+        if checkpoint.get("rng") is None:
             print(
                 "It has no random state: the images will come in another order than without the interruption"
             )
-        print(f"Previous epoch: {checkpoint['epoch']}")
-        return checkpoint["epoch"]
+            return None
+        states = [checkpoint["rng"], *checkpoint.get("rng_of_others", ())]
+        if len(states) != processes:
+            print(
+                f"It is of a run on {len(states)} processes, here are {processes}: the images will be "
+                "augmented otherwise than without the interruption, and may come in another order"
+            )
+        return states[process] if process < len(states) else None
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Loads the weights of all models.
@@ -329,7 +361,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir: str) -> None:
         """Opens TensorBoard's log; where that fails, curves are not logged."""
-        if self._writer is not None:
+        if self._writer is not None or this_process()[0] > 0:  # one writes for all
             return
         try:
             self._writer = SummaryWriter(log_dir=log_dir)

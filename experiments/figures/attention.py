@@ -20,8 +20,8 @@ from clip.prompting import Prompts, replace_tokens
 from dassl.utils import read_image
 from experiments.trained import load_trainer, test_transform
 
-from .style import Drawn, finish, panels, styled
-from .training import label_of
+from .style import Drawn, finish, panels, styled, wrapped
+from .training import labels_of
 
 OVERLAY = "viridis"
 UNIT = (0, 1, 0, 1)  # so that image and patches lie on each other
@@ -168,7 +168,7 @@ def look_at(
 @styled
 def draw_attention(seen: Sequence[Seen], folder: Path, block: int | None, rolled_out: bool) -> Drawn:
     """A row an image: the image, plain CLIP's attention, and that with the run's prompts, on one scale."""
-    label = label_of(folder)
+    (label,) = labels_of([folder])
     columns = 3 if seen[0].prompted else 2
     figure, axes = panels(columns, len(seen), 2.2 * columns + 0.8, 2.4)
     for row, each in zip(axes, seen, strict=True):
@@ -176,7 +176,7 @@ def draw_attention(seen: Sequence[Seen], folder: Path, block: int | None, rolled
         most = max(attention.patches.max() for attention in maps)
         row[0].imshow(each.pixels)
         row[0].set_title(each.name)
-        for axis, attention, name in zip(row[1:], maps, ("plain CLIP", label), strict=False):
+        for axis, attention, name in zip(row[1:], maps, ("plain CLIP", wrapped(label, 2.2)), strict=False):
             axis.imshow(each.pixels.mean(axis=2), cmap="gray", vmin=0, vmax=1, extent=UNIT)
             percent = 100 * attention.patches
             shown = axis.imshow(percent, cmap=OVERLAY, alpha=0.75, vmin=0, vmax=100 * most, extent=UNIT)

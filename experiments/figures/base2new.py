@@ -45,7 +45,7 @@ def draw_methods(runs: Sequence[Run]) -> Drawn:
                     seeds, [row] * len(seeds), "|", color=COLOURS[1], markersize=12, markeredgewidth=1.5
                 )
                 axis.plot(mean.value, row, "o", color=COLOURS[0], markerfacecolor=face, markersize=6)
-                place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+                place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 axis.annotate(f"{mean.value:.1f}", (mean.value, row), **place)
     for axis, title in zip(axes[0], PANELS, strict=True):
         axis.set_title(title)

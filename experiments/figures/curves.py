@@ -74,7 +74,7 @@ def draw_curves(runs: Sequence[Run], protocol: str) -> Drawn:
         else:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("accuracy (%)")
-    caption = f"{over_what(runs)}, {seeds_of(runs)}; bars are the standard deviation over the seeds."
+    caption = f"{over_what(runs)}, {seeds_of(runs)}."
     finish(figure, [caption, missing_footnote(runs)], handles, labels)
     title = f"Accuracy over prompt {protocol}"
     return Drawn(protocol, title, caption, figure, missing_lines(runs))

@@ -8,8 +8,8 @@ from typing import Any
 
 from experiments.benchmarks import label_of
 from experiments.methods import Method, read_methods
-from experiments.results import read_json
-from experiments.runs import RESULT_FILES, Run, gather
+from experiments.results import RESULT_FILES, read_json
+from experiments.runs import Run, gather
 
 
 def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | None = None) -> list[Run]:
@@ -51,9 +51,9 @@ def over_what(runs: Sequence[Run]) -> str:
 
 
 def seeds_of(runs: Sequence[Run]) -> str:
-    """How many seeds, in words."""
+    """How many seeds, and what the bars are, if there are several."""
     count = len({run.seed for run in runs})
-    return f"{count} seed{'s' if count > 1 else ''}"
+    return f"{count} seeds; bars are the standard deviation over the seeds" if count > 1 else "1 seed"
 
 
 def per_class_of(run: Run) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def draw_few_shot(runs: Sequence[Run]) -> Drawn:
             axis.tick_params(labelbottom=True)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
-    caption = f"Mean over {seeds_of(trained)}; bars are the standard deviation over the seeds."
+    caption = f"Mean over {seeds_of(trained)}."
     finish(figure, [caption, missing_footnote(runs)], list(handles.values()), list(handles))
     return Drawn("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
 

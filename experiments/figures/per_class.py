@@ -14,7 +14,7 @@ from experiments.runs import Run
 
 from .data import methods_of, per_class_of
 from .means import missing_footnote, missing_lines
-from .style import COLOURS, LIGHT_GREY, ROW_WIDTH, Drawn, finish, panels, styled
+from .style import COLOURS, LIGHT_GREY, ROW_WIDTH, Drawn, finish, panels, styled, wrapped
 
 MOST_CLASSES = 60  # bars that one figure can hold
 BETTER, WORSE = COLOURS[0], COLOURS[1]
@@ -92,7 +92,7 @@ def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
     axis.set_xlim(middle - half, middle + half)
     axis.set_ylim(0, 100)
     axis.set_ylabel("classes (%)")
-    axis.set_title(f"{first}\nagainst {second}, class by class")
+    axis.set_title(wrapped(f"{first} against {second}, class by class", figure.get_figwidth() - 0.6))
     caption = (
         f"Share of the classes of which {first} recognises more images than {second}, mean over the seeds; "
         "in brackets the number of classes; datasets in the order of this share."

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 ROW_WIDTH = 7.0  # inches: a page's text, so that a point in the file is a point on paper
-CHARACTERS_PER_INCH = 15  # of a footnote, in 9 points
+CHARACTERS_PER_INCH = 14  # of a footnote, in 9 points
+TITLE_CHARACTERS = 11  # an inch, in 10 points
 LINE_HEIGHT, LEGEND_HEIGHT = 0.165, 0.19  # inches a row
 PNG_DPI = 200
 
@@ -92,6 +93,11 @@ def panels(
     """
     figure = Figure(figsize=(width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def wrapped(title: str, inches: float) -> str:
+    """A title in lines of this length."""
+    return textwrap.fill(title, int(inches * TITLE_CHARACTERS), break_on_hyphens=False)
 
 
 def finish(

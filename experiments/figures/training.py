@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .style import COLOURS, GREY, Drawn, finish, panels, styled
+from .style import COLOURS, GREY, Drawn, finish, panels, styled, wrapped
 
 STEP = re.compile(
     r"^epoch \[(\d+)/\d+\] batch \[(\d+)/(\d+)\] .*?\bloss ([\w.+-]+) \(([\w.+-]+)\).*\blr ([\d.e+-]+)"
@@ -105,10 +105,16 @@ def rate_by_epoch(steps: Sequence[Step]) -> tuple[list[int], list[float]]:
     return x, y
 
 
-def label_of(folder: Path) -> str:
-    """Trainer, config and seed, as a run's folder names them."""
-    parts = folder.resolve().parts
-    return " ".join(parts[-3:]) if re.fullmatch(r"seed\d+", parts[-1]) else parts[-1]
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """Trainer, configuration and seed, as folders name them; and what else of the paths tells runs apart."""
+    paths = [folder.resolve().parts[::-1] for folder in folders]
+    usual = 3 if all(re.fullmatch(r"seed\d+", parts[0]) for parts in paths) else 1
+    labels = [parts[:usual] for parts in paths]
+    for place in range(usual, min(map(len, paths))):
+        differs = len({parts[place] for parts in paths}) > 1
+        if differs and len(set(labels)) < len(set(paths)):
+            labels = [(*label, parts[place]) for label, parts in zip(labels, paths, strict=True)]
+    return [" ".join(label[::-1]) for label in labels]
 
 
 @styled
@@ -121,11 +127,12 @@ def draw_training(folders: Sequence[Path]) -> Drawn:
     if len(folders) > MOST_RUNS:
         raise ValueError(f"{len(folders)} runs are given; one figure holds up to {MOST_RUNS}.")
     trainings = [read_training(folder) for folder in folders]
+    labels = labels_of(folders)
     validated = any(training.accuracy for training in trainings)
     figure, axes = panels(
         len(folders), 3 if validated else 2, max(4.2, 2.4 * len(folders)), 1.9, sharex="col", sharey="row"
     )
-    for column, (folder, training) in enumerate(zip(folders, trainings, strict=True)):
+    for column, (label, training) in enumerate(zip(labels, trainings, strict=True)):
         loss, rate = axes[0][column], axes[1][column]
         steps = training.steps
         x = [step.number for step in steps]
@@ -133,7 +140,7 @@ def draw_training(folders: Sequence[Path]) -> Drawn:
         loss.plot(
             x, [step.mean_loss for step in steps], color=COLOURS[0], label="mean loss of the epoch so far"
         )
-        loss.set_title(label_of(folder))
+        loss.set_title(wrapped(label, 2.4))
         rate.plot(*rate_by_epoch(steps), color=COLOURS[2])
         if training.accuracy:
             ends = [epoch * steps[0].batches for epoch in training.accuracy]
@@ -149,7 +156,7 @@ def draw_training(folders: Sequence[Path]) -> Drawn:
         if validated
         else ("Loss and learning rate as logged.")
     )
-    continued = [label_of(folder) for folder, each in zip(folders, trainings, strict=True) if each.logs > 1]
+    continued = [label for label, each in zip(labels, trainings, strict=True) if each.logs > 1]
     joined = f"Joined from several logs: {', '.join(continued)}." if continued else ""
     finish(figure, [caption, joined], *axes[0][0].get_legend_handles_labels())
     return Drawn("training", "Course of the training", caption, figure)

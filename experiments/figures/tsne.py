@@ -19,8 +19,8 @@ from sklearn.manifold import TSNE
 from dassl.data.data_manager import build_data_loader
 from experiments.trained import load_trainer, test_transform
 
-from .style import COLOURS, MARKERS, ROW_WIDTH, Drawn, finish, panels, styled
-from .training import label_of
+from .style import COLOURS, MARKERS, ROW_WIDTH, Drawn, finish, panels, styled, wrapped
+from .training import labels_of
 
 MOST_IN_LEGEND = 12
 MOST_COLUMNS = 3
@@ -65,10 +65,8 @@ def choose_images(test: Sequence[Any], images: int, classes: int | Sequence[str]
     else:
         names = list(classes)
         if unknown := [name for name in names if name not in by_class]:
-            known = ", ".join(list(by_class)[:8])
-            raise ValueError(
-                f"--classes {unknown[0]!r}: there is no test image of it; there are {known}, ..."
-            )
+            known = ", ".join(list(by_class)[:8]) + (", ..." if len(by_class) > 8 else "")
+            raise ValueError(f"--classes {unknown[0]!r}: there is no test image of it; there are {known}.")
     each = max(1, images // max(1, len(names)))
     chosen = []
     for name in names:
@@ -129,7 +127,7 @@ def embed_runs(
     """
     found: list[Embedded] = []
     items: list[Any] = []
-    for folder in folders:
+    for folder, label in zip(folders, labels_of(folders), strict=True):
         trainer = load_trainer(folder, root)
         if not hasattr(getattr(trainer, "model", None), "encode_image"):
             raise ValueError(
@@ -142,7 +140,7 @@ def embed_runs(
         features = embed(trainer, items)
         found.append(
             Embedded(
-                label_of(folder),
+                label,
                 features,
                 [item.impath for item in items],
                 neighbour_accuracy(features, labels),
@@ -160,7 +158,7 @@ def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int
     """
     names = list(dict.fromkeys(classnames))
     perplexity = min(PERPLEXITY, (len(classnames) - 1) / 3)
-    columns = min(len(embedded), MOST_COLUMNS)
+    columns = 2 if len(embedded) == 4 else min(len(embedded), MOST_COLUMNS)
     rows = -(-len(embedded) // columns)
     figure, axes = panels(columns, rows, max(3.6, ROW_WIDTH / 3 * columns), 2.6)
     places = np.array([names.index(name) for name in classnames])
@@ -170,7 +168,7 @@ def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int
             chosen = plane[places == number]
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
             axis.scatter(*chosen.T, s=12, color=colour, marker=marker, linewidths=0, label=name, alpha=0.8)
-        axis.set_title(f"{each.label}\n{NEIGHBOURS}-NN accuracy {each.neighbours:.1f} %")
+        axis.set_title(f"{wrapped(each.label, 2.3)}\n{NEIGHBOURS}-NN accuracy {each.neighbours:.1f} %")
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_xlabel("t-SNE 1")

@@ -1,0 +1,85 @@
+"""The processes that `torchrun --nproc-per-node N` starts: how they find each other, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from .distributed import broadcast, this_process
+from .rng import restore_rng_state, rng_state
+
+# How long one process may wait for another, such as for the first one to fetch and read the data.
+PATIENCE = datetime.timedelta(days=2)
+
+_store: Any = None  # what all processes can read, also when one of them has failed
+
+
+@contextlib.contextmanager
+def one_of_several() -> Iterator[None]:
+    """Within, this is a process of a group: with NCCL between GPUs, with gloo between CPUs.
+
+    All begin with the random numbers of the first one, which alone prints. The first one to fail tells why;
+    the others end without a word, since they fail for the same reason, or because it is gone.
+    """
+    global _store
+    store, process, processes = next(iter(dist.rendezvous("env://")))
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=process, world_size=processes, timeout=PATIENCE
+    )
+    _store = store
+    signal.signal(signal.SIGINT, _stop_once)
+    try:
+        with contextlib.ExitStack() as stack:
+            if process > 0:
+                nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nothing))
+            restore_rng_state(broadcast(rng_state()))
+            yield
+    except Exception:
+        if fails_first():
+            traceback.print_exc()  # now: torchrun ends this process as soon as another one ends
+        raise SystemExit(1) from None
+    except SystemExit as end:
+        if end.code:
+            fails_first()
+        raise
+    finally:
+        _store = None
+        dist.destroy_process_group()
+
+
+def fails_first() -> bool:
+    """To be asked once by a process that fails: whether it is to tell why. True without torchrun."""
+    try:
+        return _store is None or _store.add("failures", 1) == 1
+    except RuntimeError:  # the store was in a process that is gone
+        return False
+
+
+def check_devices(use_cuda: bool) -> None:
+    """Raises a ValueError where there are more processes than GPUs for them."""
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if this_process()[1] > 1 and use_cuda and torch.cuda.is_available() and here > gpus:
+        raise ValueError(
+            f"--nproc-per-node is {here}, but there are {gpus} GPUs; allowed is one process a GPU: start "
+            f"{gpus}, or set USE_CUDA to False."
+        )
+
+
+def _stop_once(number: int, frame: FrameType | None) -> NoReturn:
+    # A terminal sends Ctrl-C to all processes, and torchrun hands it on to them once more.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt

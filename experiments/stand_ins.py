@@ -1,0 +1,152 @@
+"""What stands in for images, class names and weights where only the work counts, and no value matters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from safetensors.torch import save_file
+
+import clip
+from clip.clip import EMBEDDED
+from clip.model import CLIP
+from clip.open_clip_models import PREFIX, model_options, split_name
+from dassl.data.data_manager import LOADER_REGISTRY
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from datasets.shapes import Shapes, class_table
+from trainers.templates import DEFAULT_TEMPLATE
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+@DATASET_REGISTRY.register()
+class NoImages(DatasetBase):
+    """Class names without images: one entry for each name of `DATASET.OWN.CLASS_LIST`."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.template = cfg.DATASET.OWN.TEMPLATE
+        names = enumerate(cfg.DATASET.OWN.CLASS_LIST)
+        entries = [Datum(label=label, classname=name) for label, name in names]
+        super().__init__(train_x=entries, val=entries, test=entries)
+
+
+@LOADER_REGISTRY.register()
+def batches_of_noise(cfg: Any, data_source: Sequence[Datum], batch_size: int, **_: Any) -> list[dict]:
+    """A loader of one batch."""
+    return [batch_of_noise(cfg, batch_size, len(data_source))]
+
+
+def batch_of_noise(cfg: Any, size: int, classes: int) -> dict[str, torch.Tensor]:
+    """A batch as the engine's loaders give it: images `(size 3 height width)`, labels `(size)`."""
+    number = torch.arange(size)
+    images = torch.randn(size, 3, *cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
+    return {"img": images, "label": number % classes, "domain": torch.zeros_like(number), "index": number}
+
+
+# --- class names ------------------------------------------------------------------------------------------
+
+
+def class_names(count: int, backbone: str, file: str = "") -> list[str]:
+    """As many class names; where that is more than there are, they are taken again from the first on.
+
+    Those of a file, one a line; else ImageNet's, evenly spaced; for an embedded CLIP, which does not know
+    their words, those of `Shapes`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no name.
+    """
+    if file:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"--class-names {file}: there is no such file.")
+        names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        names = [name for name in names if name]
+        if not names:
+            raise ValueError(f"--class-names {file} is empty; it holds a class name a line.")
+    elif backbone in EMBEDDED:
+        names = [" ".join(words) for words in class_table()]
+    else:
+        every = max(1, len(IMAGENET_CLASSNAMES) // count)
+        names = list(IMAGENET_CLASSNAMES)[::every]
+    return [names[number % len(names)] for number in range(count)]
+
+
+def template_for(backbone: str) -> str:
+    return Shapes.template if backbone in EMBEDDED else DEFAULT_TEMPLATE
+
+
+def tokens_of_names(names: Sequence[str]) -> float:
+    """How many tokens a class name has in the mean, SOS and EOT not counted."""
+    ends = clip.tokenize(list(names), truncate=True).argmax(dim=-1)
+    return float(ends.float().mean()) - 1
+
+
+# --- weights ----------------------------------------------------------------------------------------------
+
+
+def architecture(backbone: str) -> dict[str, Any]:
+    """The arguments of `CLIP` for a backbone's name: one of OpenAI's, or `open_clip:ARCHITECTURE/TAG`.
+
+    Raises:
+        ValueError: the name is not known, or not of a CLIP that takes prompts here.
+    """
+    if backbone.startswith(PREFIX):
+        options, name = model_options(backbone), split_name(backbone)[0]
+    elif backbone in EMBEDDED:
+        raise ValueError(f"--random-weights: {backbone} comes with its own weights; leave the option out.")
+    elif backbone in clip.available_models():
+        options, name = {}, backbone.replace("/", "-").replace("@336px", "-336")
+    else:
+        allowed = ", ".join(clip.available_models())
+        raise ValueError(f"--backbone is {backbone!r}; allowed are {allowed} and {PREFIX}ARCHITECTURE/TAG.")
+    config = open_clip.get_model_config(name)
+    vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
+    text = open_clip.CLIPTextCfg(**config["text_cfg"])
+    return {
+        "embed_dim": config["embed_dim"],
+        "image_resolution": vision.image_size,
+        "vision_layers": vision.layers,
+        "vision_width": vision.width,
+        "vision_patch_size": vision.patch_size,
+        "vision_mlp_width": int(vision.width * vision.mlp_ratio),
+        "vision_pre_norm": not vision.no_ln_pre,
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "transformer_width": text.width,
+        "transformer_heads": text.heads,
+        "transformer_layers": text.layers,
+        "text_mlp_width": int(text.width * text.mlp_ratio),
+        **options,
+    }
+
+
+def image_size(backbone: str) -> int:
+    """Pixels on a side of the images that a backbone takes.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    if backbone in EMBEDDED:
+        return clip.load_model(backbone).visual.input_resolution
+    return architecture(backbone)["image_resolution"]
+
+
+@contextlib.contextmanager
+def random_weights(backbone: str) -> Iterator[Path]:
+    """A file with random weights of a backbone, for `MODEL.BACKBONE.PATH`; it is there within.
+
+    Raises:
+        ValueError: as `architecture`.
+    """
+    arguments = architecture(backbone)
+    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        file = Path(folder) / "random.safetensors"
+        save_file({key: value.half() for key, value in CLIP(**arguments).state_dict().items()}, file)
+        yield file
