@@ -222,7 +222,9 @@ class Cluster:
             with _submission_environment(), executor.batch():
                 jobs = [executor.submit(work) for work in works]
         except submitit.core.utils.FailedJobError as error:
-            raise ValueError(f"Slurm refused the jobs: {slurm.last_line(str(error))}") from None
+            said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            hint = " Where there are no GPUs, give --gpus-per-job 0." if "gres" in said else ""
+            raise ValueError(f"Slurm refused the jobs: {said}.{hint}") from None
         host, start = "", {}
         if local:
             self._local_jobs += jobs

@@ -10,6 +10,9 @@ from experiments.cluster_states import UnitState, UnitStates
 from experiments.jobs import Job, read_result
 from experiments.queue import Status, kind_of
 
+# Why jobs wait that are to wait; what else Slurm says may be something to mend, such as PartitionTimeLimit.
+ORDINARY = {"", "BeginTime", "Dependency", "JobArrayTaskLimit", "Prolog", "Priority", "Resources"}
+
 
 class ClusterStatus(Status):
     """A queue's `Status` from the states of units.
@@ -23,12 +26,17 @@ class ClusterStatus(Status):
         self.output = output
         self.units = {unit[0].folder: unit for unit in units}
         self.unit_states = unit_states
+        self.told = set(ORDINARY)
         self.finished = {job.folder for job in self.jobs if unit_states.are_finished([job.folder])}
 
     def update(self, states: Mapping[str, UnitState]) -> Iterator[str]:
         """Takes the states of the units over; yields the changes in words."""
         self.at_once = max(1, sum(state.state == "running" for state in states.values()))
         for name, unit in self.units.items():
+            state = states[name]
+            if state.state in ("pending", "unknown") and state.detail not in self.told:
+                self.told.add(state.detail)
+                yield f"waiting  {name}: {state.detail}"
             open_jobs = []
             for job in unit:
                 if job.folder in self.finished:
@@ -38,7 +46,7 @@ class ClusterStatus(Status):
                 else:
                     open_jobs.append(job)
             for position, job in enumerate(open_jobs):
-                yield from self._take(job, states[name], first=open_jobs[0] if position else None)
+                yield from self._take(job, state, first=open_jobs[0] if position else None)
 
     def _finish(self, job: Job) -> str:
         self.finished.add(job.folder)

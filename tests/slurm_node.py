@@ -56,7 +56,7 @@ KillWait=1
 InactiveLimit=0
 MinJobAge={remembered}
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
-PartitionName=test Nodes={host} Default=YES MaxTime=60 State=UP OverSubscribe=NO DefMemPerCPU=100
+PartitionName=test Nodes={host} Default=YES MaxTime=300 State=UP OverSubscribe=NO DefMemPerCPU=100
 """
 
 

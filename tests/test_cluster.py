@@ -289,9 +289,16 @@ def test_nothing_is_submitted_while_slurm_is_silent(answers, tmp_path: Path) -> 
 def test_what_slurm_refuses_is_said_in_its_words(answers, tmp_path: Path) -> None:
     answers("sbatch", stderr="sbatch: error: invalid partition specified: gpus", code=1)
     cluster = Cluster(tmp_path, ClusterOptions("slurm", partition="gpus"))
-    with pytest.raises(ValueError, match=r"^Slurm refused the jobs: .*invalid partition specified: gpus$"):
+    with pytest.raises(ValueError, match=r"^Slurm refused the jobs: .*invalid partition specified: gpus\.$"):
         cluster.submit([(script_job("a"),)])
     assert Submissions(tmp_path / "cluster").read() == {}
+
+
+def test_gpus_that_are_not_there_are_hinted_at(answers, tmp_path: Path) -> None:
+    answers("sbatch", stderr="sbatch: error: Invalid generic resource (gres) specification", code=1)
+    cluster = Cluster(tmp_path, ClusterOptions("slurm", gpus_per_job=1))
+    with pytest.raises(ValueError, match=r"\(gres\) specification\. Where .* give --gpus-per-job 0\.$"):
+        cluster.submit([(script_job("a"),)])
 
 
 def test_large_sweeps_become_several_arrays(answers, tmp_path: Path) -> None:

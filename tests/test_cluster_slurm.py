@@ -19,6 +19,7 @@ from slurm_node import slurm_node, why_not
 from experiments import slurm
 from experiments.cluster import Cluster, Unit
 from experiments.cluster_options import ClusterOptions
+from experiments.queue import Status
 
 pytest.importorskip("submitit")
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
@@ -139,11 +140,11 @@ def test_a_killed_unit_is_submitted_again_as_retries_say(node: Path, tmp_path: P
 
 
 def test_cancel_ends_what_waits_and_what_runs(node: Path, tmp_path: Path) -> None:
-    cluster = cluster_for(tmp_path, 0, 5, "dependency=singleton")
     running, waiting = (script_job("a", SLEEP),), (script_job("b", SLEEP),)
-    cluster.submit([running])
+    cluster_for(tmp_path).submit([running])
+    cluster = cluster_for(tmp_path, 0, 5, "begin=now+1hour")
+    assert cluster.submit([running, waiting]) == ["b"]
     wait_for(lambda: attempts_of(tmp_path, "a") == 1)
-    cluster.submit([waiting])
     assert cluster.states()["b"].state == "pending"
     assert sorted(cluster.cancel()) == ["a", "b"]
     assert cluster.states()["b"].detail == "CANCELLED"
@@ -157,6 +158,22 @@ def test_a_partition_that_is_not_there_is_said_in_one_line(node: Path, tmp_path:
         cluster.submit([(script_job("a"),)])
 
 
+def test_it_is_told_once_why_jobs_wait_for_ever(node: Path, tmp_path: Path) -> None:
+    cluster = cluster_for(tmp_path, 0, 100_000)
+    units: list[Unit] = [(script_job("a"),), (script_job("b"),)]
+    events: list[str] = []
+
+    def changed(status: Status, event: str) -> None:
+        events.extend([event] if event else [])
+        if len(events) > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"the jobs go on in Slurm.*to stop them: scancel \d+$"):
+        cluster.run(units, changed)
+    assert events[1] in ("waiting  a: PartitionTimeLimit", "waiting  a: PartitionConfig")
+    assert sorted(cluster.cancel()) == ["a", "b"]
+
+
 def test_a_unit_that_is_over_its_time_is_requeued_and_finishes(over_time: Cluster) -> None:
     first = over_time.states()["train"].job
     assert watch(over_time) == {"train": "done"}
@@ -167,7 +184,7 @@ def test_a_unit_that_is_over_its_time_is_requeued_and_finishes(over_time: Cluste
 
 def test_a_training_and_its_test_run_by_one_command(training: tuple[subprocess.Popen, Path]) -> None:
     process, output = training
-    code = process.wait(120)
+    code = process.wait(200)  # half a minute, where the cores have nothing else to do
     printed = (output / "printed").read_text()
     assert code == 0, printed
     assert "submitted 1 of 1 units, as jobs " in printed
