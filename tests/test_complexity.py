@@ -193,7 +193,7 @@ def zero_b16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("trainer", "config"), PUBLISHED_PARAMETERS)
 def test_learned_parameters_are_the_published_ones(trainer: str, config: str, zero_b16: Path) -> None:
-    method = find_method(f"{trainer}/{config}", "ViT-B/16")
+    method = find_method(f"{trainer}:{config}", "ViT-B/16")
     cfg = build_cfg(method, NAMES, "ViT-B/16", 224, str(zero_b16), options=("USE_CUDA", "False"))
     published = published_parameters(method, cfg)
     model = build_trainer(cfg).model
