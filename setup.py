@@ -46,6 +46,7 @@ setup(
         "hub": ["pyarrow"],  # for DATASET.NAME hub; the hub's own package is called `datasets`, like ours
         "dev": [
             "pytest>=8",
+            "pytest-xdist",  # the tests on all cores
             "pyarrow",
             "gdown",
             "submitit",

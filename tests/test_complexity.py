@@ -115,10 +115,9 @@ def test_vit_b16_has_35_gflops_an_image() -> None:
     assert 0.92 < one_position / every_position < 0.95
 
 
-@pytest.mark.parametrize("name", known_trainers())
+@pytest.mark.parametrize("name", [name for name in known_trainers() if not name.startswith("Zeroshot")])
 def test_counting_shapes_is_counting_a_real_step(name: str, weights: Path) -> None:
-    if not (trainer := tiny_trainer(name, weights)).get_model_names():
-        pytest.skip("learns nothing")
+    trainer = tiny_trainer(name, weights)
     batches = {size: batch_of_noise(trainer.cfg, size, 3) for size in (1, 2, 3, 7)}
     trainer.set_model_mode("train")
     trainer.forward_backward(batches[1])
