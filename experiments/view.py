@@ -72,13 +72,14 @@ class View:
         numbers = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
         left = f", {in_words(remaining)} left" if remaining is not None else ""
         head = Text(f"{numbers}; {in_words(time.time() - self.start)} gone{left}")
-        bar = ProgressBar(len(status.jobs), counts["finished"] + counts["failed"], width=60)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(len(status.jobs), counts["finished"] + counts["failed"], width=24), head)
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for folder, since in list(status.running.items())[:SHOWN_RUNNING]:
             table.add_row(folder, in_words(time.time() - since), progress_of(self.output / folder))
         for folder in sorted(status.elsewhere)[: SHOWN_RUNNING // 2]:
             table.add_row(folder, "", "another sweep is at it")
-        return Group(bar, head, table)
+        return Group(bar, table)
 
 
 def progress_of(folder: Path) -> str:

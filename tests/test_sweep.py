@@ -179,6 +179,7 @@ def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
         (["base2new", "--classes", "odd"], "--classes odd: base2new has base, new."),
         (["base2new", "--jobs-per-gpu", "0"], "--jobs-per-gpu is 0; allowed are auto, and 1 or more."),
         (["zeroshot", "--trainers", "MaPLe"], "zeroshot tests without training: --trainers MaPLe is not"),
+        (["base2new", "--cluster", "local", "--workers", "2"], "--workers is for runs on this machine; --cl"),
         ([*SHAPES, "--options", "OPTIM.EPOCHS", "3"], "OPTIM.EPOCHS"),
         ([*SHAPES, "--stage", "test", "--trainers", "MaPLe"], "there is no such folder"),
     ],
