@@ -113,6 +113,8 @@ class Queue:
         Raises:
             KeyboardInterrupt: Ctrl-C, or the system's wish that this ends. The runs have ended by then.
         """
+        if found := self._finished_before():
+            changed(self.status, f"with a result from before: {found} of {len(self.status.jobs)} runs")
         with _terminated_like_interrupted():
             try:
                 while self.waiting or self.running:
@@ -124,6 +126,17 @@ class Queue:
                 self._stop_all()
                 raise
         return self.status
+
+    def _finished_before(self) -> int:
+        """Takes out what has a result, and learns from it how long and how large such runs are."""
+        for job, attempt in list(self.waiting):
+            if (result := read_result(self.output / job.folder)) is not None:
+                self.waiting.remove((job, attempt))
+                self._finish(job, self.output / job.folder / STDERR_FILE, "")
+                self.devices.learn(kind_of(job), result)
+                if seconds := result.get("seconds", {}).get("total"):
+                    self.status.seconds.setdefault(kind_of(job), []).append(seconds)
+        return len(self.status.finished)
 
     def _collect(self) -> Iterator[str]:
         for each in list(self.running):
@@ -171,7 +184,7 @@ class Queue:
             if read_result(folder) is not None:
                 self.waiting.remove((job, attempt))
                 self.status.elsewhere.discard(job.folder)
-                yield self._finish(job, folder / STDERR_FILE, "before")
+                yield self._finish(job, folder / STDERR_FILE, "by another sweep")
             elif job.needs and job.needs not in self.status.finished and self._is_ours(job.needs):
                 if job.needs in self.status.failed:
                     self.waiting.remove((job, attempt))

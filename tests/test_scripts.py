@@ -38,7 +38,7 @@ def test_base_to_novel_on_the_embedded_dataset(tmp_path, capsys):
     assert (tmp_path / folders[0] / "seed1/MultiModalPromptLearner/model.pth.tar-1").is_file()
 
     again = bash("base2new_train.sh", tmp_path, "shapes", "1", *SHORT)
-    assert "finished base2new/train_base/shapes/shots_1/MaPLe/shapes/seed1 before" in again
+    assert "with a result from before: 1 of 1 runs" in again
     assert "epoch" not in again
 
 
