@@ -17,14 +17,21 @@ from .states import FAILED, FINISHED, NEEDS_AN_EYE
 from .tables import Cell, Difference, Table
 from .values import Value
 
+PNG_DPI, SHOWN_DPI = 200, 120
+
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure and the words below it."""
+    """A figure, whose words are drawn into it; the caption is for those who cannot see it."""
 
     title: str
     caption: str
     png: bytes
+
+    @property
+    def width(self) -> int:
+        """Pixels as shown: the letters are about as large as those of the page."""
+        return int.from_bytes(self.png[16:20], "big") * SHOWN_DPI // PNG_DPI
 
     @property
     def address(self) -> str:

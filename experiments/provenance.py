@@ -70,11 +70,16 @@ def samples(runs: Iterable[Run]) -> tuple[Table | None, list[str]]:
             key = (trained.dataset, trained.shots, trained.seed)
             hashes[key].setdefault(trained.sample_sha256, set()).add(run.method.label)
     table = Table("Images trained on", ("dataset", "shots", "seed"), ["sha256", "methods"], compares=False)
+    everyone = {label for methods in hashes.values() for labels in methods.values() for label in labels}
     warnings = []
     for (dataset, shots, seed), methods in sorted(hashes.items()):
         for digest, labels in methods.items():
-            row = Row((label_of(dataset), str(shots), str(seed)), [digest[:16], ", ".join(sorted(labels))])
-            table.rows.append(row)
+            who = (
+                f"all {len(everyone)}"
+                if labels == everyone and len(everyone) > 1
+                else ", ".join(sorted(labels))
+            )
+            table.rows.append(Row((label_of(dataset), str(shots), str(seed)), [digest[:16], who]))
         if len(methods) > 1:
             told = "; ".join(f"{digest[:16]} by {', '.join(sorted(who))}" for digest, who in methods.items())
             warnings.append(

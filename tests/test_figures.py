@@ -207,7 +207,6 @@ def test_the_report_gets_all_figures_that_results_give(invented):
     figures = for_report(runs)
     assert [figure.title for figure in figures] == [
         "Base to novel",
-        "Classes that gain by MaPLe over CoCoOp",
         "Gain of each class of DTD",
         "Accuracy over prompt depth",
         "Few-shot accuracy",

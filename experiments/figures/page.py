@@ -32,10 +32,11 @@ def for_report(runs: Sequence[Run], methods: tuple[str, str] = COMPARED) -> list
         drawn.append(draw_methods(base2new))
         known = {method.key for method in methods_of(base2new)}
         if known >= set(methods) and class_gains(base2new, methods):
-            drawn.append(draw_shares(base2new, methods))
             datasets = datasets_of(base2new)
             if len(datasets) == 1:
                 drawn.append(draw_gains(base2new, methods, datasets[0]))
+            else:
+                drawn.append(draw_shares(base2new, methods))
     for protocol in ("depth", "length"):
         if curves := _with_results(runs, protocol):
             drawn.append(draw_curves(curves, protocol))
