@@ -70,7 +70,8 @@ class ResidualAttentionBlock(nn.Module):
         """What `x`, `(batch length width)`, becomes in some of its positions: `(batch rows width)`."""
         normed = self.ln_1(x)
         keys, values = self.keys_values(normed)
-        queries = self.queries(normed[:, rows])
+        # In one piece: else half precision would round before the bias and behind it.
+        queries = self.queries(normed[:, rows].contiguous())
         attended = F.scaled_dot_product_attention(queries, keys, values, self.mask(x, rows))
         return self.finish(x[:, rows], attended)
 

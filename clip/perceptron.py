@@ -45,7 +45,7 @@ class Perceptron(nn.Sequential):
             and all(_is_just(kind, part) for kind, part in zip(kinds, self, strict=True))
             and all(part.bias is not None and part.weight.dtype == x.dtype for part in (self[0], self[2]))
             and x.dtype in (torch.float32, torch.float64)
-            and not torch.is_autocast_enabled(x.device.type)
+            and not _autocasts(x.device.type)
         )
 
 
@@ -58,3 +58,8 @@ def _is_just(kind: type[nn.Module], module: nn.Module) -> bool:
         module._backward_hooks,
     )
     return type(module) is kind and not any(hooks) and "forward" not in vars(module)
+
+
+def _autocasts(device_type: str) -> bool:
+    """Whether torch casts what is multiplied; on "meta", for example, it never does."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
