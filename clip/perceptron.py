@@ -31,6 +31,8 @@ class Perceptron(nn.Sequential):
         if not self._folds(x):
             return super().forward(x)
         c_fc, _, c_proj = self
+        assert isinstance(c_fc, nn.Linear)
+        assert isinstance(c_proj, nn.Linear)
         rows = x.reshape(-1, x.shape[-1])
         hidden = torch.addmm(c_fc.bias, rows, c_fc.weight.t(), beta=STEEPNESS, alpha=STEEPNESS)
         # The factor stands behind the product: its gradient is narrower there than before it.
