@@ -1,8 +1,8 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020): both encoders, with one way in for prompts.
 
 Parameter names, constructors and the layout `(length batch width)` at the public seams are OpenAI's. Inside,
-tensors are `(batch length width)`, and a transformer can be asked for one position only: its last block then
-computes nothing else.
+tensors are `(batch length width)`, and a transformer can be asked for one position only: it then computes
+nothing that does not reach that position.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .perceptron import Perceptron, QuickGELU
 from .prompting import Prompts, replace_tokens
 from .resnet import ModifiedResNet
 from .simple_tokenizer import words_with
@@ -31,13 +32,6 @@ class LayerNorm(nn.LayerNorm):
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
         return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
-
-
-class QuickGELU(nn.Module):
-    """x · σ(1.702 x), the activation of OpenAI's models."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -62,7 +56,7 @@ class ResidualAttentionBlock(nn.Module):
         self.attn = nn.MultiheadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model, eps=eps)
         hidden = mlp_width or 4 * d_model
-        self.mlp = nn.Sequential(
+        self.mlp = Perceptron(
             OrderedDict(c_fc=nn.Linear(d_model, hidden), gelu=activation(), c_proj=nn.Linear(hidden, d_model))
         )
         self.ln_2 = LayerNorm(d_model, eps=eps)
@@ -72,12 +66,12 @@ class ResidualAttentionBlock(nn.Module):
         """Every position of `x`, `(length batch width)`."""
         return self.run(x.transpose(0, 1)).transpose(0, 1)
 
-    def run(self, x: Tensor, position: int | None = None) -> Tensor:
-        """Every position of `x`, `(batch length width)`, or one: `(batch 1 width)`."""
+    def run(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """What `x`, `(batch length width)`, becomes in some of its positions: `(batch rows width)`."""
         normed = self.ln_1(x)
         keys, values = self.keys_values(normed)
-        rows = slice(None) if position is None else slice(position, position + 1)
-        queries = self.queries(normed[:, rows])
+        # In one piece: else half precision would round before the bias and behind it.
+        queries = self.queries(normed[:, rows].contiguous())
         attended = F.scaled_dot_product_attention(queries, keys, values, self.mask(x, rows))
         return self.finish(x[:, rows], attended)
 
@@ -157,7 +151,8 @@ class Transformer(nn.Module):
             x: `(batch length width)`.
             deep: `deep[k]` overwrites the tokens from `start` on before block `k + 1`; each `(n width)` or
                 `(batch n width)`. What exceeds the blocks is not used.
-            position: the only position wanted; None for all.
+            position: the only position wanted, and nothing is computed then that does not reach it; None for
+                every position of each block.
 
         Returns:
             `(batch length width)`, or `(batch 1 width)` for one position.
@@ -166,7 +161,12 @@ class Transformer(nn.Module):
         for k, block in enumerate(self.blocks()):
             if 0 < k <= len(deep):
                 x = replace_tokens(x, deep[k - 1], start)
-            x = block.run(x, position if k == last else None)
+            rows = slice(None)
+            if position is not None and k == last:
+                rows = slice(position, position + 1)
+            elif position is not None and k < len(deep) and x.shape[1] <= start + deep[k].shape[-2]:
+                rows = slice(start)  # the next block's prompts stand where this block's end
+            x = block.run(x, rows)
         return x
 
 

@@ -5,24 +5,33 @@ fixed words before the class name are therefore the same for every class, in eve
 prompts too, and nothing behind EOT reaches EOT. So the shared prefix runs through the encoder once, and each
 class runs its own few tokens only, which attend to the prefix and to themselves. Same features and same
 gradients as `CLIP.encode_text`, for `prefix + classes · ~5` tokens instead of `classes · 77`.
+
+Classes know nothing of each other. Where there is no memory for the activations of all at once, they run in
+chunks, which the backward pass computes again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .model import CLIP, ResidualAttentionBlock
+from .chunks import AUTOMATIC, NEVER, bytes_kept, classes_at_once, free_memory
+from .grids import Grid, KeysValues, similar_lengths
+from .model import CLIP
 from .prompting import Prompts, replace_tokens
 
 
 class Sentences(nn.Module):
     """The sentences of all classes, cut into what they share and what is each one's own.
 
-    The classes' own tokens stand one behind the other, without padding; attention alone needs them in a grid
-    `(class longest)`, where `longest` is the longest own part. Prompts that stand elsewhere than behind SOS,
-    and those that each class has of its own, are among the own tokens: less is shared then.
+    The classes' own tokens stand one behind the other, without padding, those of the longest classes first.
+    Prompts that stand elsewhere than behind SOS, and those that each class has of its own, are among the own
+    tokens: less is shared then.
 
     Args:
         tokens: token ids, `(class length)`, as `tokenize` gives them.
@@ -37,12 +46,13 @@ class Sentences(nn.Module):
     prefix_tokens: Tensor  # (prefix)
     own_tokens: Tensor  # (token)
     own_positions: Tensor  # (token): position in the sentence
-    own_cells: Tensor  # (token): cell of the flattened grid
+    own_classes: Tensor  # (token)
+    own_cells: Tensor  # (token): cell of its grid, flattened
     own_slots: Tensor  # (slot): where among the own tokens prompts stand
     own_prompts: Tensor  # (slot): which prompt stands there
-    eot: Tensor  # (class): where among the own tokens EOT stands
-    grid_mask: Tensor  # (longest, prefix + longest): what each cell attends to
-    eot_mask: Tensor  # (class, 1, 1, prefix + longest): what each EOT attends to
+    eot: Tensor  # (class), longest first: where among the own tokens EOT stands
+    places: Tensor  # (class): which place it has among the classes, longest first
+    sees: Tensor  # (longest, prefix + longest): what own tokens attend to
 
     def __init__(self, tokens: Tensor, prompts: int | Tensor = 0, class_specific: bool = False) -> None:
         super().__init__()
@@ -55,6 +65,8 @@ class Sentences(nn.Module):
                 f"A sentence of {int(eot[ends_early].min()) - 1} tokens ends before its {slots.shape[1]} "
                 "prompt tokens do."
             )
+        self.chunk = AUTOMATIC  # classes at once, in a training step; or NEVER
+        self._chosen: dict[int, int] = {}  # groups of prompts → classes at once, where that is automatic
         self.prompts = slots.shape[1]
         self.class_specific = class_specific
         in_order = torch.arange(self.prompts)
@@ -72,25 +84,31 @@ class Sentences(nn.Module):
         differs[: 1 + self.leading] = False
         first_difference = int(differs.int().argmax()) if differs.any() else length
         prefix = min(first_difference, int(eot.min()))
-        longest = int(eot.max()) + 1 - prefix
 
         position = torch.arange(length)
-        owned = (position >= prefix) & (position <= eot[:, None])
-        classes, own_positions = owned.nonzero(as_tuple=True)
-        sees_prefix = torch.ones(longest, prefix, dtype=torch.bool)
-        sees_own = torch.ones(longest, longest, dtype=torch.bool).tril()
-        grid_mask = torch.cat([sees_prefix, sees_own], dim=1)
-        own_slots = (prompt_at[owned] >= 0).nonzero().flatten()
+        lengths = eot + 1 - prefix
+        order = lengths.argsort(descending=True, stable=True)
+        owned = ((position >= prefix) & (position <= eot[:, None]))[order]
+        places, own_positions = owned.nonzero(as_tuple=True)
+        own_slots = (prompt_at[order][owned] >= 0).nonzero().flatten()
+        longest = int(lengths.max())
+
+        # For the loop over grids, which must not wait for a device.
+        self.lengths = lengths[order].tolist()
+        self.starts = [0, *lengths[order].cumsum(dim=0).tolist()]
+        self.grids = similar_lengths(self.lengths)
+        rows = torch.cat([length * torch.arange(classes) for classes, length in self.grids])
         buffers = {
             "prefix_tokens": tokens[0, :prefix],
-            "own_tokens": tokens[owned],
+            "own_tokens": tokens[order][owned],
             "own_positions": own_positions,
-            "own_cells": classes * longest + own_positions - prefix,
+            "own_classes": order[places],
+            "own_cells": rows[places] + own_positions - prefix,
             "own_slots": own_slots,
-            "own_prompts": prompt_at[owned][own_slots],
-            "eot": owned.sum(dim=1).cumsum(dim=0) - 1,
-            "grid_mask": grid_mask,
-            "eot_mask": grid_mask[eot - prefix][:, None, None],
+            "own_prompts": prompt_at[order][owned][own_slots],
+            "eot": torch.tensor(self.starts[1:]) - 1,
+            "places": order.argsort(),
+            "sees": torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix),
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -109,22 +127,17 @@ class Sentences(nn.Module):
         self._check_number(prompts)
         grouped = prompts.tokens is not None and prompts.tokens.dim() == 3 and not self.class_specific
         groups = len(prompts.tokens) if grouped and prompts.tokens is not None else 1
-        prefix = clip_model.embed_words(self.prefix_tokens).expand(groups, -1, -1)
-        own = clip_model.embed_words(self.own_tokens).expand(groups, -1, -1)
-        if prompts.tokens is not None:
-            prefix, own = self._insert(prompts.tokens, prefix, own)
-        positions = clip_model.positional_embedding.to(clip_model.dtype)
-        prefix, own = prefix + positions[: prefix.shape[1]], own + positions[self.own_positions]
-
-        blocks = clip_model.transformer.blocks()
-        for k, block in enumerate(blocks):
-            if 0 < k <= len(prompts.deep):
-                prefix, own = self._insert(prompts.deep[k - 1], prefix, own)
-            if k < len(blocks) - 1:
-                prefix, own = self._block(block, prefix, own)
-            else:
-                own = self._last_block(block, prefix, own)
-        features = clip_model.ln_final(own) @ clip_model.text_projection.to(own.dtype)
+        prefix = self._encode_prefix(clip_model, prompts, groups)
+        at_once = self._classes_at_once(clip_model, groups)
+        encode = self._encode_classes
+        if at_once < len(self.lengths) and torch.is_grad_enabled():
+            # Nothing here is random, and no state of random numbers is to be kept.
+            encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
+        chunks = [
+            encode(clip_model, prompts, prefix, first, min(first + at_once, len(self.lengths)))
+            for first in range(0, len(self.lengths), at_once)
+        ]
+        features = torch.cat(chunks, dim=1)[:, self.places]
         return features if grouped else features[0]
 
     def _check_number(self, prompts: Prompts) -> None:
@@ -143,58 +156,110 @@ class Sentences(nn.Module):
                 f"Cut them for as many: Sentences(tokens, prompts={most})."
             )
 
-    def _insert(self, tokens: Tensor, prefix: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts prompt tokens into their places among `(group prefix width)` and `(group token width)`."""
-        if len(self.own_slots):
-            each = tokens.flatten(0, 1) if self.class_specific else tokens
-            inserted = each[..., self.own_prompts, :].to(own.dtype).expand(len(own), -1, -1)
-            own = own.index_copy(1, self.own_slots, inserted)
-            tokens = each[..., : self.leading, :]
-        return replace_tokens(prefix, tokens, 1), own
+    def _classes_at_once(self, clip_model: CLIP, groups: int) -> int:
+        """How many classes make a chunk."""
+        classes = len(self.lengths)
+        if self.chunk != AUTOMATIC:
+            return classes if self.chunk == NEVER else min(self.chunk, classes)
+        if not torch.is_grad_enabled():
+            return classes
+        if groups not in self._chosen:  # once: each step computes in the same way
+            weights = clip_model.text_projection
+            kept = bytes_kept(
+                groups * len(self.own_tokens),
+                groups * classes * len(self.prefix_tokens),
+                clip_model.transformer.width,
+                clip_model.transformer.layers,
+                weights.element_size(),
+            )
+            self._chosen[groups] = classes_at_once(classes, kept, free_memory(weights.device))
+        return self._chosen[groups]
 
-    def _block(self, block: ResidualAttentionBlock, prefix: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """One block for `(group prefix width)` and `(group token width)`."""
-        prefix_normed, own_normed = block.ln_1(prefix), block.ln_1(own)
-        prefix_keys, prefix_values = block.keys_values(prefix_normed)
-        own_keys, own_values = block.keys_values(own_normed)
-        from_prefix = F.scaled_dot_product_attention(
-            block.queries(prefix_normed), prefix_keys, prefix_values, block.mask(prefix)
-        )
-        from_own = F.scaled_dot_product_attention(
-            self._to_grid(block.queries(own_normed)),
-            self._after(prefix_keys, own_keys),
-            self._after(prefix_values, own_values),
-            self.grid_mask,
-        )
-        return block.finish(prefix, from_prefix), block.finish(own, self._from_grid(from_own, len(own)))
+    def _encode_prefix(self, clip_model: CLIP, prompts: Prompts, groups: int) -> list[KeysValues]:
+        """Keys and values of the prefix in each block: all that the classes need of it."""
+        x = clip_model.embed_words(self.prefix_tokens).expand(groups, -1, -1)
+        x = self._with_leading(prompts.tokens, x)
+        x = x + clip_model.positional_embedding[: x.shape[1]].to(x.dtype)
+        prefix = []
+        blocks = clip_model.transformer.blocks()
+        for k, block in enumerate(blocks):
+            if 0 < k <= len(prompts.deep):
+                x = self._with_leading(prompts.deep[k - 1], x)
+            normed = block.ln_1(x)
+            keys, values = block.keys_values(normed)
+            prefix.append((keys, values))
+            if k < len(blocks) - 1:
+                queries = block.queries(normed)
+                x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, block.mask(x)))
+        return prefix
 
-    def _last_block(self, block: ResidualAttentionBlock, prefix: Tensor, own: Tensor) -> Tensor:
-        """The last block for EOT alone: `(group class width)`."""
-        own_normed = block.ln_1(own)
-        prefix_keys, prefix_values = block.keys_values(block.ln_1(prefix))
-        own_keys, own_values = block.keys_values(own_normed)
-        queries = block.queries(own_normed[:, self.eot])  # (group head class head_width)
-        from_eot = F.scaled_dot_product_attention(
-            queries.transpose(1, 2).flatten(0, 1)[:, :, None],
-            self._after(prefix_keys, own_keys),
-            self._after(prefix_values, own_values),
-            self.eot_mask.repeat(len(own), 1, 1, 1),
-        )
-        from_eot = from_eot[:, :, 0].unflatten(0, (len(own), -1)).transpose(1, 2)
-        return block.finish(own[:, self.eot], from_eot)
+    def _encode_classes(
+        self, clip_model: CLIP, prompts: Prompts, prefix: Sequence[KeysValues], first: int, end: int
+    ) -> Tensor:
+        """Features of the classes from `first` to `end`, longest first: `(group class feature)`."""
+        tokens = slice(self.starts[first], self.starts[end])
+        x = clip_model.embed_words(self.own_tokens[tokens]).expand(len(prefix[0][0]), -1, -1)
+        x = self._with_own(prompts.tokens, x, first, end)
+        x = x + clip_model.positional_embedding.to(x.dtype)[self.own_positions[tokens]]
+        grids = list(self._grids(first, end))
+        eot = self.eot[first:end] - tokens.start
+        blocks = clip_model.transformer.blocks()
+        for k, block in enumerate(blocks):
+            if 0 < k <= len(prompts.deep):
+                x = self._with_own(prompts.deep[k - 1], x, first, end)
+            normed = block.ln_1(x)
+            keys, values = block.keys_values(normed)
+            if k < len(blocks) - 1:
+                queries = block.queries(normed)
+                attended = [grid.attend(queries, keys, values, prefix[k]) for grid in grids]
+            else:
+                x = x[:, eot]
+                each = block.queries(normed[:, eot]).split([grid.classes for grid in grids], dim=2)
+                attended = [
+                    grid.attend_from_last(queries, keys, values, prefix[k])
+                    for grid, queries in zip(grids, each, strict=True)
+                ]
+            x = block.finish(x, torch.cat(attended, dim=2))
+        return clip_model.ln_final(x) @ clip_model.text_projection.to(x.dtype)
 
-    def _to_grid(self, x: Tensor) -> Tensor:
-        """`(group head token head_width)` → `(group·class head longest head_width)`, zeros behind EOT."""
-        cells = len(self.eot) * len(self.grid_mask)
-        grid = x.new_zeros(*x.shape[:2], cells, x.shape[3]).index_copy(2, self.own_cells, x)
-        return grid.unflatten(2, (len(self.eot), -1)).transpose(1, 2).flatten(0, 1)
+    def _grids(self, first: int, end: int) -> Iterator[Grid]:
+        """The grids of the classes from `first` to `end`; of one that reaches beyond, that part."""
+        grid_end = 0
+        for classes, longest in self.grids:
+            grid_first, grid_end = grid_end, grid_end + classes
+            start, stop = max(first, grid_first), min(end, grid_end)
+            if start >= stop:
+                continue
+            tokens = slice(self.starts[start], self.starts[stop])
+            cells = None
+            if tokens.stop - tokens.start < (stop - start) * longest:
+                cells = self.own_cells[tokens] - (start - grid_first) * longest
+            prefix = len(self.prefix_tokens)
+            sees = self.sees[:longest, : prefix + longest]
+            yield Grid(
+                start=tokens.start - self.starts[first],
+                stop=tokens.stop - self.starts[first],
+                classes=stop - start,
+                longest=longest,
+                cells=cells,
+                sees=sees,
+                last_sees=sees[self.own_positions[self.eot[start:stop]] - prefix],
+            )
 
-    def _from_grid(self, grid: Tensor, groups: int) -> Tensor:
-        """The way back from `_to_grid`."""
-        cells = grid.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2, 3)
-        return cells[:, :, self.own_cells]
+    def _with_leading(self, tokens: Tensor | None, prefix: Tensor) -> Tensor:
+        """Puts the prompts that stand behind SOS into `(group prefix width)`."""
+        if tokens is None:
+            return prefix
+        if len(self.own_slots):  # the other prompts are there; of class-specific ones, all
+            tokens = tokens[0, :0] if self.class_specific else tokens[..., : self.leading, :]
+        return replace_tokens(prefix, tokens, 1)
 
-    def _after(self, shared: Tensor, own: Tensor) -> Tensor:
-        """Keys or values of the prefix, before those of each class's own tokens in the grid."""
-        shared = shared[:, None].expand(-1, len(self.eot), -1, -1, -1).flatten(0, 1)
-        return torch.cat([shared, self._to_grid(own)], dim=2)
+    def _with_own(self, tokens: Tensor | None, own: Tensor, first: int, end: int) -> Tensor:
+        """Puts the prompts among the own tokens of some classes into these, `(group token width)`."""
+        if tokens is None or not len(self.own_slots):
+            return own
+        each = tokens.flatten(0, 1) if self.class_specific else tokens
+        count = len(self.own_slots) // len(self.lengths)  # of each class
+        slots = slice(first * count, end * count)
+        inserted = each[..., self.own_prompts[slots], :].to(own.dtype).expand(len(own), -1, -1)
+        return own.index_copy(1, self.own_slots[slots] - self.starts[first], inserted)

@@ -126,10 +126,9 @@ class FullLengthSentences(clip.Sentences):
     def __init__(self, sentences: clip.Sentences, length: int) -> None:
         nn.Module.__init__(self)
         self.class_specific = sentences.class_specific
-        count, longest = len(sentences.eot), len(sentences.grid_mask)
-        tokens = sentences.own_tokens.new_zeros(count, length)
+        tokens = sentences.own_tokens.new_zeros(len(sentences.eot), length)
         tokens[:, : len(sentences.prefix_tokens)] = sentences.prefix_tokens
-        tokens[sentences.own_cells // longest, sentences.own_positions] = sentences.own_tokens
+        tokens[sentences.own_classes, sentences.own_positions] = sentences.own_tokens
         self.register_buffer("tokens", tokens, persistent=False)
         # By their number a conditional learner's images are taken in parts.
         self.register_buffer("own_tokens", tokens.flatten(), persistent=False)

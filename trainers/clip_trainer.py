@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clip
+from clip.chunks import AUTOMATIC, NEVER
 from clip.model import CLIP, Transformer, VisionTransformer
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -90,6 +91,11 @@ class CLIPPromptTrainer(TrainerX):
             )
         if cfg.TEST.SPLIT not in ("val", "test"):
             raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
+        if text_chunk(cfg) < NEVER:
+            raise ValueError(
+                f"MODEL.TEXT_CHUNK is {text_chunk(cfg)}; allowed are a number of classes, {AUTOMATIC} for as "
+                f"many as there is memory for, and {NEVER} for all."
+            )
         name = cfg.MODEL.BACKBONE.NAME
         if self.has_image_tokens(cfg) and name.startswith("RN"):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
@@ -146,7 +152,7 @@ class CLIPPromptTrainer(TrainerX):
         if self.precision.name == "fp16" and self.device.type == "cpu":
             print("Warning: fp16 is slow on a CPU; bf16 or fp32 is meant for it")
         self.precision.cast(clip_model)
-        self.model = PromptedCLIP(clip_model, learner).to(self.device)
+        self.model = PromptedCLIP(clip_model, learner, text_chunk(cfg)).to(self.device)
         learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
@@ -295,6 +301,11 @@ class CLIPPromptTrainer(TrainerX):
             learner = self.model.prompt_learner
             check_same_run(directory, learner.loaded_identity, learner.identity)
         return epoch
+
+
+def text_chunk(cfg) -> int:
+    """Classes that run through the text encoder at once; upstream's configuration has no such key."""
+    return getattr(cfg.MODEL, "TEXT_CHUNK", AUTOMATIC)
 
 
 def fingerprint(clip_model: CLIP) -> str:

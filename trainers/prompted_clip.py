@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip import Sentences
+from clip.chunks import AUTOMATIC
 from clip.model import CLIP
 
 from .prompt_learner import PromptLearner, at_least_float32
@@ -21,10 +23,16 @@ class PromptedCLIP(nn.Module):
     """Images → logits over the classes that the learner has sentences for.
 
     The learner's parameters have the names of published checkpoints: `prompt_learner.ctx`, ...
+
+    Args:
+        text_chunk: classes that run through the text encoder at once, see `clip.Sentences`.
     """
 
-    def __init__(self, clip_model: CLIP, prompt_learner: PromptLearner) -> None:
+    def __init__(self, clip_model: CLIP, prompt_learner: PromptLearner, text_chunk: int = AUTOMATIC) -> None:
         super().__init__()
+        for module in prompt_learner.modules():
+            if isinstance(module, Sentences):
+                module.chunk = text_chunk
         self.prompt_learner = prompt_learner
         self.clip_model = clip_model
         self._text_features: Tensor | None = None
