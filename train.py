@@ -82,6 +82,7 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.OWN.SUBSET = ""
     cfg.DATASET.OWN.REVISION = ""
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
+    cfg.TRAIN.CUDA_GRAPHS = "auto"  # on a GPU, replays the training step where it can; off: never
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)
         if settings is not None:
