@@ -10,13 +10,23 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl.utils import set_random_seed
 from trainers import step_graph
-from trainers.step_graph import WARM_UPS, Outcome, ReplayedStep, difference
+from trainers.step_graph import (
+    WARM_UPS,
+    Outcome,
+    RandomState,
+    ReplayedStep,
+    difference,
+    host_random_state,
+    set_host_random_state,
+)
 
 NAMES = ["abyssinian", "bengal", "german shorthaired", "siamese"]
 METHODS = ["CoOp", "CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MaPLeSRC"]
@@ -31,6 +41,7 @@ class StandIn:
         self.forbids_waiting = False
         self.records = False
         self.replays = 0
+        self.generator = torch.Generator().manual_seed(0)
 
     def aside(self, compute: Any) -> Any:
         return compute()
@@ -44,11 +55,13 @@ class StandIn:
             self.forbids_waiting = False
 
     def record(self, compute: Any) -> Any:
+        before = self.generator.get_state()
         self.records = True
         try:
             figures, names, gradients = compute()
         finally:
             self.records = False
+        self.generator.set_state(before)
         kept = [each for each in (figures, *gradients) if each is not None]
         for each in kept:
             each.fill_(float("nan"))
@@ -70,12 +83,12 @@ class StandIn:
     def has_room(self) -> bool:
         return self.room
 
-    def random_state(self) -> Any:
-        return random.getstate(), torch.get_rng_state().tolist()
+    def random_state(self) -> RandomState:
+        return RandomState(host_random_state(), self.generator.get_state())
 
-    def set_random_state(self, state: Any) -> None:
-        random.setstate(state[0])
-        torch.set_rng_state(torch.tensor(state[1], dtype=torch.uint8))
+    def set_random_state(self, state: RandomState) -> None:
+        set_host_random_state(state.host)
+        self.generator.set_state(state.device)
 
 
 def batches(count: int = 8) -> list[tuple[Tensor, Tensor]]:
@@ -104,8 +117,7 @@ def train(run: Any, epochs: int = 2) -> list[dict[str, float]]:
     logged = []
     for epoch in range(epochs):
         run.epoch = epoch
-        if run.replayed_step is not None:
-            run.replayed_step.begin_epoch()
+        run.before_epoch()
         for index, (images, labels) in enumerate(batches()[4 * epoch :][:4]):
             run.batch_idx = index
             logged.append(run.forward_backward({"img": images, "label": labels}))
@@ -128,6 +140,7 @@ def test_replayed_steps_are_the_steps_computed_anew(name, scaled, make_trainer, 
     for key, tensor in right.items():
         torch.testing.assert_close(ours[key], tensor, rtol=1e-5, atol=1e-7)
         assert (ours[key].grad is None) == (tensor.grad is None), key
+        assert ours[key].grad is None or ours[key].grad.stride() == tensor.grad.stride(), key
     assert runs[1].optim.state_dict()["param_groups"] == runs[0].optim.state_dict()["param_groups"]
 
 
@@ -158,7 +171,11 @@ def break_recording(gpu: StandIn) -> float:
 
 
 def draw(gpu: StandIn) -> float:
-    return random.random() + float(torch.rand(()))
+    return random.random() + float(torch.rand(())) + float(np.random.rand())
+
+
+def draw_on_the_device(gpu: StandIn) -> Tensor:
+    return torch.rand((), generator=gpu.generator)
 
 
 class Counter:
@@ -185,7 +202,8 @@ class Counter:
             True,
             "cannot be recorded (operation not permitted when stream is capturing)",
         ),
-        (lambda: draw, True, "draws random numbers"),
+        (lambda: draw, True, "draws random numbers on the host"),
+        (lambda: draw_on_the_device, True, "its gradients differ by"),
         (lambda: lambda gpu: 0.5, False, "its tensors would fill more than a half of the GPU's free memory"),
     ],
 )
@@ -193,12 +211,11 @@ def test_what_cannot_be_replayed_goes_on_with_the_same_numbers(make_inside, room
     inputs = [(torch.randn(4, 3), torch.randn(4)) for _ in range(8)]
     seen = []
     for gpu in (None, StandIn(room)):
-        torch.manual_seed(0)
-        random.seed(0)
+        set_random_seed(0)
         line = Line(gpu or StandIn(), make_inside())
         step = line if gpu is None else ReplayedStep(line, 1e-3, gpu)  # type: ignore[arg-type]
         seen.append([step(*each).gradients[0] for each in inputs])
-        seen[-1].append(torch.rand(3))
+        seen[-1] += [torch.rand(3), torch.tensor([random.random(), np.random.rand()])]
     assert all(torch.equal(ours, right) for ours, right in zip(*seen, strict=True))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(NOTICE)
@@ -257,6 +274,19 @@ def test_figures_outlast_the_next_replay():
     inputs = [(torch.randn(4, 3), torch.randn(4)) for _ in range(WARM_UPS + 4)]
     losses = [step(*each).loss for each in inputs]
     assert torch.equal(torch.stack(losses), torch.stack([Line(gpu)(*each).loss for each in inputs]))
+
+
+def test_gradients_are_as_backward_leaves_them():
+    first, second, third = (torch.randn(2, 3, requires_grad=True) for _ in range(3))
+    loss = (first + second).square().sum() + third.sum() + (torch.randn(4, 3) @ third.t()).sum()
+    tensors = [first, second, third]
+    gradients = step_graph.as_backward_leaves_them(
+        torch.autograd.grad(loss, tensors, retain_graph=True), tensors
+    )
+    loss.backward()
+    assert all(torch.equal(ours, each.grad) for ours, each in zip(gradients, tensors, strict=True))
+    assert [each.stride() for each in gradients] == [(3, 1)] * 3
+    assert len({each.data_ptr() for each in gradients}) == 3
 
 
 def test_how_gradients_differ():

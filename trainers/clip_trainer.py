@@ -23,7 +23,7 @@ from .data_parallel import Losses, is_first_process, of_all_processes, processes
 from .precision import PRECISIONS, Precision
 from .prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from .prompted_clip import PromptedCLIP
-from .step_graph import Gpu, Outcome, ReplayedStep, not_replayed, replayable
+from .step_graph import Gpu, Outcome, ReplayedStep, as_backward_leaves_them, not_replayed, replayable
 
 SAMPLE_FILE = "few_shot.json"
 
@@ -214,8 +214,9 @@ class CLIPPromptTrainer(TrainerX):
     def before_epoch(self) -> None:
         """Before the first epoch, the sample that is trained on is written beside the results."""
         super().before_epoch()
-        if self.replayed_step is not None:
-            self.replayed_step.begin_epoch()
+        replayed_step = vars(self).get("replayed_step")  # made when it is needed first
+        if replayed_step is not None:
+            replayed_step.begin_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
         if self.epoch == self.start_epoch and sample is not None and is_first_process():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
@@ -296,20 +297,22 @@ class CLIPPromptTrainer(TrainerX):
         for part in ("model_backward_and_update", "model_zero_grad", "model_backward", "model_update"):
             if getattr(type(self), part) is not getattr(CLIPPromptTrainer, part):
                 return f"{name} has a {part} of its own"
-        if any(each._backward_hooks for each in self.optimised_tensors()):
+        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self.optimised_tensors()):
             return "there are hooks on gradients"
         return ""
 
     def optimised_tensors(self) -> list[Tensor]:
         """What is learned now, of all optimizers."""
-        groups = [group for optim in self._optims.values() for group in optim.param_groups]
+        groups = [group for optim in self._optims.values() if optim for group in optim.param_groups]
         return [each for group in groups for each in group["params"] if each.requires_grad]
 
     def gradient_step(self, images: Tensor, labels: Tensor) -> Outcome:
         """The loss and its gradients, scaled as the loss scaler wants them; nothing is changed by it."""
         loss, terms = self.summed_losses(images, labels)
-        gradients = torch.autograd.grad(self.scaler.scale(loss), self.optimised_tensors(), allow_unused=True)
-        return Outcome(loss.detach(), {name: each.detach() for name, each in terms.items()}, list(gradients))
+        learned = self.optimised_tensors()
+        gradients = torch.autograd.grad(self.scaler.scale(loss), learned, allow_unused=True)
+        terms = {name: each.detach() for name, each in terms.items()}
+        return Outcome(loss.detach(), terms, as_backward_leaves_them(gradients, learned))
 
     # --- batches and tests --------------------------------------------------------------------------------
 

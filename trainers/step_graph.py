@@ -9,7 +9,7 @@ See https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -30,6 +30,13 @@ class Outcome(NamedTuple):
     loss: Tensor
     terms: dict[str, Tensor]
     gradients: list[Tensor | None]  # None for what the loss does not depend on
+
+
+class RandomState(NamedTuple):
+    """What random numbers come next, on the host and on the device."""
+
+    host: tuple[Any, ...]
+    device: Tensor
 
 
 Step = Callable[[Tensor, Tensor], Outcome]
@@ -101,8 +108,8 @@ class ReplayedStep:
             self._give_up(f"it cannot run without waiting for the GPU ({first_line(error)})")
             self.gpu.set_random_state(before)
             return self.step(images, labels)
-        if self.gpu.random_state() != before:
-            self._give_up("it draws random numbers")
+        if self.gpu.random_state().host != before.host:
+            self._give_up("it draws random numbers on the host")
         elif not self.gpu.has_room():
             self._give_up("its tensors would fill more than a half of the GPU's free memory")
         return outcome
@@ -120,7 +127,9 @@ class ReplayedStep:
         outcome = self.step(images, labels)
         if not all(bool(each.isfinite().all()) for each in outcome.gradients if each is not None):
             return outcome  # nothing to compare: a loss scaler looks for its scale, or the run ends
+        before = self.gpu.random_state()
         error = difference(recording.replay(images, labels).gradients, outcome.gradients)
+        self.gpu.set_random_state(before)
         self._compared = error <= self.tolerance
         if not self._compared:
             self._give_up(f"its gradients differ by {error:.1e} from those computed anew")
@@ -210,19 +219,40 @@ class Gpu:
         free += torch.cuda.memory_reserved(self.device) - kept
         return 2 * (torch.cuda.max_memory_allocated(self.device) - kept) <= free
 
-    def random_state(self) -> Any:
-        """Of Python, numpy, torch and the device; two of them can be compared."""
-        _, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
-        states = (torch.get_rng_state(), torch.cuda.get_rng_state(self.device))
-        return random.getstate(), keys.tobytes(), rest, [each.numpy().tobytes() for each in states]
+    def random_state(self) -> RandomState:
+        return RandomState(host_random_state(), torch.cuda.get_rng_state(self.device))
 
-    def set_random_state(self, state: Any) -> None:
-        """Puts all of them back."""
-        python, keys, rest, (host, device) = state
-        random.setstate(python)
-        np.random.set_state(("MT19937", np.frombuffer(keys, dtype=np.uint32), *rest))
-        torch.set_rng_state(torch.frombuffer(bytearray(host), dtype=torch.uint8))
-        torch.cuda.set_rng_state(torch.frombuffer(bytearray(device), dtype=torch.uint8), self.device)
+    def set_random_state(self, state: RandomState) -> None:
+        set_host_random_state(state.host)
+        torch.cuda.set_rng_state(state.device, self.device)
+
+
+def host_random_state() -> tuple[Any, ...]:
+    """Of Python's, numpy's and torch's generators; two of them can be compared."""
+    _, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
+    return random.getstate(), (keys.tolist(), *rest), torch.get_rng_state().tolist()
+
+
+def set_host_random_state(state: tuple[Any, ...]) -> None:
+    python, (keys, *rest), of_torch = state
+    random.setstate(python)
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(of_torch, dtype=torch.uint8))
+
+
+def as_backward_leaves_them(
+    gradients: Sequence[Tensor | None], tensors: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of `torch.autograd.grad`, each laid out as its tensor, and in memory of its own."""
+    places: set[int] = set()
+    own: list[Tensor | None] = []
+    for gradient, tensor in zip(gradients, tensors, strict=True):
+        if gradient is not None:
+            if gradient.stride() != tensor.stride() or gradient.data_ptr() in places:
+                gradient = torch.empty_like(tensor, requires_grad=False).copy_(gradient)
+            places.add(gradient.data_ptr())
+        own.append(gradient)
+    return own
 
 
 def difference(ours: list[Tensor | None], right: list[Tensor | None]) -> float:

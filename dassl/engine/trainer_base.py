@@ -375,7 +375,8 @@ class TrainerBase:
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked:
             return
-        finite = torch.isfinite(torch.cat([loss for _, loss in unchecked])).tolist()
+        device = unchecked[0][1].device
+        finite = torch.isfinite(torch.cat([loss.to(device) for _, loss in unchecked])).tolist()
         places = [place for place, loss in unchecked for _ in range(len(loss))]
         for place, is_finite in zip(places, finite, strict=True):
             if not is_finite:
