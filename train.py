@@ -85,6 +85,7 @@ def extend_cfg(cfg) -> None:
     # Classes that run through the text encoder at once in training, for less memory and more time;
     # 0: as many as there is memory for, -1: all.
     cfg.MODEL.TEXT_CHUNK = 0
+    cfg.TRAIN.CUDA_GRAPHS = "auto"  # on a GPU, replays the training step where it can; off: never
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)
         if settings is not None:

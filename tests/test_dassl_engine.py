@@ -399,14 +399,83 @@ def test_own_backward(cfg):
     torch.testing.assert_close(moved[Doubled], 2 * moved[Linear], rtol=1e-3, atol=1e-8)
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_says_where(cfg):
+def test_loss_that_is_not_finite_stops_the_run_and_says_where(cfg, monkeypatch):
     class Diverging(Linear):
         def forward_backward(self, batch):
             factor = float("nan") if (self.epoch, self.batch_idx) == (1, 2) else 1.0
-            self.model_backward_and_update(self.model(batch["img"]).sum() * factor)
+            loss = self.model(batch["img"]).sum() * factor
+            self.model_backward_and_update(loss)
+            return {"loss": loss}
 
+    cfg.TRAIN.CHECKPOINT_FREQ = 1
+    cfg.TRAIN.PRINT_FREQ = 4
     with pytest.raises(FloatingPointError, match=r"Loss is infinite or NaN! \(epoch 2, batch 3\)"):
         Diverging(cfg).train()
+    # On a GPU it goes unseen for some batches, but nothing of it is saved.
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    cfg.OUTPUT_DIR += "_gpu"
+    trainer = Diverging(cfg)
+    with pytest.raises(FloatingPointError, match=r"Loss is infinite or NaN! \(epoch 2, batch 3\)"):
+        trainer.train()
+    assert trainer.batch_idx == 3
+    assert saved(cfg) == ["checkpoint", "model.pth.tar-1"]
+    trainer.detect_anomaly(torch.tensor(float("nan")))
+    with pytest.raises(FloatingPointError):
+        trainer.save_model(0, cfg.OUTPUT_DIR)
+
+
+def shown(text):
+    """The lines of batches, without their times."""
+    lines = [line for line in text.splitlines() if line.startswith("epoch [")]
+    return [re.sub(r"time .* \(.*?\) (loss .*) eta .*", r"\1", line) for line in lines]
+
+
+class Curves(Writer):
+    def add_scalar(self, tag, value, step):
+        self.logged.append((tag, value, step))
+
+
+class OnDevice(Linear):
+    """Gives tensors, as a step on a GPU does, that the next step overwrites."""
+
+    def forward_backward(self, batch):
+        image, label, _ = self.parse_batch_train(batch)
+        loss = F.cross_entropy(self.model(image), label)
+        self.model_backward_and_update(loss)
+        self.last = getattr(self, "last", torch.zeros(()))
+        self.last.copy_(loss.detach())
+        return {"loss": self.last, "twice": 2 * self.last, "number": 1.0}
+
+
+def recorded(read, trainer, waits):
+    def reading(tensor):
+        if tensor.dtype != torch.int64:  # a seed
+            waits.append(trainer.batch_idx)
+        return read(tensor)
+
+    return reading
+
+
+@pytest.mark.parametrize("frequency", [1, 3, 4])
+def test_a_gpu_is_waited_for_when_a_line_is_printed(cfg, capsys, monkeypatch, frequency):
+    monkeypatch.setattr("dassl.engine.trainer_base.SummaryWriter", Curves)
+    cfg.OPTIM.MAX_EPOCH = 2
+    cfg.TRAIN.PRINT_FREQ = frequency
+    cfg.TEST.NO_TEST = True
+    seen, waits = [], []
+    for on_gpu in (False, True):
+        cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}_{on_gpu}"
+        trainer = OnDevice(cfg)
+        if on_gpu:
+            monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+            for name in ("item", "tolist"):
+                monkeypatch.setattr(torch.Tensor, name, recorded(getattr(torch.Tensor, name), trainer, waits))
+        trainer.train()
+        seen.append((shown(capsys.readouterr().out), list(Curves.logged)))
+    assert seen[0] == seen[1]
+    assert seen[0][0]
+    at_lines_and_ends = {1: {0, 1, 2, 3}, 3: {2, 3}, 4: {3}}
+    assert set(waits) == at_lines_and_ends[frequency]
 
 
 # Loading

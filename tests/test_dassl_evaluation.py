@@ -64,6 +64,23 @@ def test_figures_and_lines_are_the_recorded_ones(case: dict, capsys: pytest.Capt
     assert all(abs(float(ours) - float(recorded)) <= 0.055 for ours, recorded in pairs)
 
 
+def test_batches_on_a_gpu_are_counted_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Classification):
+        pass
+
+    case = {**RECORDED[0], "per_class": True}
+    on_cpu, on_gpu = (evaluator_for(case) for _ in range(2))
+    own = Own(on_cpu.cfg, lab2cname=on_cpu._lab2cname)
+    feed(on_cpu, case)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    feed(on_gpu, case)
+    feed(own, case)
+    assert on_gpu._total == 0
+    assert own._y_pred == on_cpu._y_pred, "a subclass finds each batch counted"
+    assert on_gpu.evaluate() == on_gpu.evaluate() == on_cpu.evaluate()
+    assert (on_gpu._y_true, on_gpu._y_pred) == (on_cpu._y_true, on_cpu._y_pred)
+
+
 def test_reset_forgets_all_batches() -> None:
     first, second, _ = RECORDED
     evaluator = evaluator_for({**second, "per_class": True})

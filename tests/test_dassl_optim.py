@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -129,6 +130,30 @@ def test_optimizers_are_what_the_config_says(name: str, kind: type, expected: di
     assert type(optimizer) is kind
     settings = {"lr": 0.01, "weight_decay": 5e-4, **expected}
     assert {key: optimizer.defaults[key] for key in settings} == settings
+
+
+def test_sgd_takes_one_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    models = [nn.Linear(4, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    plain = build_optimizer(models[0], optim_cfg(NAME="sgd", LR=0.1))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        fused = build_optimizer(models[1], optim_cfg(NAME="sgd", LR=0.1))
+        sparse = build_optimizer(nn.Embedding(3, 2, sparse=True), optim_cfg(NAME="sgd"))
+    assert [each.param_groups[0]["fused"] for each in (plain, fused, sparse)] == [None, True, None]
+    for _ in range(3):
+        for model, optimizer in zip(models, (plain, fused), strict=True):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+    for ours, right in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, right)
+    # A state goes from one to the other, and each keeps its own way.
+    states = [copy.deepcopy(each.state_dict()) for each in (plain, fused)]
+    plain.load_state_dict(states[1])
+    fused.load_state_dict(states[0])
+    assert [each.param_groups[0]["fused"] for each in (plain, fused)] == [None, True]
 
 
 def test_eps_is_a_setting_of_the_adam_family() -> None:

@@ -20,10 +20,11 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 
 from .checkpoints import check_fit, check_same_run, learned_tensors
-from .data_parallel import Losses, is_first_process, of_all_processes
+from .data_parallel import Losses, is_first_process, of_all_processes, processes
 from .precision import PRECISIONS, Precision
 from .prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from .prompted_clip import PromptedCLIP
+from .step_graph import Gpu, Outcome, ReplayedStep, as_backward_leaves_them, not_replayed, replayable
 
 SAMPLE_FILE = "few_shot.json"
 
@@ -50,8 +51,11 @@ class CLIPPromptTrainer(TrainerX):
         """The learner, on the CPU; `clip_model` is there too, in float32."""
         raise NotImplementedError
 
+    @replayable
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss, summed for the backward pass; each is logged under its name.
+
+        Where they are marked as `replayable`, a GPU records them once and replays them.
 
         Args:
             images: `(batch 3 height width)`.
@@ -76,6 +80,9 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: names the key, its value and what is allowed.
         """
         self.check_setting(cfg, "PREC", one_of=PRECISIONS)
+        graphs = getattr(cfg.TRAIN, "CUDA_GRAPHS", "auto")
+        if graphs not in ("auto", "off"):
+            raise ValueError(f"TRAIN.CUDA_GRAPHS is {graphs!r}; allowed are auto and off.")
         if len(cfg.INPUT.SIZE) != 2:
             raise ValueError(
                 f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed are two numbers, height and width in pixels."
@@ -213,6 +220,9 @@ class CLIPPromptTrainer(TrainerX):
     def before_epoch(self) -> None:
         """Before the first epoch, the sample that is trained on is written beside the results."""
         super().before_epoch()
+        replayed_step = vars(self).get("replayed_step")  # made when it is needed first
+        if replayed_step is not None:
+            replayed_step.begin_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
         if self.epoch == self.start_epoch and sample is not None and is_first_process():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
@@ -229,18 +239,29 @@ class CLIPPromptTrainer(TrainerX):
         learned = [each for each in self.model.parameters() if each.requires_grad]
         return of_all_processes(self.losses, learned)
 
-    def forward_backward(self, batch) -> dict[str, float]:
+    def forward_backward(self, batch) -> dict[str, Any]:
         images, labels = self.parse_batch_train(batch)
-        with self.precision.autocast():
-            losses = self.shared_losses(images, labels)
-            loss = torch.stack(list(losses.values())).sum()
-        self.model_backward_and_update(loss)
-        summary = {"loss": loss.item()}
-        if len(losses) > 1:
-            summary |= {name: term.item() for name, term in losses.items()}
+        if self.replayed_step is None:
+            loss, terms = self.summed_losses(images, labels)
+            self.model_backward_and_update(loss)
+        else:
+            loss, terms, gradients = self.replayed_step(images, labels)
+            self.detect_anomaly(loss)
+            self.model_zero_grad()
+            for tensor, gradient in zip(self.optimised_tensors(), gradients, strict=True):
+                tensor.grad = gradient
+            self.optimizers_step(self.get_model_names())
+        summary = {"loss": loss, **(terms if len(terms) > 1 else {})}
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        return summary
+        # From a GPU, tensors: the engine waits for them when it prints.
+        return {name: each.detach() if each.is_cuda else each.item() for name, each in summary.items()}
+
+    def summed_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its terms."""
+        with self.precision.autocast():
+            terms = self.shared_losses(images, labels)
+            return torch.stack(list(terms.values())).sum(), terms
 
     def model_backward_and_update(self, loss: Tensor, names=None) -> None:
         """A step through the loss scaler, which does nothing unless it is needed."""
@@ -248,12 +269,61 @@ class CLIPPromptTrainer(TrainerX):
         self.model_zero_grad(names)
         self.detect_anomaly(loss)
         self.scaler.scale(loss).backward()
+        self.optimizers_step(names)
+
+    def optimizers_step(self, names: Sequence[str]) -> None:
         for name in names:
             self.scaler.step(self._optims[name])
         self.scaler.update()
 
+    # --- the step as a CUDA graph -------------------------------------------------------------------------
+
+    @cached_property
+    def replayed_step(self) -> ReplayedStep | None:
+        """Computes losses and gradients where a GPU may replay them; None where they are computed anew.
+
+        Where that is not plain from the settings, a line says why.
+        """
+        if self.device.type != "cuda" or getattr(self.cfg.TRAIN, "CUDA_GRAPHS", "auto") == "off":
+            return None
+        why = self.why_not_replayed()
+        if why:
+            print(not_replayed(why))
+            return None
+        tolerance = 1e-3 if self.precision.name == "fp32" else 5e-2  # sums in another order
+        return ReplayedStep(self.gradient_step, tolerance, Gpu(self.device))
+
+    def why_not_replayed(self) -> str:
+        """What is known to stand against it; "" for nothing."""
+        name = type(self).__name__
+        if processes() > 1:
+            return "several processes share a batch"
+        if not getattr(type(self).losses, "replayable", False):
+            return f"{name}.losses is not marked as replayable, see trainers/step_graph.py"
+        for part in ("model_backward_and_update", "model_zero_grad", "model_backward", "model_update"):
+            if getattr(type(self), part) is not getattr(CLIPPromptTrainer, part):
+                return f"{name} has a {part} of its own"
+        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self.optimised_tensors()):
+            return "there are hooks on gradients"
+        return ""
+
+    def optimised_tensors(self) -> list[Tensor]:
+        """What is learned now, of all optimizers."""
+        groups = [group for optim in self._optims.values() if optim for group in optim.param_groups]
+        return [each for group in groups for each in group["params"] if each.requires_grad]
+
+    def gradient_step(self, images: Tensor, labels: Tensor) -> Outcome:
+        """The loss and its gradients, scaled as the loss scaler wants them; nothing is changed by it."""
+        loss, terms = self.summed_losses(images, labels)
+        learned = self.optimised_tensors()
+        gradients = torch.autograd.grad(self.scaler.scale(loss), learned, allow_unused=True)
+        terms = {name: each.detach() for name, each in terms.items()}
+        return Outcome(loss.detach(), terms, as_backward_leaves_them(gradients, learned))
+
+    # --- batches and tests --------------------------------------------------------------------------------
+
     def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
 
     def model_inference(self, input: Tensor) -> Tensor:
         with self.precision.autocast():

@@ -14,6 +14,7 @@ from torch import Tensor
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp
+from .step_graph import replayable
 from .templates import template_of
 
 
@@ -31,6 +32,7 @@ class KgCoOp(CoOp):
     def clip_text_features(self) -> Tensor:
         return self.frozen_text_features([template_of(self.dm.dataset)])
 
+    @replayable
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         text_features = self.model.encode_text()
         logits = self.model.logits(self.model.encode_image(images), text_features)

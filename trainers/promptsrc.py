@@ -20,6 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .clip_trainer import CLIPPromptTrainer
 from .ivlp import IVLP
 from .maple import MaPLe
+from .step_graph import replayable
 from .templates import IMAGENET_TEMPLATES, embedded_templates
 
 TEMPLATES = IMAGENET_TEMPLATES[:60]  # the authors took these of OpenAI's 80
@@ -56,6 +57,7 @@ class SelfRegulation(CLIPPromptTrainer):
         templates = embedded_templates(self.model.clip_model, TEMPLATES)
         return self.frozen_text_features(templates, normalise_each=False)
 
+    @replayable
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         own, model = self.own_settings, self.model
         image_features, text_features = model.encode_image(images), model.encode_text()

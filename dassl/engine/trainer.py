@@ -22,6 +22,7 @@ from dassl.evaluation import Predictions, build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
 from dassl.utils.distributed import first_process_first, mean_of_processes, this_process
+from dassl.utils.meters import UnreadFigures
 
 __all__ = [
     "AverageMeter",
@@ -270,7 +271,7 @@ class SimpleTrainer(TrainerBase):
         return self.model(input)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
 
     def get_current_lr(self, names: Any = None) -> float:
         """The learning rate of the first of `names` (default: all models) that has an optimizer; else NaN."""
@@ -288,17 +289,22 @@ class SimpleTrainer(TrainerBase):
         self.set_model_mode("train")
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         frequency = self.cfg.TRAIN.PRINT_FREQ
-        end = time.time()
+        unread = UnreadFigures()
+        last_read = end = time.time()
         for index, batch in enumerate(batches):
             self.batch_idx = index
             data_time.update(time.time() - end)
             summary = self.forward_backward(*batch)
             if this_process()[1] > 1:
                 summary = mean_of_processes(summary)
-            batch_time.update(time.time() - end)
-            losses.update(summary)
-
-            if (index + 1) % frequency == 0 or self.num_batches < frequency:
+            step = self.epoch * self.num_batches + index
+            at_hand = unread.add((step, self.get_current_lr()), summary)
+            prints = (index + 1) % frequency == 0 or self.num_batches < frequency
+            if at_hand or prints:
+                count = len(unread)
+                self._read_figures(unread, losses)
+                batch_time.update((time.time() - last_read) / count, count)
+            if prints:
                 epochs_left = self.max_epoch - self.epoch - 1
                 batches_left = self.num_batches - index - 1 + epochs_left * self.num_batches
                 eta = datetime.timedelta(seconds=int(batch_time.avg * batches_left))
@@ -308,11 +314,19 @@ class SimpleTrainer(TrainerBase):
                     f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
                     f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
                 )
-            step = self.epoch * self.num_batches + index
+            end = time.time()
+            if not unread:
+                last_read = end
+        self._read_figures(unread, losses)
+
+    def _read_figures(self, unread: UnreadFigures, losses: MetricMeter) -> None:
+        """Takes what steps have given into the averages, and logs it as curves."""
+        self.check_losses()
+        for (step, lr), summary in unread.read():
+            losses.update(summary)
             for name, meter in losses.meters.items():
                 self.write_scalar(f"train/{name}", meter.avg, step)
-            self.write_scalar("train/lr", self.get_current_lr(), step)
-            end = time.time()
+            self.write_scalar("train/lr", lr, step)
 
 
 class TrainerX(SimpleTrainer):
@@ -324,7 +338,7 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
         """The images, labels and domains of a batch."""
-        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain"))
 
 
 class TrainerXU(SimpleTrainer):
@@ -346,7 +360,8 @@ class TrainerXU(SimpleTrainer):
 
     def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> Any:
         """The labelled images, their labels, and the unlabelled images."""
-        return tuple(tensor.to(self.device) for tensor in (batch_x["img"], batch_x["label"], batch_u["img"]))
+        tensors = (batch_x["img"], batch_x["label"], batch_u["img"])
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:

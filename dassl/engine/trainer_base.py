@@ -14,6 +14,7 @@ from dassl.engine import checkpoints
 from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
 from dassl.utils.distributed import gather, this_process, wait_for_all
+from dassl.utils.meters import is_on_gpu
 
 
 def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
@@ -35,12 +36,14 @@ class TrainerBase:
     scaler: Any = None  # a gradient scaler, where a trainer uses one
     best_result = float("-inf")  # on the validation images, up to now
     _resumed_rng: Any = None  # random state to go on with, between resuming and the first epoch
+    _most_unchecked = 1000  # losses, so that a training loop of a trainer's own cannot pile them up
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
+        self._unchecked: list[tuple[str, Tensor]] = []  # losses on a GPU, and where they came up
 
     @classmethod
     def can_share_batches(cls) -> bool:
@@ -157,7 +160,11 @@ class TrainerBase:
             is_best: also write it as `model-best.pth.tar`.
             val_result: its result on the validation images.
             model_name: name of the file, if not `model.pth.tar-<epoch>`.
+
+        Raises:
+            FloatingPointError: a loss was not finite. Nothing is written then.
         """
+        self.check_losses()
         for name in self.get_model_names():
             state = self.checkpoint_state(name)
             state["epoch"] = epoch + 1
@@ -274,6 +281,7 @@ class TrainerBase:
             self.epoch = epoch
             self.before_epoch()
             self.run_epoch()
+            self.check_losses()
             self.after_epoch()
         self.after_train()
 
@@ -352,10 +360,27 @@ class TrainerBase:
                 self._scheds[name].step()
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Raises a FloatingPointError where `loss` is not finite."""
-        if not torch.isfinite(loss).all():
-            place = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
-            raise FloatingPointError(f"Loss is infinite or NaN! ({place})")
+        """Raises a FloatingPointError where `loss` is not finite.
+
+        A loss on a GPU is not waited for: `check_losses` raises the error when the next line is printed, and
+        before anything is saved.
+        """
+        place = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
+        self._unchecked.append((place, loss.detach().flatten()))
+        if not is_on_gpu(loss) or len(self._unchecked) >= self._most_unchecked:
+            self.check_losses()
+
+    def check_losses(self) -> None:
+        """Raises a FloatingPointError that names the first batch since the last call with such a loss."""
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        device = unchecked[0][1].device
+        finite = torch.isfinite(torch.cat([loss.to(device) for _, loss in unchecked])).tolist()
+        places = [place for place, loss in unchecked for _ in range(len(loss))]
+        for place, is_finite in zip(places, finite, strict=True):
+            if not is_finite:
+                raise FloatingPointError(f"Loss is infinite or NaN! ({place})")
 
     # TensorBoard
 

@@ -66,6 +66,7 @@ class Classification(EvaluatorBase):
         self._total = 0
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
+        self._unread: list[tuple[Tensor, Tensor]] = []  # predicted and true labels, on a GPU still
         self._per_class_res: defaultdict[int, list[int]] | None = (
             defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
         )
@@ -78,8 +79,20 @@ class Classification(EvaluatorBase):
             gt: labels `(batch)`.
         """
         mo = mo[0] if isinstance(mo, tuple) else mo
-        predicted = mo.max(1)[1].tolist()
-        labels = gt.tolist()
+        predicted = mo.max(1)[1]
+        if predicted.is_cuda and type(self) is Classification:  # a subclass may look at each batch's labels
+            self._unread.append((predicted, gt))
+        else:
+            self._count(predicted.tolist(), gt.tolist())
+
+    def _read(self) -> None:
+        """Counts the batches that are on a GPU still, which is waited for once."""
+        if self._unread:
+            predicted, labels = (torch.cat(tensors).tolist() for tensors in zip(*self._unread, strict=True))
+            self._unread = []
+            self._count(predicted, labels)
+
+    def _count(self, predicted: list[int], labels: list[int]) -> None:
         hits = [int(guess == label) for guess, label in zip(predicted, labels, strict=True)]
         self._correct += sum(hits)
         self._total += len(labels)
@@ -95,6 +108,7 @@ class Classification(EvaluatorBase):
         Raises:
             ValueError: no sample was processed.
         """
+        self._read()
         if is_shared_out(self.cfg) and not self._is_whole:
             self._gather()
         if not self._total:

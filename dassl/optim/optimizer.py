@@ -62,13 +62,32 @@ def build_optimizer(
         return torch.optim.RMSprop(
             groups, **common, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA
         )
-    return torch.optim.SGD(
+    fused = True if _can_be_fused(model, groups) else None
+    optimizer = torch.optim.SGD(
         groups,
         **common,
         momentum=optim_cfg.MOMENTUM,
         dampening=optim_cfg.SGD_DAMPNING,
         nesterov=optim_cfg.SGD_NESTEROV,
+        fused=fused,
     )
+
+    def keep_fused(loaded: Optimizer) -> None:
+        # How a step is computed belongs to the device here, and not to the one that saved the state.
+        for group in loaded.param_groups:
+            group["fused"] = fused
+
+    optimizer.register_load_state_dict_post_hook(keep_fused)
+    return optimizer
+
+
+def _can_be_fused(model: Any, groups: Iterable[Any]) -> bool:
+    """Whether torch has one kernel for the whole step: of float tensors on a GPU, with dense gradients."""
+    if not isinstance(model, nn.Module) or any(getattr(part, "sparse", False) for part in model.modules()):
+        return False
+    tensors = [t for group in groups for t in (group["params"] if isinstance(group, dict) else [group])]
+    tensors = [t[1] if isinstance(t, tuple) else t for t in tensors]
+    return all(t.is_cuda and t.is_floating_point() for t in tensors)
 
 
 def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:
