@@ -237,9 +237,8 @@ def test_a_replay_with_other_gradients_is_not_used(capsys):
 
 def test_each_epoch_is_compared_anew(capsys):
     gpu = StandIn()
-    line = Line(gpu, lambda gpu: shift["now"])
+    line = Line(gpu)
     step = ReplayedStep(line, 1e-3, gpu)  # type: ignore[arg-type]
-    shift = {"now": 0.0}
     images, labels = torch.randn(4, 3), torch.randn(4)
     for _ in range(WARM_UPS + 2):
         step(images, labels)

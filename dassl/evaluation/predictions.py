@@ -23,7 +23,8 @@ class Predictions:
     def __init__(self, cfg: Any, lab2cname: Mapping[int, str]) -> None:
         self.cfg = cfg
         self.lab2cname = lab2cname
-        self.rows: list[tuple[str, int, int]] = []
+        # Paths, labels and predicted labels of each batch; the last two wait on their device.
+        self._batches: list[tuple[Any, Any, Any]] = []
 
     def add(self, batch: Any, scores: Any, labels: Any) -> None:
         """Takes in a batch.
@@ -47,12 +48,15 @@ class Predictions:
                 "TEST.SAVE_PREDICTIONS is True, which needs scores (batch class) and labels (batch); their"
                 f" shapes are {shapes[0]} and {shapes[1]}. Set the key to False."
             )
-        predicted = scores.max(1)[1].tolist()
-        self.rows += zip(batch["impath"], labels.tolist(), predicted, strict=True)
+        self._batches.append((batch["impath"], labels, scores.max(1)[1]))
 
     def write(self, path: str) -> None:
         """Writes the file, whole or not at all; of several processes, the first one writes for all."""
-        rows = interleave(gather(self.rows)) if is_shared_out(self.cfg) else self.rows
+        rows: list[tuple[str, int, int]] = []
+        for paths, labels, predicted in self._batches:
+            rows += zip(paths, labels.tolist(), predicted.tolist(), strict=True)
+        if is_shared_out(self.cfg):
+            rows = interleave(gather(rows))
         if this_process()[0] > 0:
             return
         name = self.lab2cname.get
