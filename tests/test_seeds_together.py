@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_names_its_seed(job, tmp_path, monkeypatch, ca
     assert command_line(job(("--seeds", 1, 2, 3), "seed{seed}", *options)) == 2
     assert capsys.readouterr().err.strip() == (
         "train.py: Seed 2: Loss is infinite or NaN! (epoch 2, batch 1) "
-        "Others go on from their checkpoints with --seeds 1 3."
+        "The others go on from their checkpoints with --seeds 1 3."
     )
     for seed in (1, 2, 3):
         assert all(value.isfinite().all() for value in learned(tmp_path / f"seed{seed}", epoch=1).values())

@@ -292,9 +292,8 @@ class SeedsTogether:
             yield
         except FloatingPointError as error:
             others = " ".join(str(each.number) for each in self.seeds if each is not seed)
-            raise FloatingPointError(
-                f"Seed {seed.number}: {error} Others go on from their checkpoints with --seeds {others}."
-            ) from None
+            way_out = f" The others go on from their checkpoints with --seeds {others}." if others else ""
+            raise FloatingPointError(f"Seed {seed.number}: {error}{way_out}") from None
 
     def step(self, trainers: Sequence[CLIPPromptTrainer], batches: Sequence[Any]) -> list[dict[str, Tensor]]:
         """One training step of each trainer on its batch.
