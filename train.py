@@ -165,18 +165,21 @@ def _train_together(args: argparse.Namespace) -> None:
             kept.enter_context(_no_trace_if_refused(cfg.OUTPUT_DIR))
             kept.enter_context(_alone_in(cfg.OUTPUT_DIR))
         environment = f"** System info **\n{collect_env_info()}\n"
-        seeds, records = [], {}
-        for own, cfg in runs:
-            seed = Seed(cfg.SEED, kept.enter_context(log_of_seed(cfg.SEED, cfg.OUTPUT_DIR)))
-            with seed.at_work():
-                print(f"Setting fixed seed: {cfg.SEED}")
-                set_random_seed(cfg.SEED)
-                print_args(own, cfg)
-                print(environment)
-                seed.trainer = build_trainer(cfg)
-                records[cfg.SEED] = Record(seed.trainer, own, sys.argv)
-            seeds.append(seed)
-        together = SeedsTogether(seeds)
+        records = {}
+
+        def built() -> Iterator[Seed]:
+            for own, cfg in runs:
+                seed = Seed(cfg.SEED, kept.enter_context(log_of_seed(cfg.SEED, cfg.OUTPUT_DIR)))
+                with seed.at_work():
+                    print(f"Setting fixed seed: {cfg.SEED}")
+                    set_random_seed(cfg.SEED)
+                    print_args(own, cfg)
+                    print(environment)
+                    seed.trainer = build_trainer(cfg)
+                    records[cfg.SEED] = Record(seed.trainer, own, sys.argv)
+                yield seed
+
+        together = SeedsTogether(built())
         if not args.no_train:
             together.train(finished=lambda seed: records[seed.number].write())
 

@@ -211,6 +211,17 @@ def test_each_seed_s_run_is_the_one_by_itself(trainer, options, job, tmp_path, d
     assert drawn["both1"][0][0] != drawn["both2"][0][0]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "amp"])
+def test_each_precision_trains_as_by_itself(precision, job, tmp_path):
+    options = ("TRAINER.MAPLE.PREC", precision, "OPTIM.MAX_EPOCH", 1)
+    assert command_line(job(("--seeds", 1, 2), "both/seed{seed}", *options)) == 0
+    assert command_line(job(("--seed", 2), "alone", *options)) == 0
+    ours, right = learned(tmp_path / "both/seed2", epoch=1), learned(tmp_path / "alone", epoch=1)
+    for key, value in right.items():
+        assert ours[key].dtype == torch.float32
+        assert relative_error(ours[key], value) < 1e-4, key  # of a step at the rate of the warm-up
+
+
 def test_each_seed_has_its_log_and_the_terminal_tells_them_apart(job, tmp_path, capsys):
     assert command_line(job(("--seeds", 1, 2), "seed{seed}")) == 0
     printed = capsys.readouterr().out

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -178,28 +178,31 @@ class SeedsTogether:
         ValueError: there is nothing to train, or the seeds have other classes.
     """
 
-    def __init__(self, seeds: Sequence[Seed]) -> None:
-        self.seeds = seeds
-        first = seeds[0].trainer
-        name = type(first).__name__
-        if not first.has_something_to_train():
+    def __init__(self, seeds: Iterable[Seed]) -> None:
+        self.seeds: list[Seed] = []
+        for seed in seeds:  # may be built one by one: of each but the first, CLIP is given up at once
+            self._take_in(seed)
+
+    def _take_in(self, seed: Seed) -> None:
+        trainer: Any = seed.trainer
+        name = type(trainer).__name__
+        if not trainer.has_something_to_train():
             raise ValueError(f"{name} learns nothing, so that no seed changes it; give --seed, not --seeds.")
-        classnames = list(first.dm.dataset.classnames)
-        for seed in seeds:
-            if type(seed.trainer.model) is not PromptedCLIP:
-                raise ValueError(f"{name} has a model of its own: its seeds cannot be trained together.")
-            if list(seed.trainer.dm.dataset.classnames) != classnames:
-                raise ValueError(
-                    f"DATASET.NAME {first.cfg.DATASET.NAME} has other classes for seed {seed.number} than "
-                    f"for seed {seeds[0].number}: train each seed by itself, with --seed."
-                )
-        self.encoders = JointEncoders(first.model.clip_model)
-        self.teacher = JointTeacher(first)
-        for seed in seeds:
-            trainer: Any = seed.trainer
-            trainer.model = OneOfSeveral(self.encoders.clip_model, trainer.model.prompt_learner)
-            trainer.frozen_image_features = self.teacher.image_features
-            trainer.frozen_text_features = self.teacher.text_features
+        if type(trainer.model) is not PromptedCLIP:
+            raise ValueError(f"{name} has a model of its own: train each seed by itself, with --seed.")
+        if not self.seeds:
+            self.encoders = JointEncoders(trainer.model.clip_model)
+            self.teacher = JointTeacher(trainer)
+            self.classnames = list(trainer.dm.dataset.classnames)
+        elif list(trainer.dm.dataset.classnames) != self.classnames:
+            raise ValueError(
+                f"DATASET.NAME {trainer.cfg.DATASET.NAME} has other classes for seed {seed.number} than "
+                f"for seed {self.seeds[0].number}: train each seed by itself, with --seed."
+            )
+        trainer.model = OneOfSeveral(self.encoders.clip_model, trainer.model.prompt_learner)
+        trainer.frozen_image_features = self.teacher.image_features
+        trainer.frozen_text_features = self.teacher.text_features
+        self.seeds.append(seed)
 
     def train(self, finished: Callable[[Seed], None]) -> None:
         """Trains and tests.
