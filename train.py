@@ -128,6 +128,8 @@ def setup_cfg(args: argparse.Namespace):
 
 def main(args: argparse.Namespace) -> None:
     """Trains and tests, or only tests (`--eval-only`), as `args` say."""
+    if args.seeds:
+        return _train_together(args)
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
@@ -151,6 +153,39 @@ def main(args: argparse.Namespace) -> None:
             trainer.train()
         if not args.no_train:
             record.write()
+
+
+def _train_together(args: argparse.Namespace) -> None:
+    """Trains and tests several seeds in this process, each as if it ran by itself."""
+    from experiments.seeds import check_together, log_of_seed, of_each_seed  # here, for upstream Dassl's sake
+    from trainers.seeds_together import Seed, SeedsTogether
+
+    runs = [(own, setup_cfg(own)) for own in of_each_seed(args, one_of_several=_rank() is not None)]
+    check_together(runs)
+    if torch.cuda.is_available() and runs[0][1].USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    with contextlib.ExitStack() as kept:
+        for _, cfg in runs:
+            kept.enter_context(_no_trace_if_refused(cfg.OUTPUT_DIR))
+            kept.enter_context(_alone_in(cfg.OUTPUT_DIR))
+        environment = f"** System info **\n{collect_env_info()}\n"
+        records = {}
+
+        def built() -> Iterator[Seed]:
+            for own, cfg in runs:
+                seed = Seed(cfg.SEED, kept.enter_context(log_of_seed(cfg.SEED, cfg.OUTPUT_DIR)))
+                with seed.at_work():
+                    print(f"Setting fixed seed: {cfg.SEED}")
+                    set_random_seed(cfg.SEED)
+                    print_args(own, cfg)
+                    print(environment)
+                    seed.trainer = build_trainer(cfg)
+                    records[cfg.SEED] = Record(seed.trainer, own, sys.argv)
+                yield seed
+
+        together = SeedsTogether(built())
+        if not args.no_train:
+            together.train(finished=lambda seed: records[seed.number].write())
 
 
 @contextlib.contextmanager
@@ -182,12 +217,24 @@ def _alone_in(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_of_a_run(folder: str) -> Iterator[None]:
-    """Prints into `<folder>/log.txt`, too. A run that is refused before it begins leaves no log behind."""
+    """Prints into `<folder>/log.txt`, too."""
+    stdout = sys.stdout
+    with _no_trace_if_refused(folder):
+        setup_logger(folder)
+        try:
+            yield
+        finally:
+            sys.stdout = stdout
+            setup_logger(None)
+
+
+@contextlib.contextmanager
+def _no_trace_if_refused(folder: str) -> Iterator[None]:
+    """A run that is refused before it begins leaves no log behind."""
     path = Path(folder)
     before = _entries(path)
     made = [place for place in (path, *path.parents) if not place.exists()]
-    stdout, refused = sys.stdout, False
-    setup_logger(folder)
+    refused = False
     try:
         yield
     except (ValueError, OSError) as error:
@@ -196,8 +243,6 @@ def _log_of_a_run(folder: str) -> Iterator[None]:
         )  # those files are not ours
         raise
     finally:
-        sys.stdout = stdout
-        setup_logger(None)
         new = _entries(path) - before
         own = {file for file in new if file.parent == path and file.name.startswith(("log.txt", LOCK_FILE))}
         if refused and new == own:
@@ -227,6 +272,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--resume", default="", help="go on from the checkpoint in this folder instead")
     add("--seed", type=int, default=-1, help="seed of everything random; not seeded if negative")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="several seeds, trained together in this process; --output-dir holds {seed} then",
+    )
     add("--source-domains", nargs="+", help="source domains, for datasets that have domains")
     add("--target-domains", nargs="+", help="target domains, for datasets that have domains")
     add("--transforms", nargs="+", help="names of the training transforms")
