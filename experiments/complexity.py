@@ -18,6 +18,7 @@ import torch
 from clip.clip import EMBEDDED
 from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from experiments.configuration import ROOT, build_parser, setup_cfg
 from experiments.costs import Timing, peak_memory, time_of
 from experiments.flops import (
     compute_as_reference,
@@ -27,7 +28,6 @@ from experiments.flops import (
 )
 from experiments.methods import read_methods
 from experiments.stand_ins import NoImages, batch_of_noise, batches_of_noise, template_for
-from train import ROOT, build_parser, setup_cfg
 from trainers.clip_trainer import CLIPPromptTrainer
 
 EMBEDDED_DATASET = "shapes"  # whose settings are those of the embedded CLIP

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import train
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.catalog_dataset import CatalogDataset
+from experiments.configuration import build_parser, load_plugin, setup_cfg
 from experiments.jobs import Job, differences, read_result
 from experiments.record import plain
 
@@ -25,7 +25,7 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
         FileNotFoundError: a dataset or a configuration is not there.
         ValueError: a wrong setting; or a folder holds a result of other settings.
     """
-    parser = train.build_parser()
+    parser = build_parser()
     others, checked = [], set()
     trained = {job.folder for job in jobs if job.planned.trains}
     for job in jobs:
@@ -36,9 +36,9 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
         args = parser.parse_args(words)
         for plugin in args.plugin:
             if plugin not in checked:
-                train.load_plugin(plugin)
+                load_plugin(plugin)
                 checked.add(plugin)
-        cfg = train.setup_cfg(args)
+        cfg = setup_cfg(args)
         if on_disk and job.planned.dataset not in checked:
             check_dataset(cfg, job.planned.dataset)
             checked.add(job.planned.dataset)

@@ -12,7 +12,7 @@ from typing import Any
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
-from train import build_parser, extend_cfg, load_plugin
+from experiments.configuration import build_parser, extend_cfg, load_plugin
 
 from .results import RESULT_FILE, TEST_FILE
 

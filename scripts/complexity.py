@@ -28,9 +28,9 @@ from experiments.complexity import (
     published_parameters,
 )
 from experiments.complexity_tables import FORMATS, render
+from experiments.configuration import load_plugin
 from experiments.costs import device_name, is_busy, load_average, memory_source
 from experiments.stand_ins import class_names, image_size, random_weights, tokens_of_names
-from train import load_plugin
 from trainers.precision import PRECISIONS
 
 DEFAULT_TRAINERS = ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe"]

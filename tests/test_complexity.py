@@ -35,7 +35,6 @@ from experiments.flops import (
     step_flops,
 )
 from experiments.stand_ins import architecture, batch_of_noise, class_names, image_size, random_weights
-from train import ROOT
 from trainers.prompt_learner import PromptLearner, class_sentences
 from trainers.prompted_clip import PromptedCLIP
 
