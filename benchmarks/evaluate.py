@@ -237,11 +237,15 @@ def report(
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def command_parser() -> argparse.ArgumentParser:
     parser = build_parser(__doc__, classes=(19, 100, 1000))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=100, help="of images; 100 as configured")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = command_parser().parse_args(argv)
     if is_refused(args):
         return 1
     machine = measure_machine(args.prec)

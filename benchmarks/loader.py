@@ -63,8 +63,10 @@ def loaders(
         settings["ours, decoded before"] = (GIGABYTES, "")
     else:
         settings["ours, from the disk"] = (0, folder)
+    drop_last = is_train and len(paths) >= batch_size  # as build_data_loader has it
+    written_out = WrittenOut(paths, is_train)
     ways: dict[str, Any] = {
-        WRITTEN_OUT: DataLoader(WrittenOut(paths, is_train), batch_size, num_workers=workers)
+        WRITTEN_OUT: DataLoader(written_out, batch_size, num_workers=workers, drop_last=drop_last)
     }
     for name, (gigabytes, test_cache) in settings.items():
         cfg = config(gigabytes)

@@ -98,14 +98,18 @@ def report(
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def command_parser() -> argparse.ArgumentParser:
     parser = build_parser(__doc__, classes=(19, 100, 1000))
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument(
         "--options", nargs="*", default=[], help="KEY VALUE pairs: ours is measured with these too"
     )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = command_parser().parse_args(argv)
     if args.measure:
         print(json.dumps(measure(json.loads(args.measure))))
         return 0
