@@ -220,7 +220,7 @@ def report(
     lines = [f"# Evaluation of {args.images:,} images in batches of {args.batch_size}, {args.prec}", ""]
     lines += conditions(["torch"], loads)
     lines += [
-        f"{model_line(args)}; {args.rounds} rounds by turns, after one to warm up; median and range",
+        f"{model_line(args)}; {args.rounds} rounds by turns, after a warm-up; median and range",
         "- Put together from measured parts. Ours: one pass over the text, and the seconds of a batch of "
         f"images for all {args.images:,}; the plain way: a pass over the text for each batch, too. Where "
         f"text is made of the image, a batch of {CONDITIONAL_BATCH} images with their texts stands for all",

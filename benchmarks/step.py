@@ -143,7 +143,7 @@ def report(args: argparse.Namespace, results: dict[str, list[Measured]], machine
         ["torch"], [load for rows in results.values() for each in rows for load in each.loads]
     )
     lines += [
-        f"{model_line(args)}; {args.rounds} rounds by turns, after one to warm up; median and range",
+        f"{model_line(args)}; {args.rounds} rounds by turns, after a warm-up; median and range",
         machine.line(),
         "- Floor: operations of our step over that rate, and which share of the rate our seconds reach",
         "- Ratios are of each round: the plain way's seconds in fp32 over ours. Differences: the largest "

@@ -33,6 +33,7 @@ BUSY = 0.5  # load average at the start above which nothing is measured
 ROUNDS = 5
 LARGEST_PLAIN = 100  # classes; a step of the plain way takes 25 GiB with 1000
 SCALED_FROM = (50, 100)
+WARM_UPS = {"cpu": 1, "cuda": 10}  # on a GPU kernels are chosen, and steps recorded, in the first few
 CPU = torch.device("cpu")
 
 
@@ -55,9 +56,10 @@ class Rounds:
 
 
 def by_turns(turn: Sequence[Rounds], rounds: int) -> list[float]:
-    """Takes the time of each in each round, after one to warm up; gives the load averages before them."""
+    """Takes the time of each in each round, after a warm-up; gives the load averages before the rounds."""
     for each in turn:
-        each.compute()
+        for _ in range(WARM_UPS[each.device.type]):
+            each.compute()
     loads = []
     for number in range(rounds):
         loads += load_average()

@@ -28,7 +28,7 @@ def threads():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch, threads):
-    """A folder for the reports. CLIP and the machine's matrices are tiny; what is above 3 classes is scaled."""
+    """A folder for the reports. CLIP and the machine's matrices are tiny; above 3 classes is scaled."""
 
     @contextlib.contextmanager
     def tiny_weights(backbone):
