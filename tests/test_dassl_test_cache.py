@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from helpers import ROOT
 from PIL import Image
 from torchvision import transforms as T
 
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper, build_data_loader, data_manager, test_cache
 from dassl.data.datasets import Datum
-from dassl.data.test_cache import GB, RECORD, CropCache, crop_settings
+from dassl.data.image_cache import GB
+from dassl.data.test_cache import RECORD, CropCache, crop_settings
 from dassl.data.transforms import build_transform
 from dassl.utils import rng_state, set_random_seed
+from train import command_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -406,6 +409,34 @@ def test_who_holds_the_lock_for_long_stops_no_run(cfg, items, decoded, monkeypat
         assert time.monotonic() - start < 30
     assert decoded() == names(items[4:])
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+# --- a run ------------------------------------------------------------------------------------------------
+
+
+def test_runs_have_the_same_result_and_share_one_file(small_dtd, golden_checkpoint, tmp_path, decoded):
+    def predictions(name: str, classes: str, folder: str) -> str:
+        command = [
+            *("--trainer", "ZeroshotCLIP", "--root", small_dtd, "--output-dir", tmp_path / name),
+            *("--dataset-config-file", ROOT / "configs/datasets/dtd.yaml"),
+            *("--config-file", ROOT / "configs/trainers/vit_b16.yaml", "--eval-only"),
+            *("DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE", "(32, 32)", "TEST.SAVE_PREDICTIONS", True),
+            *("MODEL.BACKBONE.PATH", golden_checkpoint("tiny_public"), "DATALOADER.TEST_CACHE", folder),
+            *("DATASET.SUBSAMPLE_CLASSES", classes),
+        ]
+        assert command_line([str(word) for word in command]) == 0
+        (file,) = (tmp_path / name).rglob("predictions_test.csv")
+        return file.read_text()
+
+    plain = predictions("plain", "all", "")
+    decoded()
+    cache = str(tmp_path / "cache")
+    for classes in ("base", "new"):
+        predictions(classes, classes, cache)
+    assert len(decoded()) == 12
+    assert predictions("cached", "all", cache) == plain
+    assert decoded() == []
+    assert len(list(Path(cache).glob("*.crops"))) == 1
 
 
 # --- where there is none ----------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ from filelock import FileLock
 from PIL import Image, features
 from torchvision import transforms as T
 
+from dassl.data.image_cache import GB
 from dassl.data.transforms.fused import Compose
 
-GB = 2**30  # bytes
 LAYOUT = 1  # of the files
 RECORD = struct.Struct("<16sII")  # key of the image, checksum of its crop, checksum of these and of the place
 LOCKED = 5.0  # seconds to wait for others that write; each takes less than a thousandth of that
