@@ -65,15 +65,17 @@ class Measured:
     """What came of one number of classes.
 
     Attributes:
-        plain_wall, plain_cpu: seconds a step of the plain way, one for each round.
-        scaled: whether they, and its operations, are carried on from fewer classes.
+        wall, cpu: seconds a step of ours, one for each round.
+        plain_wall, plain_cpu: the same of the plain way.
+        scaled: whether the plain way's seconds and operations are carried on from fewer classes.
         errors: largest relative differences of logits and gradients, in float64, with `checked` classes.
         flops: of a step, ours and the plain way's.
         memory: growth of the resident set in a step of ours, in bytes; None where the system cannot tell.
     """
 
     classes: int
-    ours: Rounds
+    wall: list[float]
+    cpu: list[float]
     plain_wall: list[float]
     plain_cpu: list[float]
     scaled: bool
@@ -85,12 +87,12 @@ class Measured:
 
     def row(self, machine: Machine) -> list[str]:
         memory = "unknown" if self.memory is None else f"{self.memory / 2**30:.2f}"
-        shares = [machine.share(self.flops[0], seconds) for seconds in self.ours.wall]
+        shares = [machine.share(self.flops[0], seconds) for seconds in self.wall]
         return [
             f"{self.classes:,}",
-            ratios(self.plain_wall, self.ours.wall),
-            ratios(self.plain_cpu, self.ours.cpu),
-            spread(self.ours.wall, 3),
+            ratios(self.plain_wall, self.wall),
+            ratios(self.plain_cpu, self.cpu),
+            spread(self.wall, 3),
             spread(self.plain_wall, 3) + (", scaled" if self.scaled else ""),
             " / ".join(f"{count / 1e9:,.0f}" for count in self.flops),
             f"{machine.floor(self.flops[0]):.3f}; {spread(shares, 0)} %",
@@ -119,12 +121,23 @@ def measure(name: str, classes: int, args: argparse.Namespace, weights: str) -> 
     ours.compute()
     memory = peak_memory(ours.compute, trainers[0].device)
     loads = by_turns([ours, *plain], args.rounds)
-    wall, cpu = (
+    plain_wall, plain_cpu = (
         [carried_on(classes, sizes, each) for each in zip(*seconds, strict=True)]
         for seconds in ([each.wall for each in plain], [each.cpu for each in plain])
     )
-    both = flops, carried_on(classes, sizes, plain_flops)
-    return Measured(classes, ours, wall, cpu, len(sizes) > 1, errors, checked, both, memory, loads)
+    return Measured(
+        classes=classes,
+        wall=ours.wall,
+        cpu=ours.cpu,
+        plain_wall=plain_wall,
+        plain_cpu=plain_cpu,
+        scaled=len(sizes) > 1,
+        errors=errors,
+        checked=checked,
+        flops=(flops, carried_on(classes, sizes, plain_flops)),
+        memory=memory,
+        loads=loads,
+    )
 
 
 def steps_of(trainer: Any, batch_size: int) -> Rounds:
