@@ -175,10 +175,11 @@ def test_other_normalisation_takes_the_same_crops(cfg, items, decoded):
     assert torch.equal(ours, without(cfg, items))
 
 
-def test_other_version_of_pillow_makes_crops_of_its_own(cfg, items, decoded, monkeypatch):
+@pytest.mark.parametrize("library", ["PIL", "torchvision"])
+def test_other_version_of_a_library_makes_crops_of_its_own(cfg, items, decoded, monkeypatch, library):
     images(cfg, items)
     decoded()
-    monkeypatch.setattr(test_cache.PIL, "__version__", "1.0")
+    monkeypatch.setattr(getattr(test_cache, library), "__version__", "1.0")
     images(cfg, items)
     assert decoded() == names(items)
 

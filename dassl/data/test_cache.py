@@ -6,10 +6,11 @@ uint8; what follows it, conversion and normalisation, is done each time as witho
     <DATASET.NAME>_224x224_<digest>.crops    crops one behind the other, as many bytes each
                                ... .index    for each crop a `RECORD`
 
-The digest is of all that decides pixels: the transform, and the versions of Pillow and of its decoders. All
-runs, splits, methods and seeds share these files. They only grow, and are right at each moment: a crop is
-written before its record, and a record counts only if crop and record have the checksums that it says. So a
-run that is killed, a disk that is full, or a power cut leave at worst a crop that is made once more.
+The digest is of all that decides pixels: the transform, and the versions of Pillow, its decoders and
+torchvision. All runs, splits, methods and seeds share these files. They only grow, and are right at each
+moment: a crop is written before its record, and a record counts only if crop and record have the checksums
+that it says. So a run that is killed, a disk that is full, or a power cut leave at worst a crop that is made
+once more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from zlib import crc32
 import numpy as np
 import PIL
 import torch
+import torchvision
 from filelock import FileLock
 from PIL import Image, features
 from torchvision import transforms as T
@@ -75,7 +77,8 @@ class CropCache:
         self.folder = os.path.abspath(os.path.expanduser(folder))
         self.budget = budget
         height, width = settings[0]
-        versions = [PIL.__version__, platform.machine(), *map(features.version, DECODERS)]
+        versions = [PIL.__version__, torchvision.__version__, *map(features.version, DECODERS)]
+        versions.append(platform.machine())
         digest = blake2b(repr((LAYOUT, settings, versions)).encode(), digest_size=6).hexdigest()
         stem = f"{re.sub(r'[^A-Za-z0-9-]', '-', name)}_{height}x{width}_{digest}"
         self.file = os.path.join(self.folder, stem)
