@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_clip
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
-from benchmarks import decoding, report, startup
+from benchmarks import decoding, evaluate, loader, machine, memory, report, startup, step, ways
 from datasets import index
+
+TWO_ROUNDS = ["--rounds", "2", "--anyway"]
 
 
 @pytest.fixture
@@ -18,6 +24,34 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch, threads):
+    """A folder for the reports. CLIP and the machine's matrices are tiny; above 3 classes is scaled."""
+
+    @contextlib.contextmanager
+    def tiny_weights(backbone):
+        file = tmp_path / "tiny.safetensors"
+        save_file({key: value.half() for key, value in tiny_clip(2, 2).state_dict().items()}, file)
+        yield file
+
+    monkeypatch.setattr(ways, "random_weights", tiny_weights)
+    monkeypatch.setattr(ways, "image_size", lambda backbone: 32)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    for key, value in {"SIDE": 32, "COPIED": 4096, "REPETITIONS": 1}.items():
+        monkeypatch.setattr(machine, key, value)
+    for module in (ways, memory):
+        monkeypatch.setattr(module, "LARGEST_PLAIN", 3)
+    monkeypatch.setattr(ways, "SCALED_FROM", (2, 3))
+    return tmp_path / "results"
+
+
+def table_of(file) -> list[dict[str, str]]:
+    """The rows of the last table in a report."""
+    lines = [line for line in file.read_text().split("\n\n")[-1].splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def test_startup_draws_the_same_images_in_each_way(tmp_path, monkeypatch):
@@ -77,3 +111,146 @@ def test_figures_are_medians_and_ranges_of_rounds(tmp_path, monkeypatch, capsys)
         "Load average before each round: 0.5 to 1.5" in line for line in report.conditions([], [0.5, 1.5])
     )
     assert np.isfinite(report.load_average()).all()
+
+
+# --- beside the plain way ---------------------------------------------------------------------------------
+
+
+def test_step_reports_ratios_floor_memory_and_exactness(results):
+    assert step.main([*TWO_ROUNDS, "--classes", "2", "4", "--batch-size", "2", "--check", "3"]) == 0
+    file = results / "step_maple_batch2_fp32.md"
+    few, many = table_of(file)
+    assert (few["classes"], many["classes"]) == ("2", "4")
+    for row, checked in ((few, ""), (many, " (3)")):
+        assert row["plain / ours, wall"].count("to") == 1
+        assert row["floor, s; how near"].endswith("%")
+        errors = row["differences: logits, gradients"]
+        assert errors.endswith(checked)
+        assert all(float(error) <= 1e-12 for error in errors.removesuffix(checked).split(", "))
+        ours, plain = (float(count) for count in row["GFLOPs, ours / plain"].split(" / "))
+        assert ours <= plain
+    assert not few["s a step, plain"].endswith("scaled")
+    assert many["s a step, plain"].endswith("scaled")
+    text = file.read_text()
+    assert "above 3 classes the plain way's text was measured on 2 and 3" in text
+    assert "GFLOP/s of matrices (32 × 32, float32)" in text
+
+
+@pytest.mark.parametrize("name", ["MaPLe", "CoCoOp", "ZeroshotCLIP"])
+def test_evaluation_is_put_together_from_its_parts(results, name):
+    given = ["--classes", "2", "4", "--batch-size", "3", "--images", "7", "--check", "2"]
+    assert evaluate.main([*TWO_ROUNDS, *given, "--trainers", name]) == 0
+    file = results / f"evaluate_{name.lower()}_7images_fp32.md"
+    few, many = table_of(file)
+    assert not few["s, plain"].endswith("scaled")
+    assert many["s, plain"].endswith("scaled")
+    assert (few["of it text once, s"] == "with each image") == (name == "CoCoOp")
+    assert float(few["difference of logits"]) <= 1e-12
+    assert many["difference of logits"].endswith(" (2)")
+    text = file.read_text()
+    assert text.startswith("# Evaluation of 7 images in batches of 3, fp32")
+    assert "Put together from measured parts" in text
+
+
+def test_evaluation_counts_text_once_and_the_plain_way_each_batch(results, monkeypatch):
+    monkeypatch.setattr(ways.time, "perf_counter", iter(range(10_000)).__next__)  # each part takes a second
+    args = evaluate.command_parser().parse_args(
+        [*TWO_ROUNDS, "--classes", "2", "--batch-size", "2", "--images", "6"]
+    )
+    with ways.weights_of(args.backbone) as weights:
+        (found,), _ = evaluate.measure("MaPLe", args, weights)
+    assert found.wall == [3 + 1] * 2
+    assert found.plain_wall == [3 + 3] * 2
+    assert found.image == [0.5] * 2
+
+
+def test_nothing_is_said_of_scaling_where_there_is_none(results):
+    assert evaluate.main([*TWO_ROUNDS, "--classes", "2", "--images", "3", "--trainers", "CoOp"]) == 0
+    assert "caled" not in (results / "evaluate_coop_3images_fp32.md").read_text()
+
+
+def test_carrying_on_is_even():
+    assert ways.carried_on(1000, [50, 100], [7.0, 12.0]) == pytest.approx(102)
+    assert ways.carried_on(100, [100], [12.0]) == 12
+    assert ways.plain_sizes(100) == [100]
+    assert ways.plain_sizes(101) == [50, 100]
+
+
+def test_memory_tells_growth_and_seconds_of_each_way(results, monkeypatch):
+    monkeypatch.setattr(memory, "in_own_process", memory.measure)
+    given = ["--classes", "2", "4", "--batch-size", "1", "--options", "TRAINER.MAPLE.N_CTX", "3"]
+    assert memory.main([*TWO_ROUNDS, *given]) == 0
+    rows = table_of(results / "memory_maple_batch1_fp32.md")
+    own = "ours, TRAINER.MAPLE.N_CTX 3"
+    assert [(row["classes"], row["way"]) for row in rows] == [
+        *(("2", "ours"), ("2", own), ("2", "plain")),
+        *(("4", "ours"), ("4", own)),
+    ]
+    assert all("to" in row["s a step"] for row in rows)
+
+
+def test_memory_of_a_case_is_measured_in_a_process_of_its_own(threads):
+    args = memory.command_parser().parse_args(["--backbone", "ViT-Shapes/8", *TWO_ROUNDS])
+    found = memory.in_own_process(memory.cases_of("MaPLe", 2, args, "")["ours"])
+    assert len(found["wall"]) == len(found["bytes"]) == 2
+
+
+@pytest.mark.parametrize("module", [step, evaluate, memory, loader])
+def test_busy_machine_is_refused(results, monkeypatch, capsys, module):
+    monkeypatch.setattr(ways, "load_average", lambda: [3.14])
+    assert module.main([]) == 1
+    assert capsys.readouterr().err == ("The machine is busy: load average 3.14. Wait, or give --anyway.\n")
+    assert not results.exists()
+
+
+def test_quiet_machine_is_not_refused(monkeypatch, threads, capsys):
+    args = memory.command_parser().parse_args([])
+    for loads in ([], [0.4]):
+        monkeypatch.setattr(ways, "load_average", lambda loads=loads: loads)
+        assert not ways.is_refused(args)
+    assert capsys.readouterr().err == ""
+
+
+def test_machine_s_rates_are_rates(results):
+    found = machine.measure_machine()
+    assert found.matmul > 0
+    assert found.bandwidth > 0
+    known = machine.Machine(matmul=2e9, bandwidth=1e9, dtype="float32")
+    assert known.floor(1e9) == 0.5
+    assert known.share(1e9, seconds=2) == 25
+
+
+# --- loaders ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_loaders_are_compared_with_and_without_workers(results, tmp_path):
+    (tmp_path / "photos").mkdir()
+    decoding.draw_photos(tmp_path / "photos", 3)
+    given = [
+        "--folder",
+        str(tmp_path / "photos"),
+        "--batch-size",
+        "2",
+        "--rounds",
+        "1",
+        "--workers",
+        "0",
+        "1",
+    ]
+    assert loader.main([*given, "--anyway"]) == 0
+    text = (results / "loader_photos.md").read_text()
+    assert text.startswith("# The loaders: 3 photos to inputs of 224 × 224")
+    for name in ("written out", "ours", "ours, decoded before", "ours, from the disk"):
+        assert f"| {name} " in text
+    assert "- test, ours, from the disk, no workers: each image adds" in text
+    assert "- test, ours, from the disk, 1 workers: where the model takes more than" in text
+
+
+def test_loader_that_gives_another_number_stops_the_comparison(tmp_path):
+    decoding.draw_photos(tmp_path, 1)
+    paths = [str(tmp_path / "0000.jpg")]
+    other = [{"img": torch.zeros(1, 3, 224, 224)}]
+    right = DataLoader(loader.WrittenOut(paths, is_train=False))
+    with pytest.raises(AssertionError, match="ours gives other numbers than written out"):
+        loader.measure({"written out": right, "ours": other}, rounds=1)

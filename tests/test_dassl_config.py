@@ -13,7 +13,8 @@ from dassl.config import Config, clean_cfg, get_cfg_default
 
 GOLDEN = Path(__file__).parent / "golden"
 # What upstream does not have.
-ADDED = {"DATALOADER.CACHE_GB", "OPTIM.EPS", "TEST.SAVE_PREDICTIONS"}
+ADDED = {"DATALOADER.CACHE_GB", "OPTIM.EPS", "TEST.SAVE_PREDICTIONS", "TRAIN.CHECKPOINTS_KEPT"}
+ADDED |= {"DATALOADER.TEST_CACHE", "DATALOADER.TEST_CACHE_GB"}
 ADDED |= {f"DATALOADER.{split}.LOADER" for split in ("TRAIN_X", "TRAIN_U", "TEST")}
 
 

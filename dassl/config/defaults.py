@@ -100,6 +100,10 @@ def _dataloader() -> Config:
             # Memory for decoded training images, in 2**30 bytes; 0: none. Not a key of upstream. 4 hold 7,600
             # photos of 500 × 375 pixels; 16 shots of ImageNet are twice as many.
             "CACHE_GB": 4.0,
+            # Folder for resized and cropped test images, for all runs to come; "": none. 1 GB holds 7,000 of
+            # 224 × 224 pixels; all in the folder take no more than TEST_CACHE_GB. Not keys of upstream.
+            "TEST_CACHE": "",
+            "TEST_CACHE_GB": 40.0,
             "K_TRANSFORMS": 1,  # views of an image per sample
             "RETURN_IMG0": False,
             "TRAIN_X": train,

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
 from dassl.data.samplers import DistributedEvalSampler, SharedBatches, build_sampler
+from dassl.data.test_cache import CropCache, crop_settings
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import Registry, read_image
 from dassl.utils.distributed import this_process
@@ -176,10 +177,14 @@ class _Loader(DataLoader):
     """A DataLoader that does not warn about more workers than cores.
 
     Their number decides with which random numbers an image is augmented: no machine may change it.
-    Before they are started, the images are decoded that the dataset's cache can hold for them.
+    Before they are started, the images are decoded that the dataset's cache can hold for them, and the index
+    of crops on the disk is read.
     """
 
     def __iter__(self) -> Any:
+        test_cache = getattr(self.dataset, "test_cache", None)
+        if isinstance(test_cache, CropCache):
+            test_cache.refresh()
         cache = getattr(self.dataset, "cache", None)
         if self.num_workers > 0 and isinstance(cache, ImageCache) and ImageCache.is_shared(self):
             data_source = getattr(self.dataset, "data_source", ())
@@ -197,7 +202,9 @@ class DatasetWrapper(Dataset):
     `img` is a list of `DATALOADER.K_TRANSFORMS` images if that is above 1. Further transforms add `img2`, ...
     and `DATALOADER.RETURN_IMG0` adds `img0`, the image resized but not augmented.
 
-    Training images are decoded once and kept, up to `DATALOADER.CACHE_GB` (see `ImageCache`).
+    Training images are decoded once and kept, up to `DATALOADER.CACHE_GB` (see `ImageCache`). Others are
+    decoded once for all runs where `DATALOADER.TEST_CACHE` names a folder and the transform is the one that
+    `build_transform` makes for testing (see `CropCache`).
 
     Args:
         cfg: reads `DATALOADER` and `INPUT`.
@@ -206,12 +213,14 @@ class DatasetWrapper(Dataset):
         is_train: whether images are augmented `K_TRANSFORMS` times.
 
     Raises:
-        ValueError: `K_TRANSFORMS` without a transform; a negative `CACHE_GB`; when it is its turn, an image
-            that cannot be decoded.
+        ValueError: `K_TRANSFORMS` without a transform; a negative `CACHE_GB` or `TEST_CACHE_GB`; when it is
+            its turn, an image that cannot be decoded.
         FileNotFoundError: an image that is not there, when it is its turn.
     """
 
-    cache: ImageCache | None = None  # also where a subclass does not call this __init__
+    # Also where a subclass does not call this __init__.
+    cache: ImageCache | None = None
+    test_cache: CropCache | None = None
 
     def __init__(
         self,
@@ -230,11 +239,12 @@ class DatasetWrapper(Dataset):
             raise ValueError(
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform; set it to 1."
             )
-        budget = getattr(cfg.DATALOADER, "CACHE_GB", 0)  # a configuration from elsewhere has no such key
-        if not budget >= 0:
-            raise ValueError(f"DATALOADER.CACHE_GB is {budget}; allowed is 0 (no cache) or more.")
+        budget, disk = (_budget(cfg, key) for key in ("CACHE_GB", "TEST_CACHE_GB"))
         if is_train and budget:
             self.cache = ImageCache(budget * GB, len(data_source), _read)
+        folder, settings = getattr(cfg.DATALOADER, "TEST_CACHE", ""), crop_settings(transform)
+        if folder and disk and settings is not None and not (is_train or self.return_img0):
+            self.test_cache = CropCache(folder, disk * GB, cfg.DATASET.NAME, cfg.DATASET.ROOT, settings)
 
         resize = T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg))
         to_tensor: list[Transform] = [resize, T.ToTensor()]
@@ -248,6 +258,9 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        if self.test_cache is not None and crop_settings(self.transform) == self.test_cache.settings:
+            output["img"] = self._read_crop(item.impath, self.test_cache)
+            return output
         img0 = _read(item.impath) if self.cache is None else self.cache.read(item.impath)
         if self.transform is None:
             output["img"] = img0
@@ -260,9 +273,23 @@ class DatasetWrapper(Dataset):
             output["img0"] = self.to_tensor(img0)
         return output
 
+    def _read_crop(self, path: str, cache: CropCache) -> Any:
+        transform: Any = self.transform
+        resize, center_crop = transform.transforms[:2]
+        crop = cache.read(path, lambda: center_crop(resize(_read(path))))
+        return transform(crop, done=2)
+
     def _transform_image(self, transform: Any, img0: Image.Image) -> Any:
         images = [transform(img0) for _ in range(self.k_tfm)]
         return images[0] if len(images) == 1 else images
+
+
+def _budget(cfg: CfgNode, key: str) -> float:
+    """How much a cache may take, in 2**30 bytes; a configuration from elsewhere has no such key."""
+    budget = getattr(cfg.DATALOADER, key, 0)
+    if not budget >= 0:
+        raise ValueError(f"DATALOADER.{key} is {budget}; allowed is 0 (no cache) or more.")
+    return budget
 
 
 class _OneLine(Exception):

@@ -18,31 +18,43 @@ class Compose(T.Compose):
     two copies of the image. `transforms` is the plain list of steps, and may be changed.
     """
 
-    def __call__(self, img: Any) -> Any:
-        steps = list(self.transforms)
+    def __call__(self, img: Any, done: int = 0) -> Any:
+        """Takes an image through all steps, or through those that are left when the first `done` are done."""
+        steps = list(self.transforms[done:])
         while steps:
             step = steps.pop(0)
             if type(step) is T.ToTensor and steps and _fits(img, steps[0]):
                 normalize = steps.pop(0)
                 img = to_normalized_tensor(img, normalize.mean, normalize.std)
-            else:
-                img = step(img)
+                continue
+            if isinstance(img, np.ndarray) and not img.flags.writeable:
+                img = Image.fromarray(img)  # torch warns of arrays that cannot be written
+            img = step(img)
         return img
 
 
 def _fits(img: Any, step: Any) -> bool:
     return (
         type(step) is T.Normalize
-        and isinstance(img, Image.Image)
-        and img.mode == "RGB"
+        and _is_rgb(img)
         and torch.get_default_dtype() == torch.float32  # which is what ToTensor gives
         and len(step.mean) == len(step.std) == 3
         and bool(np.array(step.std, dtype=np.float32).all())  # torchvision says what is wrong with a 0
     )
 
 
-def to_normalized_tensor(img: Image.Image, mean: Any, std: Any) -> Tensor:
-    """`(channel height width)` in float32: each channel in [0, 1], less its mean, over its deviation."""
+def _is_rgb(img: Any) -> bool:
+    if isinstance(img, np.ndarray):
+        return img.dtype == np.uint8 and img.ndim == 3 and img.shape[-1] == 3
+    return isinstance(img, Image.Image) and img.mode == "RGB"
+
+
+def to_normalized_tensor(img: Image.Image | np.ndarray, mean: Any, std: Any) -> Tensor:
+    """`(channel height width)` in float32: each channel in [0, 1], less its mean, over its deviation.
+
+    Args:
+        img: of three channels; an array of uint8 is `(height width channel)`.
+    """
     pixels = np.asarray(img).transpose(2, 0, 1)
     output = np.empty(pixels.shape, dtype=np.float32)
     np.copyto(output, pixels)

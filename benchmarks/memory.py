@@ -1,0 +1,137 @@
+"""How much more memory than the model a training step takes: ours, ours with other settings, the plain way.
+
+    python -m benchmarks.memory                                     # MaPLe on ViT-B/16, batch 4
+    python -m benchmarks.memory --options MODEL.TEXT_CHUNK 100      # beside it, ours with that setting
+
+Each case runs in a process of its own, whose heap nothing else has touched: a step to warm up, the growth of
+the resident set in some steps, and the seconds of as many others. The plain way is the reference's; it is
+left out where it takes too much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.report import RESULTS, conditions, load_average, save, spread
+from benchmarks.ways import (
+    LARGEST_PLAIN,
+    Rounds,
+    batch_for,
+    build,
+    build_parser,
+    by_turns,
+    is_refused,
+    model_line,
+    progress,
+    result_name,
+    table,
+    weights_of,
+)
+from experiments.costs import memory_source, peak_memory
+
+OURS, PLAIN = "ours", "plain"
+COLUMNS = ("classes", "way", "GiB more in a step", "s a step")
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Bytes and seconds of a case, one for each round; for the process of its own."""
+    torch.set_num_threads(case["threads"])
+    names = ("name", "classes", "backbone", "weights", "precision", "options")
+    trainer = build(*(case[name] for name in names))
+    batch = batch_for(trainer, case["batch_size"])
+    steps = Rounds(lambda: trainer.forward_backward(batch), trainer.device)
+    steps.compute()
+    grown = [peak_memory(steps.compute, trainer.device) for _ in range(case["rounds"])]
+    loads = by_turns([steps], case["rounds"])
+    return {"bytes": grown, "wall": steps.wall, "loads": loads, "source": memory_source(trainer.device)}
+
+
+def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
+    """Raises a `CalledProcessError` where it fails, as without memory; its words are on the terminal."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--measure", json.dumps(case)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=RESULTS.parent.parent)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def cases_of(name: str, classes: int, args: argparse.Namespace, weights: str) -> dict[str, dict[str, Any]]:
+    """What is measured, by its name in the table."""
+    ours = {
+        "name": name,
+        "classes": classes,
+        "backbone": args.backbone,
+        "weights": weights,
+        "precision": args.prec,
+        "options": [],
+        "batch_size": args.batch_size,
+        "rounds": args.rounds,
+        "threads": args.threads,
+    }
+    cases = {OURS: ours}
+    if args.options:
+        cases[f"{OURS}, {' '.join(args.options)}"] = {**ours, "options": args.options}
+    if classes <= LARGEST_PLAIN:
+        cases[PLAIN] = {**ours, "precision": ""}
+    return cases
+
+
+def report(
+    args: argparse.Namespace, rows: dict[str, list[list[str]]], source: str, loads: Sequence[float]
+) -> list[str]:
+    """The measurement in words."""
+    lines = [f"# Memory of a training step, batch {args.batch_size}, {args.prec}", ""]
+    lines += conditions(["torch"], loads)
+    lines += [
+        model_line(args),
+        f"- GiB: {source}, above what was taken before the step, after one to warm up; each case in a "
+        f"process of its own, {args.rounds} steps for memory and {args.rounds} for seconds, median and range",
+        f"- The plain way, in fp32, is measured up to {LARGEST_PLAIN} classes",
+    ]
+    for name, cells in rows.items():
+        lines += ["", f"## {name}", "", table(cells, COLUMNS)]
+    return lines
+
+
+def command_parser() -> argparse.ArgumentParser:
+    parser = build_parser(__doc__, classes=(19, 100, 1000))
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument(
+        "--options", nargs="*", default=[], help="KEY VALUE pairs: ours is measured with these too"
+    )
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = command_parser().parse_args(argv)
+    if args.measure:
+        print(json.dumps(measure(json.loads(args.measure))))
+        return 0
+    if is_refused(args):
+        return 1
+    rows: dict[str, list[list[str]]] = {}
+    loads, source = load_average(), ""
+    with weights_of(args.backbone) as weights:
+        for name in args.trainers:
+            rows[name] = []
+            for classes in args.classes:
+                for way, case in cases_of(name, classes, args, weights).items():
+                    progress(f"{name}, {classes} classes, {way} ...")
+                    found = in_own_process(case)
+                    loads, source = loads + found["loads"], found["source"]
+                    grown = [each / 2**30 for each in found["bytes"] if each is not None]
+                    memory = spread(grown) if grown else "unknown"
+                    rows[name].append([f"{classes:,}", way, memory, spread(found["wall"])])
+    file = result_name("memory", args, f"batch{args.batch_size}", args.prec)
+    save(file, report(args, rows, source, loads))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
