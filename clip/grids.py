@@ -27,18 +27,22 @@ class Grid:
 
     Attributes:
         longest: tokens of its longest class.
-        cells: where in the flattened grid each token stands, `(token)`; None where they fill it.
         sees: what the tokens of a class attend to, the prefix first, `(longest, prefix + longest)`.
-        last_sees: what the last token of each class attends to, `(class, prefix + longest)`.
+        tokens: the token of each cell, counted from `start`, `(class·longest)`: behind the last of a class it
+            is that one again, which nobody attends to there. None where the tokens fill the grid.
+        cells: the cell of each token, `(token)`; None as well.
+        last_sees: what the last token of each class attends to, `(class, prefix + longest)`; None for all,
+            as in a grid that is full.
     """
 
     start: int
     stop: int
     classes: int
     longest: int
-    cells: Tensor | None
     sees: Tensor
-    last_sees: Tensor
+    tokens: Tensor | None = None
+    cells: Tensor | None = None
+    last_sees: Tensor | None = None
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues) -> Tensor:
         """Attention of each token to the prefix, and to its own class up to itself.
@@ -54,7 +58,7 @@ class Grid:
             self._put(queries), self._put(keys, prefix[0]), self._put(values, prefix[1]), self.sees
         )
         cells = attended.unflatten(0, (len(queries), -1)).transpose(1, 2).flatten(2, 3)
-        return cells if self.cells is None else cells[:, :, self.cells]
+        return cells if self.cells is None else cells.index_select(2, self.cells)
 
     def attend_from_last(self, queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues) -> Tensor:
         """The same for the last token of each class: queries and result `(group head class head_width)`."""
@@ -62,19 +66,18 @@ class Grid:
             queries.transpose(1, 2).flatten(0, 1)[:, :, None],
             self._put(keys, prefix[0]),
             self._put(values, prefix[1]),
-            None if self.cells is None else self.last_sees.repeat(len(queries), 1)[:, None, None],
+            None if self.last_sees is None else self.last_sees.repeat(len(queries), 1)[:, None, None],
         )
         return attended[:, :, 0].unflatten(0, (len(queries), -1)).transpose(1, 2)
 
     def _put(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """This grid's tokens in their cells, behind the prefix's, and zeros behind the last of a class.
+        """This grid's tokens in their cells, behind the prefix's.
 
         `(group head token head_width)` → `(group·class head length head_width)`.
         """
         x = x[:, :, self.start : self.stop]
-        if self.cells is not None:
-            empty = x.new_zeros(*x.shape[:2], self.classes * self.longest, x.shape[3])
-            x = empty.index_copy(2, self.cells, x)
+        if self.tokens is not None:
+            x = x.index_select(2, self.tokens)
         x = x.unflatten(2, (self.classes, self.longest)).transpose(1, 2)
         if prefix is not None:
             x = torch.cat([prefix[:, None].expand(-1, self.classes, -1, -1, -1), x], dim=3)

@@ -47,7 +47,8 @@ class Sentences(nn.Module):
     own_tokens: Tensor  # (token)
     own_positions: Tensor  # (token): position in the sentence
     own_classes: Tensor  # (token)
-    own_cells: Tensor  # (token): cell of its grid, flattened
+    own_cells: Tensor  # (token): its cell of the flattened grid
+    cell_tokens: Tensor  # (cell), of all grids: which own token stands there
     own_slots: Tensor  # (slot): where among the own tokens prompts stand
     own_prompts: Tensor  # (slot): which prompt stands there
     eot: Tensor  # (class), longest first: where among the own tokens EOT stands
@@ -88,25 +89,33 @@ class Sentences(nn.Module):
         position = torch.arange(length)
         lengths = eot + 1 - prefix
         order = lengths.argsort(descending=True, stable=True)
+        lengths = lengths[order]
+        starts = lengths.cumsum(dim=0) - lengths
         owned = ((position >= prefix) & (position <= eot[:, None]))[order]
         places, own_positions = owned.nonzero(as_tuple=True)
         own_slots = (prompt_at[order][owned] >= 0).nonzero().flatten()
         longest = int(lengths.max())
 
-        # For the loop over grids, which must not wait for a device.
-        self.lengths = lengths[order].tolist()
-        self.starts = [0, *lengths[order].cumsum(dim=0).tolist()]
+        # Lists, for the loop over grids: it must not wait for a device.
+        self.lengths = lengths.tolist()
+        self.starts = [*starts.tolist(), len(own_positions)]
         self.grids = similar_lengths(self.lengths)
-        rows = torch.cat([length * torch.arange(classes) for classes, length in self.grids])
+        widths = torch.tensor([width for _, width in self.grids]).repeat_interleave(
+            torch.tensor([classes for classes, _ in self.grids])
+        )
+        rows = torch.cat([torch.arange(classes) for classes, _ in self.grids])
+        columns = torch.cat([torch.arange(width).repeat(classes) for classes, width in self.grids])
+        cell_places = torch.arange(count).repeat_interleave(widths)
         buffers = {
             "prefix_tokens": tokens[0, :prefix],
             "own_tokens": tokens[order][owned],
             "own_positions": own_positions,
             "own_classes": order[places],
-            "own_cells": rows[places] + own_positions - prefix,
+            "own_cells": (rows * widths)[places] + own_positions - prefix,
+            "cell_tokens": starts[cell_places] + torch.minimum(columns, lengths[cell_places] - 1),
             "own_slots": own_slots,
             "own_prompts": prompt_at[order][owned][own_slots],
-            "eot": torch.tensor(self.starts[1:]) - 1,
+            "eot": starts + lengths - 1,
             "places": order.argsort(),
             "sees": torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix),
         }
@@ -224,26 +233,27 @@ class Sentences(nn.Module):
 
     def _grids(self, first: int, end: int) -> Iterator[Grid]:
         """The grids of the classes from `first` to `end`; of one that reaches beyond, that part."""
-        grid_end = 0
+        prefix, before = len(self.prefix_tokens), self.starts[first]
+        grid_end = grid_cell = 0
         for classes, longest in self.grids:
             grid_first, grid_end = grid_end, grid_end + classes
-            start, stop = max(first, grid_first), min(end, grid_end)
-            if start >= stop:
+            cell, grid_cell = grid_cell, grid_cell + classes * longest
+            begin, stop = max(first, grid_first), min(end, grid_end)
+            if begin >= stop:
                 continue
-            tokens = slice(self.starts[start], self.starts[stop])
-            cells = None
-            if tokens.stop - tokens.start < (stop - start) * longest:
-                cells = self.own_cells[tokens] - (start - grid_first) * longest
-            prefix = len(self.prefix_tokens)
+            own = slice(self.starts[begin], self.starts[stop])
             sees = self.sees[:longest, : prefix + longest]
+            part = (own.start - before, own.stop - before, stop - begin, longest, sees)
+            if own.stop - own.start == (stop - begin) * longest:
+                yield Grid(*part)
+                continue
+            left_out = (begin - grid_first) * longest
+            cells = slice(cell + left_out, cell + left_out + (stop - begin) * longest)
             yield Grid(
-                start=tokens.start - self.starts[first],
-                stop=tokens.stop - self.starts[first],
-                classes=stop - start,
-                longest=longest,
-                cells=cells,
-                sees=sees,
-                last_sees=sees[self.own_positions[self.eot[start:stop]] - prefix],
+                *part,
+                tokens=self.cell_tokens[cells] - own.start,
+                cells=self.own_cells[own] - left_out,
+                last_sees=sees[self.own_positions[self.eot[begin:stop]] - prefix],
             )
 
     def _with_leading(self, tokens: Tensor | None, prefix: Tensor) -> Tensor:
