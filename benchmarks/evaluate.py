@@ -40,7 +40,7 @@ from benchmarks.ways import (
     table,
     weights_of,
 )
-from experiments.flops import image_and_text_flops
+from experiments.costs.flops import image_and_text_flops
 
 CONDITIONAL_BATCH = 2  # images with a text of their own each
 COMPARED = 4  # images whose logits are compared

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.costs import wait_for
+from experiments.costs.machine import wait_for
 
 SIDE = 2048  # of the square matrices
 COPIED = 256 * 2**20  # bytes

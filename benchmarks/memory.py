@@ -34,7 +34,7 @@ from benchmarks.ways import (
     table,
     weights_of,
 )
-from experiments.costs import memory_source, peak_memory
+from experiments.costs.machine import memory_source, peak_memory
 
 OURS, PLAIN = "ours", "plain"
 COLUMNS = ("classes", "way", "GiB more in a step", "s a step")

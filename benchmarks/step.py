@@ -40,8 +40,8 @@ from benchmarks.ways import (
     table,
     weights_of,
 )
-from experiments.costs import peak_memory
-from experiments.flops import step_flops
+from experiments.costs.flops import step_flops
+from experiments.costs.machine import peak_memory
 
 
 def differences(ours: Any, plain: Any, batch: dict[str, Tensor]) -> tuple[float, float]:

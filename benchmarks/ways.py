@@ -1,7 +1,7 @@
 """The product's way of computing and the plain one, side by side: what `step`, `evaluate` and `memory` share.
 
 The plain way is the reference's: 77 tokens for each class, text features for every test batch, and every
-position in the last blocks (`experiments.flops.compute_as_reference`).
+position in the last blocks (`experiments.costs.flops.compute_as_reference`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor
 from benchmarks.report import load_average
 from clip.clip import EMBEDDED
 from dassl.engine import build_trainer
-from experiments.complexity import build_cfg, find_method
-from experiments.costs import wait_for
-from experiments.flops import compute_as_reference
-from experiments.stand_ins import batch_of_noise, class_names, image_size, random_weights
+from experiments.costs.complexity import build_cfg, find_method
+from experiments.costs.flops import compute_as_reference
+from experiments.costs.machine import wait_for
+from experiments.costs.stand_ins import batch_of_noise, class_names, image_size, random_weights
 from trainers.prompted_clip import PromptedCLIP
 
 BUSY = 0.5  # load average at the start above which nothing is measured
@@ -81,6 +81,8 @@ def build(
     """
     method, names = find_method(name, backbone), class_names(classes, backbone)
     size = image_size(backbone)
+    if not precision:  # the reference launches each kernel by itself
+        options = [*options, "TRAIN.CUDA_GRAPHS", "off"]
     cfg = build_cfg(method, names, backbone, size, weights, precision or "fp32", options)
     torch.manual_seed(1)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -10,8 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.plans import Planned
-from experiments.results import RESULT_FILE
+from experiments.results.files import RESULT_FILE
+from experiments.sweeps.plans import Planned
 
 ROOT = Path(__file__).resolve().parent.parent
 ERROR_FILE = "error.txt"  # what a failed run said last

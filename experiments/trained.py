@@ -13,8 +13,7 @@ from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from experiments.configuration import build_parser, extend_cfg, load_plugin
-
-from .results import RESULT_FILE, TEST_FILE
+from experiments.results.files import RESULT_FILE, TEST_FILE
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from experiments.complexity import (
+from experiments.configuration import load_plugin
+from experiments.costs.complexity import (
     ConfiguredMethod,
     Costs,
     build_cfg,
@@ -27,10 +28,9 @@ from experiments.complexity import (
     measure,
     published_parameters,
 )
-from experiments.complexity_tables import FORMATS, render
-from experiments.configuration import load_plugin
-from experiments.costs import device_name, is_busy, load_average, memory_source
-from experiments.stand_ins import class_names, image_size, random_weights, tokens_of_names
+from experiments.costs.machine import device_name, is_busy, load_average, memory_source
+from experiments.costs.stand_ins import class_names, image_size, random_weights, tokens_of_names
+from experiments.costs.tables import FORMATS, render
 from trainers.precision import PRECISIONS
 
 DEFAULT_TRAINERS = ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe"]

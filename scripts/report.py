@@ -16,16 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments import formats
-from experiments.latex import latex
 from experiments.methods import read_methods
-from experiments.report import METRICS, Report, make_report
-from experiments.runs import Gathered, gather
+from experiments.report import formats
+from experiments.report.latex import latex
+from experiments.report.report import METRICS, Report, make_report
+from experiments.results.runs import Gathered, gather
 
 
 def html(report: Report) -> str:
     from experiments.figures.page import for_report  # here, since drawing takes long to import
-    from experiments.page import page
+    from experiments.report.page import page
 
     return page(report, for_report(report.runs))
 

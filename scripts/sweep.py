@@ -19,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cluster_options import ClusterOptions, add_arguments
+from experiments.cluster.options import ClusterOptions, add_arguments
 from experiments.jobs import Job, read_result
-from experiments.plans import save_plan
-from experiments.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
+from experiments.sweeps.plans import save_plan
+from experiments.sweeps.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
 from scripts import report
 
 if TYPE_CHECKING:
-    from experiments.queue import Status
+    from experiments.sweeps.queue import Status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     if not jobs:
         raise ValueError(f"{protocol.name} has nothing to do for these flags.")
 
-    from experiments.preflight import check  # reads torch, which takes seconds
+    from experiments.sweeps.preflight import check  # reads torch, which takes seconds
 
     check(jobs, output, on_disk=not args.dry_run)
     if args.dry_run:
@@ -186,8 +186,8 @@ def run_on_cluster(
     args: argparse.Namespace, options: ClusterOptions, wanted: Sequence[tuple[Job, ...]], output: Path
 ) -> Status:
     """Runs the jobs on a cluster: each unit as a job of its own there."""
-    from experiments.cluster import Cluster
-    from experiments.view import View
+    from experiments.cluster.cluster import Cluster
+    from experiments.sweeps.view import View
 
     with View(output).shown() as view:
         return Cluster(output, options, args.retries).run(wanted, view)
@@ -195,9 +195,9 @@ def run_on_cluster(
 
 def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> Status:
     """Runs the jobs on this machine."""
-    from experiments.devices import devices
-    from experiments.queue import Queue
-    from experiments.view import View
+    from experiments.sweeps.devices import devices
+    from experiments.sweeps.queue import Queue
+    from experiments.sweeps.view import View
 
     per_gpu = 0 if args.jobs_per_gpu == "auto" else int(args.jobs_per_gpu)
     places = devices(per_gpu, args.gpus_per_job, 1 if args.show else args.workers)

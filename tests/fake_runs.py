@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks import ELEVEN
-from experiments.published import published
+from experiments.results.benchmarks import ELEVEN
+from experiments.results.published import published
 
 CONFIGS = {"ZeroshotCLIP": "vit_b16", "CoOp": "vit_b16_ctxv1", "MaPLe": "vit_b16_c2_ep5_batch4_2ctx"}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.jobs import Job
-from experiments.plans import Planned
+from experiments.sweeps.plans import Planned
 
 BEGINNING = """
 import pathlib, sys, time

@@ -16,13 +16,13 @@ import pytest
 from helpers import ROOT
 from script_jobs import attempts_of, script_job
 
-from experiments import slurm
-from experiments.cluster import Cluster
-from experiments.cluster_options import ClusterOptions, add_arguments
-from experiments.cluster_states import UnitStates
-from experiments.processes import kill_with_children, started
-from experiments.queue import Status
-from experiments.submissions import Submission, Submissions
+from experiments.cluster import slurm
+from experiments.cluster.cluster import Cluster
+from experiments.cluster.options import ClusterOptions, add_arguments
+from experiments.cluster.processes import kill_with_children, started
+from experiments.cluster.states import UnitStates
+from experiments.cluster.submissions import Submission, Submissions
+from experiments.sweeps.queue import Status
 
 pytest.importorskip("submitit")
 

@@ -16,10 +16,10 @@ from helpers import ROOT
 from script_jobs import attempts_of, script_job
 from slurm_node import slurm_node, why_not
 
-from experiments import slurm
-from experiments.cluster import Cluster, Unit
-from experiments.cluster_options import ClusterOptions
-from experiments.queue import Status
+from experiments.cluster import slurm
+from experiments.cluster.cluster import Cluster, Unit
+from experiments.cluster.options import ClusterOptions
+from experiments.sweeps.queue import Status
 
 pytest.importorskip("submitit")
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")

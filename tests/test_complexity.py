@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import relative_error, tiny_clip
+from helpers import ROOT, relative_error, tiny_clip
 from safetensors.torch import save_file
 
 import clip
-import experiments.complexity as measuring
+import experiments.costs.complexity as measuring
 import scripts.complexity as command
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from experiments.complexity import (
+from experiments.costs.complexity import (
     PUBLISHED_PARAMETERS,
     ConfiguredMethod,
     build_cfg,
@@ -26,15 +26,15 @@ from experiments.complexity import (
     measure,
     published_parameters,
 )
-from experiments.costs import is_busy, peak_memory, time_of
-from experiments.flops import (
+from experiments.costs.flops import (
     compute_as_reference,
     count_flops,
     image_and_text_flops,
     shapes_only,
     step_flops,
 )
-from experiments.stand_ins import architecture, batch_of_noise, class_names, image_size, random_weights
+from experiments.costs.machine import is_busy, peak_memory, time_of
+from experiments.costs.stand_ins import architecture, batch_of_noise, class_names, image_size, random_weights
 from trainers.prompt_learner import PromptLearner, class_sentences
 from trainers.prompted_clip import PromptedCLIP
 
@@ -235,7 +235,7 @@ def test_random_weights_have_the_architecture(backbone: str) -> None:
 
 def test_random_weights_are_loaded_like_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {**architecture("ViT-B/32"), "vision_layers": 1, "transformer_layers": 1, "vocab_size": 49408}
-    monkeypatch.setattr("experiments.stand_ins.architecture", lambda backbone: small)
+    monkeypatch.setattr("experiments.costs.stand_ins.architecture", lambda backbone: small)
     with random_weights("ViT-B/32") as file:
         model = clip.load_model("ViT-B/32", file)
     assert model.visual.conv1.weight.std() > 0
@@ -279,7 +279,7 @@ def test_memory_is_the_peak_of_what_is_computed() -> None:
 def test_memory_is_unknown_where_the_system_does_not_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.costs.PROCESS", tmp_path / "nowhere")
+    monkeypatch.setattr("experiments.costs.machine.PROCESS", tmp_path / "nowhere")
     called: list[int] = []
     assert peak_memory(lambda: called.append(1), CPU) is None
     assert called == [1]
@@ -305,7 +305,7 @@ def tiny_b16(monkeypatch: pytest.MonkeyPatch) -> None:
     small |= {"transformer_heads": 1, "embed_dim": 32, "image_resolution": 32}
     small |= {"vision_mlp_width": 512, "text_mlp_width": 256}
     full = architecture("ViT-B/16")
-    monkeypatch.setattr("experiments.stand_ins.architecture", lambda backbone: full | small)
+    monkeypatch.setattr("experiments.costs.stand_ins.architecture", lambda backbone: full | small)
 
 
 @pytest.mark.usefixtures("tiny_b16")

@@ -13,7 +13,6 @@ from figure_checks import assert_written, legend_of, words_of
 from helpers import ROOT
 from invented_runs import SEEDS, Invented, add_base2new, add_curves, add_few_shot, wobble
 
-from experiments.benchmarks import ELEVEN
 from experiments.figures.base2new import draw_methods
 from experiments.figures.curves import draw_curves
 from experiments.figures.data import read_runs
@@ -21,7 +20,8 @@ from experiments.figures.few_shot import draw_few_shot
 from experiments.figures.page import for_report
 from experiments.figures.per_class import class_gains, draw_gains, draw_shares
 from experiments.figures.style import COLOURS, MARKERS, look
-from experiments.published import published
+from experiments.results.benchmarks import ELEVEN
+from experiments.results.published import published
 from scripts.figures import main
 
 GAINS = {

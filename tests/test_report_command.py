@@ -15,12 +15,12 @@ import pytest
 from fake_runs import base_to_novel_folder, published_base_to_novel, random_cross_dataset, result, write
 from helpers import ROOT
 
-from experiments.formats import csv_of_runs, escaped, markdown, text
-from experiments.latex import LATEX_SIGNS, latex
 from experiments.methods import read_methods
-from experiments.page import PageFigure, page
-from experiments.report import Report, make_report
-from experiments.runs import gather
+from experiments.report.formats import csv_of_runs, escaped, markdown, text
+from experiments.report.latex import LATEX_SIGNS, latex
+from experiments.report.page import PageFigure, page
+from experiments.report.report import Report, make_report
+from experiments.results.runs import gather
 from scripts.report import main
 
 FILES = {"report.txt", "report.md", "report.tex", "runs.csv", "tables.csv", "report.html"}

@@ -8,9 +8,9 @@ import pytest
 from helpers import GOLDEN
 
 from experiments.methods import read_methods
-from experiments.reference_logs import read_logs
-from experiments.results import Training
-from experiments.runs import gather
+from experiments.results.files import Training
+from experiments.results.reference_logs import read_logs
+from experiments.results.runs import gather
 from scripts.report import main
 
 LOGS = GOLDEN / "logs"

@@ -14,9 +14,9 @@ from fake_runs import base_to_novel_folder, plan, published_base_to_novel, resul
 from filelock import FileLock
 from helpers import GOLDEN, ROOT
 
-from experiments.benchmarks import stem_of
 from experiments.methods import read_methods
-from experiments.runs import Run, gather
+from experiments.results.benchmarks import stem_of
+from experiments.results.runs import Run, gather
 
 
 def find(folder: Path, seeds: Sequence[int] | None = None) -> list[Run]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from fake_runs import base_to_novel_folder, plan, published_base_to_novel, random_cross_dataset, result, write
 
-from experiments.benchmarks import ELEVEN
-from experiments.formats import cell_text
 from experiments.methods import read_methods
-from experiments.published import published
-from experiments.report import Report, make_report
-from experiments.runs import gather
-from experiments.tables import Section, Table
+from experiments.report.formats import cell_text
+from experiments.report.report import Report, make_report
+from experiments.report.tables import Section, Table
+from experiments.results.benchmarks import ELEVEN
+from experiments.results.published import published
+from experiments.results.runs import gather
 
 
 def report_of(folder: Path, seeds: Sequence[int] | None = None) -> Report:

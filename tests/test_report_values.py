@@ -6,8 +6,8 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from experiments.published import published
-from experiments.values import (
+from experiments.results.published import published
+from experiments.results.values import (
     Value,
     harmonic,
     harmonic_mean,

@@ -15,9 +15,9 @@ from rich.console import Console
 import train
 from experiments.jobs import Job, differences, state
 from experiments.methods import read_methods
-from experiments.protocols import Selection, protocol_names, read_protocol, units
-from experiments.queue import Status
-from experiments.view import View, progress_of
+from experiments.sweeps.protocols import Selection, protocol_names, read_protocol, units
+from experiments.sweeps.queue import Status
+from experiments.sweeps.view import View, progress_of
 from scripts.sweep import main
 
 

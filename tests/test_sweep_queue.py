@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 from helpers import ROOT
 
-from experiments import queue
-from experiments.devices import Devices
 from experiments.jobs import Job, state
-from experiments.plans import Planned
-from experiments.queue import Queue, jobs_by_state
+from experiments.sweeps import queue
+from experiments.sweeps.devices import Devices
+from experiments.sweeps.plans import Planned
+from experiments.sweeps.queue import Queue, jobs_by_state
 
 FAKE = Path(__file__).parent / "fake_train.py"
 
@@ -221,7 +221,7 @@ def test_as_many_runs_share_a_gpu_as_were_measured_to_fit():
 
 def test_on_a_cpu_the_cores_are_shared_out(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("experiments.devices.cores", lambda: 8)
+    monkeypatch.setattr("experiments.sweeps.devices.cores", lambda: 8)
     cpu = Devices(workers=2)
     assert cpu.take(("MaPLe",)).environment == {"OMP_NUM_THREADS": "4"}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

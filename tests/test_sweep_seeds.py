@@ -9,11 +9,11 @@ import pytest
 from filelock import FileLock
 from test_sweep_queue import FAKE
 
-from experiments import queue
-from experiments.devices import Devices
 from experiments.jobs import LOCK_FILE, Job
-from experiments.protocols import Selection, read_protocol, units
-from experiments.queue import Queue, Status
+from experiments.sweeps import queue
+from experiments.sweeps.devices import Devices
+from experiments.sweeps.protocols import Selection, read_protocol, units
+from experiments.sweeps.queue import Queue, Status
 from scripts.sweep import main
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from experiments.runs import Run
+from experiments.results.runs import Run
 
 from .data import datasets_of, methods_of, over_what
 from .means import base_new_harmonic, missing_footnote, missing_lines, nothing_to_draw

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import label_of
 from experiments.methods import Method, read_methods
-from experiments.results import RESULT_FILES, read_json
-from experiments.runs import Run, gather
+from experiments.results.benchmarks import label_of
+from experiments.results.files import RESULT_FILES, read_json
+from experiments.results.runs import Run, gather
 
 
 def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | None = None) -> list[Run]:

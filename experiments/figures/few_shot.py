@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.benchmarks import ELEVEN, label_of
 from experiments.methods import Method
-from experiments.published import numbers_of, published
-from experiments.runs import Run
+from experiments.results.benchmarks import ELEVEN, label_of
+from experiments.results.published import numbers_of, published
+from experiments.results.runs import Run
 
 from .curves import draw_series
 from .data import datasets_of, methods_of, seeds_of

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
-from experiments.runs import Run
-from experiments.values import harmonic_mean
+from experiments.results.runs import Run
+from experiments.results.values import harmonic_mean
 
 MOST_MISSING = 4  # that a line names
 HOLLOW = ": hollow points lack seeds, and points that lack a dataset are left out"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.page import PageFigure
-from experiments.runs import Run
+from experiments.report.page import PageFigure
+from experiments.results.runs import Run
 
 from .base2new import draw_methods
 from .curves import draw_curves

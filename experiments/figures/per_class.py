@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks import label_of
-from experiments.runs import Run
+from experiments.results.benchmarks import label_of
+from experiments.results.runs import Run
 
 from .data import methods_of, per_class_of
 from .means import missing_footnote, missing_lines

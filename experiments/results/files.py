@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import LABELS, stem_of
+from experiments.results.benchmarks import LABELS, stem_of
 
 FORMAT = 1
 RESULT_FILE = "result.json"

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .jobs import ERROR_FILE
-from .plans import Planned, read_plan
-from .reference_logs import read_logs
-from .results import RESULT_FILES, Result, read_result_file
+from experiments.jobs import ERROR_FILE
+from experiments.results.files import RESULT_FILES, Result, read_result_file
+from experiments.results.reference_logs import read_logs
+from experiments.sweeps.plans import Planned, read_plan
 
 
 class Found:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from experiments.complexity import Costs, Speed
-from experiments.costs import Timing
+from experiments.costs.complexity import Costs, Speed
+from experiments.costs.machine import Timing
 
 FORMATS = ("text", "markdown", "csv", "json")
 TABLES = {"text": "simple", "markdown": "github"}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jinja2
 
-from .formats import WORDS, cell_text, shown_rows, tables_of
-from .report import Report
-from .states import FAILED, FINISHED, NEEDS_AN_EYE
-from .tables import Cell, Difference, Table
-from .values import Value
+from experiments.report.formats import WORDS, cell_text, shown_rows, tables_of
+from experiments.report.report import Report
+from experiments.report.tables import Cell, Difference, Table
+from experiments.results.states import FAILED, FINISHED, NEEDS_AN_EYE
+from experiments.results.values import Value
 
 PNG_DPI, SHOWN_DPI = 200, 120
 

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.queue import Status, jobs_by_state
+from experiments.sweeps.queue import Status, jobs_by_state
 
 SHOWN_RUNNING = 12
 REFRESH = 1.0  # seconds

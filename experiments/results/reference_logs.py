@@ -10,10 +10,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.results.benchmarks import stem_of
+from experiments.results.files import Result, Training, trained_by_path
 from parse_test_res import read_result
-
-from .benchmarks import stem_of
-from .results import Result, Training, trained_by_path
 
 ARGUMENTS, CONFIG, END = "** Arguments **", "** Config **", "Collecting env info"
 LEARNED = re.compile(r"^Learned parameters: ([\d,]+)$")

@@ -22,16 +22,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments import slurm
-from experiments.cluster_options import ClusterOptions
-from experiments.cluster_states import RAISED, UnitState, UnitStates
+from experiments.cluster import slurm
+from experiments.cluster.node import UnitOnNode
+from experiments.cluster.options import ClusterOptions
+from experiments.cluster.processes import kill_with_children, started
+from experiments.cluster.states import RAISED, UnitState, UnitStates
+from experiments.cluster.submissions import Submission, Submissions
 from experiments.jobs import ROOT, Job
-from experiments.node import UnitOnNode
-from experiments.processes import kill_with_children, started
-from experiments.submissions import Submission, Submissions
 
 if TYPE_CHECKING:
-    from experiments.queue import Status
+    from experiments.sweeps.queue import Status
 
 # A job whose time is over is requeued; so often that only one that never gets anywhere is given up.
 MAX_TIMEOUTS = 50
@@ -106,7 +106,7 @@ class Cluster:
             time.sleep(self.seconds)
 
     def run(self, units: Sequence[Unit], changed: Callable[[Status, str], None]) -> Status:
-        """Submits units and watches them; returns how it ended. As `experiments.queue.Queue.run`.
+        """Submits units and watches them; returns how it ended. As `experiments.sweeps.queue.Queue.run`.
 
         Args:
             changed: called with each change in words, and with "" every second.
@@ -115,7 +115,7 @@ class Cluster:
             OSError, ValueError: as `submit`.
             KeyboardInterrupt: Ctrl-C; its text says what becomes of the jobs.
         """
-        from experiments.cluster_status import ClusterStatus
+        from experiments.cluster.status import ClusterStatus
 
         status = ClusterStatus(self.output, units, self.unit_states)
         try:

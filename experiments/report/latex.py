@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .formats import alignment, escaped, shown_rows
-from .report import Report
-from .tables import Table
+from experiments.report.formats import alignment, escaped, shown_rows
+from experiments.report.report import Report
+from experiments.report.tables import Table
 
 PREAMBLE = "% In the preamble: \\usepackage{booktabs} \\usepackage{adjustbox}"
 ROWS = 48  # of a page

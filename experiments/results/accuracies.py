@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .benchmarks import ELEVEN
-from .methods import Method
-from .runs import Run
-from .states import MISSING, NEEDS_AN_EYE
-from .tables import Section
-from .values import Value, harmonic, over_datasets, over_seeds
+from experiments.methods import Method
+from experiments.report.tables import Section
+from experiments.results.benchmarks import ELEVEN
+from experiments.results.runs import Run
+from experiments.results.states import MISSING, NEEDS_AN_EYE
+from experiments.results.values import Value, harmonic, over_datasets, over_seeds
 
 
 class Setting(NamedTuple):

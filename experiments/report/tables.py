@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from .runs import Run
-from .states import FINISHED
-from .values import Value
+from experiments.results.runs import Run
+from experiments.results.states import FINISHED
+from experiments.results.values import Value
 
 
 @dataclass(frozen=True)

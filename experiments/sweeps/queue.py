@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.devices import Devices, Place
 from experiments.jobs import (
     ERROR_FILE,
     IN_USE,
@@ -25,6 +24,7 @@ from experiments.jobs import (
     read_result,
     together,
 )
+from experiments.sweeps.devices import Devices, Place
 
 STDERR_FILE = ".stderr"  # of the attempt that runs; ERROR_FILE if it fails
 POLL = 0.2  # seconds

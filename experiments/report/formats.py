@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
-from .report import Report, unfinished_table
-from .tables import Cell, Difference, Section, Table
-from .values import Value
+from experiments.report.report import Report, unfinished_table
+from experiments.report.tables import Cell, Difference, Section, Table
+from experiments.results.values import Value
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
 WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .benchmarks import label_of
-from .protocol_tables import sections_of
-from .provenance import code_versions, costs, differences, samples
-from .published import comparison, published
-from .runs import Gathered, Run
-from .tables import Cell, Row, Section, Table
+from experiments.report.layouts import sections_of
+from experiments.report.provenance import code_versions, costs, differences, samples
+from experiments.report.tables import Cell, Row, Section, Table
+from experiments.results.benchmarks import label_of
+from experiments.results.published import comparison, published
+from experiments.results.runs import Gathered, Run
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 SEEDS_NOTE = (

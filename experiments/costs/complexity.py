@@ -19,15 +19,15 @@ from clip.clip import EMBEDDED
 from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from experiments.configuration import ROOT, build_parser, setup_cfg
-from experiments.costs import Timing, peak_memory, time_of
-from experiments.flops import (
+from experiments.costs.flops import (
     compute_as_reference,
     has_own_step,
     image_and_text_flops,
     step_flops,
 )
+from experiments.costs.machine import Timing, peak_memory, time_of
+from experiments.costs.stand_ins import NoImages, batch_of_noise, batches_of_noise, template_for
 from experiments.methods import read_methods
-from experiments.stand_ins import NoImages, batch_of_noise, batches_of_noise, template_for
 from trainers.clip_trainer import CLIPPromptTrainer
 
 EMBEDDED_DATASET = "shapes"  # whose settings are those of the embedded CLIP

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from .accuracies import methods_of
-from .benchmarks import label_of
-from .results import Result
-from .runs import Run
-from .tables import Cell, Row, Table
+from experiments.report.tables import Cell, Row, Table
+from experiments.results.accuracies import methods_of
+from experiments.results.benchmarks import label_of
+from experiments.results.files import Result
+from experiments.results.runs import Run
 
 GIB = 2**30
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments import slurm
+from experiments.cluster import slurm
+from experiments.cluster.processes import started
+from experiments.cluster.submissions import Submission
 from experiments.jobs import read_result
-from experiments.processes import started
-from experiments.submissions import Submission
 
 if TYPE_CHECKING:
     from experiments.jobs import Job

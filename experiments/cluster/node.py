@@ -12,13 +12,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.processes import kill_with_children
+from experiments.cluster.processes import kill_with_children
+from experiments.jobs import ROOT
 
 if TYPE_CHECKING:
     from experiments.jobs import Job
-    from experiments.queue import Status
+    from experiments.sweeps.queue import Status
 
-ROOT = Path(__file__).resolve().parent.parent
 # After SIGTERM, a node is taken away: at a preemption, when the cluster's grace is over.
 LONGEST_GRACE = 3600.0  # seconds
 
@@ -82,8 +82,8 @@ def _run(unit: UnitOnNode, sender: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # from the start, as the queue has it later
     os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
     try:
-        from experiments.devices import Devices
-        from experiments.queue import Queue
+        from experiments.sweeps.devices import Devices
+        from experiments.sweeps.queue import Queue
 
         status = Queue(unit.jobs, unit.output, Devices(), unit.retries).run(_tell)
         sender.send(next(iter(status.failed.values()), ""))

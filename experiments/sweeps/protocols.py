@@ -12,7 +12,7 @@ import yaml
 
 from experiments.jobs import ROOT, Job
 from experiments.methods import Method, method_of, read_methods
-from experiments.plans import Planned
+from experiments.sweeps.plans import Planned
 
 PROTOCOLS = ROOT / "configs" / "protocols"
 STAGES = ("all", "train", "test")

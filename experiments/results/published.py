@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .accuracies import Accuracies, Setting, methods_of
-from .benchmarks import ELEVEN, in_order, label_of
-from .methods import Method
-from .runs import Run
-from .tables import Cell, Difference, Row, Section, Table
-from .values import Value, is_within_noise
+from experiments.methods import Method
+from experiments.report.tables import Cell, Difference, Row, Section, Table
+from experiments.results.accuracies import Accuracies, Setting, methods_of
+from experiments.results.benchmarks import ELEVEN, in_order, label_of
+from experiments.results.runs import Run
+from experiments.results.values import Value, is_within_noise
 
 FILE = Path(__file__).with_name("published.json")
 VERDICTS = {True: "within", False: "outside", None: "unknown"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from .benchmarks import VARIANTS
-from .results import Result
+from experiments.results.benchmarks import VARIANTS
+from experiments.results.files import Result
 
 CROSS_DATASET, DOMAINS = "cross_dataset", "domain_generalisation"
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from experiments.cluster_states import UnitState, UnitStates
+from experiments.cluster.states import UnitState, UnitStates
 from experiments.jobs import Job, read_result
-from experiments.queue import Status, kind_of
+from experiments.sweeps.queue import Status, kind_of
 
 # Why jobs wait that are to wait; what else Slurm says may be something to mend, such as PartitionTimeLimit.
 ORDINARY = {"", "BeginTime", "Dependency", "JobArrayTaskLimit", "Prolog", "Priority", "Resources"}

@@ -1,0 +1,1 @@
+"""Sweeps on Slurm, or in processes, by submitit."""

@@ -1,0 +1,1 @@
+"""Runs found in folders, and the numbers that they make."""

@@ -1,0 +1,1 @@
+"""Runs that a protocol asks for, and running them on this machine."""
