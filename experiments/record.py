@@ -146,8 +146,8 @@ class Record:
         learner = getattr(getattr(self.trainer, "model", None), "prompt_learner", None)
         if not self.trainer.get_model_names() or learner is None:
             return None
-        identity = learner.loaded_identity if self.args.eval_only else learner.identity
-        data = identity.get("data")
+        name = "loaded_identity" if self.args.eval_only else "identity"
+        data = getattr(learner, name, {}).get("data")  # a learner of older code has neither
         if not data:
             return None
         keys = {
