@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ERROR_FILE = "error.txt"  # what a failed run said last
 LOCK_FILE = ".lock"  # held by the run that writes into the folder
 IN_USE = 75  # exit code of train.py where another run holds it
-STATES = ("finished", "failed", "running", "interrupted", "missing")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def but_for_the_seed(job: Job) -> tuple:
 
 
 def state(folder: Path) -> tuple[str, str]:
-    """One of STATES, and in words why, for a run that failed."""
+    """finished, running, failed, interrupted or missing; and in words why, for a run that failed."""
     if (folder / RESULT_FILE).is_file():
         return "finished", ""
     if is_in_use(folder):

@@ -179,6 +179,10 @@ def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
         (["base2new", "--classes", "odd"], "--classes odd: base2new has base, new."),
         (["base2new", "--jobs-per-gpu", "0"], "--jobs-per-gpu is 0; allowed are auto, and 1 or more."),
         (["zeroshot", "--trainers", "MaPLe"], "zeroshot tests without training: --trainers MaPLe is not"),
+        (
+            ["base2new", "--trainers", "MaPLe", "--weights", "/w/{sed}"],
+            "allowed places in it are {dataset}, {seed}",
+        ),
         (["base2new", "--cluster", "local", "--workers", "2"], "--workers is for runs on this machine; --cl"),
         ([*SHAPES, "--options", "OPTIM.EPOCHS", "3"], "OPTIM.EPOCHS"),
         ([*SHAPES, "--stage", "test", "--trainers", "MaPLe"], "there is no such folder"),
@@ -199,6 +203,8 @@ def test_a_protocol_of_ones_own(tmp_path, capsys):
     )
     assert main([str(path), "--trainers", "MaPLe", "--seeds", "1", "--dry-run"]) == 0
     assert "DATASET.NUM_SHOTS 2" in capsys.readouterr().out
+    path.write_text(path.read_text().replace("{method}", "{methode}"))
+    assert "mine, folder is 'mine/{methode}/seed{seed}'; allowed places" in refused(capsys, str(path))
     path.write_text("title: mine\ndataset: [shapes]\n")
     assert f"{path}: unknown key 'dataset'; allowed are axis" in refused(capsys, str(path))
 

@@ -227,7 +227,7 @@ class _Plan:
     def jobs(self) -> Iterator[Job]:
         protocol, selection = self.protocol, self.selection
         if self.method.is_zero_shot or selection.weights or selection.classes:
-            weights = selection.weights.format(dataset=self.trained_on, seed=self.seed)
+            weights = filled("--weights", selection.weights, dataset=self.trained_on, seed=self.seed)
             learns = not self.method.is_zero_shot
             if learns and not weights and protocol.train:
                 weights = self._folder(protocol.train, self.trained_on)
@@ -272,7 +272,9 @@ class _Plan:
 
     def _folder(self, step: Step, dataset: str) -> str:
         curve, value = self.point or ("", None)
-        return step.folder.format(
+        return filled(
+            f"{self.protocol.name}, folder",
+            step.folder,
             dataset=dataset,
             source=self.trained_on,
             shots=self.shots,
@@ -316,6 +318,22 @@ class _Plan:
         options += [*self.options, *selection.options]
         load_epoch = selection.load_epoch if weights else None
         return Job(planned, tuple(flags), tuple(options), weights, needs, load_epoch)
+
+
+def filled(where: str, form: str, **values: Any) -> str:
+    """A path with values in the places of their names.
+
+    Args:
+        where: what holds the form, for the error.
+
+    Raises:
+        ValueError: there is a place for something else.
+    """
+    try:
+        return form.format(**values)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        allowed = ", ".join(f"{{{name}}}" for name in values)
+        raise ValueError(f"{where} is {form!r}; allowed places in it are {allowed}.") from error
 
 
 def config_file(kind: str, name: str) -> str:
