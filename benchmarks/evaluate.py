@@ -38,6 +38,7 @@ from benchmarks.ways import (
     result_name,
     scaled_line,
     table,
+    told_in_one_line,
     weights_of,
 )
 from experiments.costs.flops import image_and_text_flops
@@ -244,6 +245,7 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@told_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = command_parser().parse_args(argv)
     if is_refused(args):

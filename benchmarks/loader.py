@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.decoding import SIZE, config, draw_photos, plain
 from benchmarks.report import conditions, load_average, ratios, save, spread
-from benchmarks.ways import add_common, is_refused, progress, table
+from benchmarks.ways import add_common, is_refused, progress, table, told_in_one_line
 from dassl.data import build_data_loader
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
@@ -158,6 +158,7 @@ def bottleneck(part: str, name: str, workers: int, rate: float) -> str:
     return f"- {part}, {name}, {workers} workers: where the model takes more than {rate:,.0f} images a second"
 
 
+@told_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if args.folder:
         paths = sorted(str(path) for path in Path(args.folder).rglob("*.jpg"))[: args.images]
+        if not paths:
+            raise ValueError(f"--folder {args.folder} holds no .jpg; give a folder of JPEGs.")
         save("loader_photos.md", report(paths, "photos", args))
         return 0
     with tempfile.TemporaryDirectory() as folder:

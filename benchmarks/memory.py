@@ -32,8 +32,10 @@ from benchmarks.ways import (
     progress,
     result_name,
     table,
+    told_in_one_line,
     weights_of,
 )
+from experiments.costs.complexity import find_method
 from experiments.costs.machine import memory_source, peak_memory
 
 OURS, PLAIN = "ours", "plain"
@@ -108,6 +110,7 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@told_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = command_parser().parse_args(argv)
     if args.measure:
@@ -115,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if is_refused(args):
         return 1
+    for name in args.trainers:
+        find_method(name, args.backbone)  # an unknown one is said now, and not by another process
     rows: dict[str, list[list[str]]] = {}
     loads, source = load_average(), ""
     with weights_of(args.backbone) as weights:

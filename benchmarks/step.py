@@ -38,6 +38,7 @@ from benchmarks.ways import (
     result_name,
     scaled_line,
     table,
+    told_in_one_line,
     weights_of,
 )
 from experiments.costs.flops import step_flops
@@ -170,6 +171,7 @@ def report(args: argparse.Namespace, results: dict[str, list[Measured]], machine
     return lines
 
 
+@told_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(__doc__, classes=(19, 50, 100))
     parser.add_argument("--batch-size", type=int, default=4)

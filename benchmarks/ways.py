@@ -150,8 +150,30 @@ def add_common(parser: argparse.ArgumentParser, threads: int = 0) -> None:
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine, too")
 
 
+def told_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
+    """A command whose user's mistakes are one line, and exit code 2."""
+
+    def command(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            print(f"benchmark: {error}", file=sys.stderr)
+            return 2
+
+    return command
+
+
 def is_refused(args: argparse.Namespace) -> bool:
-    """Sets the threads; says so where the machine is too busy to measure on it."""
+    """Sets the threads; says so where the machine is too busy to measure on it.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    for name in ("classes", "check", "rounds", "threads", "batch_size", "images"):
+        given = getattr(args, name, 1)
+        wrong = [each for each in (given if isinstance(given, list) else [given]) if each < 1]
+        if wrong:
+            raise ValueError(f"--{name.replace('_', '-')} is {wrong[0]}; allowed is 1 or more.")
     torch.set_num_threads(args.threads)
     load = load_average()
     if args.anyway or not load or load[0] <= BUSY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 
@@ -254,3 +255,21 @@ def test_loader_that_gives_another_number_stops_the_comparison(tmp_path):
     right = DataLoader(loader.WrittenOut(paths, is_train=False))
     with pytest.raises(AssertionError, match="ours gives other numbers than written out"):
         loader.measure({"written out": right, "ours": other}, rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("step", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
+        ("step", ["--classes", "0"], "--classes is 0; allowed is 1 or more."),
+        ("memory", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
+        ("loader", ["--folder", "nowhere"], "--folder nowhere holds no .jpg; give a folder of JPEGs."),
+    ],
+)
+@pytest.mark.usefixtures("threads")
+def test_mistakes_are_one_line(name, words, says, capsys):
+    command = importlib.import_module(f"benchmarks.{name}")
+    assert command.main([*words, "--anyway"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("benchmark: ")
+    assert says in said[-1]
