@@ -8,6 +8,7 @@ attention of a CPU and would count it as nothing.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -102,14 +103,19 @@ def compute_as_reference(model: PromptedCLIP) -> None:
 
     Each class's sentence runs through the text encoder by itself, with all of its 77 tokens, and for each
     image if the learner is conditional. A ViT's last block computes all positions, though CLS alone is used.
+    QuickGELU is computed as it is written.
     """
     for parent in list(model.prompt_learner.modules()):
         for name, child in parent.named_children():
             if isinstance(child, clip.Sentences):
                 setattr(parent, name, FullLengthSentences(child, model.clip_model.context_length))
     visual = model.clip_model.visual
+    towers = [model.clip_model.transformer]
     if isinstance(visual, VisionTransformer):
         visual.transformer = EveryPosition(visual.transformer)
+        towers.append(visual.transformer)
+    for block in (block for tower in towers for block in tower.blocks()):
+        block.add_module("mlp", nn.Sequential(OrderedDict(block.mlp.named_children())))
 
 
 class FullLengthSentences(clip.Sentences):
