@@ -349,6 +349,10 @@ class CLIP(nn.Module):
             ValueError: the checkpoint holds no embedding for a word.
         """
         self.check_words(text)
+        return self.embed_checked(text)
+
+    def embed_checked(self, text: Tensor) -> Tensor:
+        """`embed_words` of words that were checked before: to check them is to wait for a GPU."""
         return self.token_embedding(text).to(self.dtype)
 
     def check_words(self, text: Tensor) -> None:

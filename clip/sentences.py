@@ -68,6 +68,7 @@ class Sentences(nn.Module):
             )
         self.chunk = AUTOMATIC  # classes at once, in a training step; or NEVER
         self._chosen: dict[int, int] = {}  # groups of prompts → classes at once, where that is automatic
+        self._checked_by = 0  # id of the CLIP whose words they were found to be
         self.prompts = slots.shape[1]
         self.class_specific = class_specific
         in_order = torch.arange(self.prompts)
@@ -130,10 +131,12 @@ class Sentences(nn.Module):
 
         Raises:
             ValueError: there are fewer prompt tokens than the classes need to share their prefix, or more
-                than there is room for; or prompts of another number of classes.
+                than there is room for; or prompts of another number of classes; or the checkpoint holds no
+                embedding for a word.
         """
         prompts = prompts or Prompts()
         self._check_number(prompts)
+        self._check_words(clip_model)
         grouped = prompts.tokens is not None and prompts.tokens.dim() == 3 and not self.class_specific
         groups = len(prompts.tokens) if grouped and prompts.tokens is not None else 1
         prefix = self._encode_prefix(clip_model, prompts, groups)
@@ -165,6 +168,12 @@ class Sentences(nn.Module):
                 f"Cut them for as many: Sentences(tokens, prompts={most})."
             )
 
+    def _check_words(self, clip_model: CLIP) -> None:
+        """Once for a CLIP: it waits for the device."""
+        if self._checked_by != id(clip_model):
+            clip_model.check_words(torch.cat([self.prefix_tokens, self.own_tokens]))
+            self._checked_by = id(clip_model)
+
     def _classes_at_once(self, clip_model: CLIP, groups: int) -> int:
         """How many classes make a chunk."""
         classes = len(self.lengths)
@@ -186,7 +195,7 @@ class Sentences(nn.Module):
 
     def _encode_prefix(self, clip_model: CLIP, prompts: Prompts, groups: int) -> list[KeysValues]:
         """Keys and values of the prefix in each block: all that the classes need of it."""
-        x = clip_model.embed_words(self.prefix_tokens).expand(groups, -1, -1)
+        x = clip_model.embed_checked(self.prefix_tokens).expand(groups, -1, -1)
         x = self._with_leading(prompts.tokens, x)
         x = x + clip_model.positional_embedding[: x.shape[1]].to(x.dtype)
         prefix = []
@@ -207,7 +216,7 @@ class Sentences(nn.Module):
     ) -> Tensor:
         """Features of the classes from `first` to `end`, longest first: `(group class feature)`."""
         tokens = slice(self.starts[first], self.starts[end])
-        x = clip_model.embed_words(self.own_tokens[tokens]).expand(len(prefix[0][0]), -1, -1)
+        x = clip_model.embed_checked(self.own_tokens[tokens]).expand(len(prefix[0][0]), -1, -1)
         x = self._with_own(prompts.tokens, x, first, end)
         x = x + clip_model.positional_embedding.to(x.dtype)[self.own_positions[tokens]]
         grids = list(self._grids(first, end))
