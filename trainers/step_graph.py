@@ -8,7 +8,9 @@ See https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
 from __future__ import annotations
 
+import gc
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
@@ -183,7 +185,10 @@ class Gpu:
     def without_waiting(self) -> Iterator[None]:
         """Within, what waits for the device raises a `RuntimeError`."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            # It may miss some that wait; those fail in the recording.
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -196,9 +201,15 @@ class Gpu:
             RuntimeError: there is something that cannot be recorded.
         """
         graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: others may pin the memory of the next batches meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = compute()
+        current = torch.cuda.current_stream(self.device)
+        # A cycle of references may keep a former step's autograd graph, and with it another stream.
+        gc.collect()
+        try:
+            # Errors of this thread alone: others may pin the memory of the next batches meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                result = compute()
+        finally:
+            torch.cuda.set_stream(current)  # torch 2.11, for one, stays on the other where a recording fails
         return graph.replay, result
 
     def recover(self) -> None:
