@@ -240,11 +240,13 @@ class _EpochLog:
         if not self.waiting:
             return
         trainer = self.trainer
-        fetched = torch.stack([torch.stack(list(each.values())) for _, _, each in self.waiting]).tolist()
-        for (index, rate, names), values in zip(self.waiting, fetched, strict=True):
+        figures = [figure for *_, losses in self.waiting for figure in losses.values()]
+        fetched = iter(torch.stack(figures).tolist())
+        for index, rate, names in self.waiting:
+            losses = {name: next(fetched) for name in names}
             trainer.batch_idx = index
-            trainer.detect_anomaly(torch.tensor(values[0]))
-            self.losses.update(dict(zip(names, values, strict=True)))
+            trainer.detect_anomaly(torch.tensor(losses["loss"]))
+            self.losses.update(losses)
             step = trainer.epoch * trainer.num_batches + index
             for name, meter in self.losses.meters.items():
                 trainer.write_scalar(f"train/{name}", meter.avg, step)
