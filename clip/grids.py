@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Cells of padding that a grid may have: so few cost less than one more grid.
-MOST_PADDING = 256
+MOST_PADDING = 1024
 
 KeysValues = tuple[Tensor, Tensor]
 

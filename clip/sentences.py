@@ -24,10 +24,9 @@ from .grids import AtOnce, Attention, Grid, InGrids, KeysValues, similar_lengths
 from .model import CLIP
 from .prompting import Prompts, behind, enter
 
-# Own tokens that attend in one go, by the kind of device: to mask what does not belong together is less work
-# than to take it apart, as long as there is little of it.
-MOST_AT_ONCE = {"cpu": 256}
-LARGEST_MASK = 1024
+# How many own tokens attend in one go, for each channel of the encoder: to mask what does not belong together
+# is less work than to take it apart, as long as there is little of it. A GPU minds small calls more than work.
+AT_ONCE_ON_CPU, AT_ONCE = 0.5, 2
 ALIGNED = 16
 
 
@@ -232,7 +231,7 @@ class Sentences(nn.Module):
         places = torch.cat([self.prefix_places[part] for part in parts])
         start = count + len(places) - ending  # of the prompts behind SOS
         position = clip_model.positional_embedding.to(clip_model.dtype)
-        attention = self._attention(first, end, places, position.dtype)
+        attention = self._attention(first, end, places, position)
         if given:  # nothing enters it
             context, deep, places = None, [None] * len(deep), places[:0]
 
@@ -268,17 +267,23 @@ class Sentences(nn.Module):
         x = last.finish(x[:, eot], attention.of_ends(queries, keys, values, given[-1] if given else None))
         return prefix, clip_model.ln_final(x) @ clip_model.text_projection.to(x.dtype)
 
-    def _attention(self, first: int, end: int, places: Tensor, dtype: torch.dtype) -> Attention:
-        """That of the classes from `first` to `end`, and of the prefix, whose places are given."""
+    def _attention(self, first: int, end: int, places: Tensor, position: Tensor) -> Attention:
+        """That of the classes from `first` to `end`, and of the prefix.
+
+        Args:
+            places: of the prefix's tokens in the sentence, as they follow each other.
+            position: the embedding of positions, `(length width)`.
+        """
         own = slice(self.starts[first], self.starts[end])
         count = own.stop - own.start
-        if count > MOST_AT_ONCE.get(places.device.type, LARGEST_MASK):
+        most = AT_ONCE_ON_CPU if places.device.type == "cpu" else AT_ONCE
+        if count > most * position.shape[-1]:
             return InGrids(list(self._grids(first, end)), count, places <= places[:, None])
         place = torch.cat([self.own_positions[own], places])
         of_class = torch.cat([self.own_classes[own], torch.full_like(places, -1)])
         sees = (place <= place[:, None]) & ((of_class == of_class[:, None]) | (of_class == -1))
         padded = -(-len(place) // ALIGNED) * ALIGNED  # rows where a GPU's kernels want them
-        mask = torch.zeros(len(place), padded, dtype=dtype, device=place.device)[:, : len(place)]
+        mask = position.new_zeros(len(place), padded)[:, : len(place)]
         return AtOnce(mask.masked_fill_(~sees, -torch.inf), self.eot[first:end] - own.start)
 
     def _grids(self, first: int, end: int) -> Iterator[Grid]:

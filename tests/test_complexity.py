@@ -97,7 +97,9 @@ def test_last_block_for_one_position_costs_less_by_just_that() -> None:
     theirs, _ = image_and_text_flops(prompted, pixels)
 
     length, width = PATCHES + 1, IMAGE_WIDTH
-    of_one_position = 2 * (2 * length + 2 + 8) * width * width + 2 * 2 * length * width
+    heads = model.visual.transformer.blocks()[0].attn.num_heads
+    # CLS alone goes through the weights; each head asks the input, of full width.
+    of_one_position = 2 * (4 + 8) * width * width + 2 * 2 * heads * length * width
     assert theirs - ours == block_flops(length, width) - of_one_position
 
 
