@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def results(tmp_path, monkeypatch, threads):
     monkeypatch.setattr(ways, "random_weights", tiny_weights)
     monkeypatch.setattr(ways, "image_size", lambda backbone: 32)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-    for key, value in {"SIDE": 32, "COPIED": 4096, "REPETITIONS": 1}.items():
+    for key, value in {"SIDE": {"cpu": 32}, "COPIED": {"cpu": 4096}, "REPETITIONS": 1}.items():
         monkeypatch.setattr(machine, key, value)
     for module in (ways, memory):
         monkeypatch.setattr(module, "LARGEST_PLAIN", 3)
@@ -219,6 +220,23 @@ def test_machine_s_rates_are_rates(results):
     known = machine.Machine(matmul=2e9, bandwidth=1e9, dtype="float32")
     assert known.floor(1e9) == 0.5
     assert known.share(1e9, seconds=2) == 25
+    gpu = machine.Machine(matmul=5e13, bandwidth=4e12, dtype="float32", device="cuda")
+    assert gpu.numbers() == "float32, TF32 off"
+
+
+def test_conditions_name_the_gpu_and_what_stands_below_torch(tmp_path, monkeypatch):
+    assert not any("GPU" in line for line in report.conditions([], []))
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560.35.03  Release Build\n")
+    monkeypatch.setattr(report, "DRIVER", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=140 * 2**30)
+    )
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    lines = report.conditions(["torch"], [])
+    assert "- GPU: NVIDIA H200, 140 GiB of memory, driver 560.35.03, CUDA 12.8" in lines
 
 
 # --- loaders ----------------------------------------------------------------------------------------------
