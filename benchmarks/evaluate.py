@@ -156,7 +156,7 @@ def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Mea
         for classes in args.classes
     }
     plain = {
-        size: prepare(build(name, size, args.backbone, weights), args.batch_size)
+        size: prepare(build(name, size, args.backbone, weights, args.plain_prec, plain=True), args.batch_size)
         for size in sorted({size for each in sizes.values() for size in each})
     }
     ways = [*ours.values(), *plain.values()]
@@ -192,7 +192,7 @@ def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Mea
             for kind in ("wall", "cpu")
         )
         checked = min(classes, args.check)
-        pair = [build(name, checked, args.backbone, weights, precision) for precision in ("fp32", "")]
+        pair = [build(name, checked, args.backbone, weights, plain=each) for each in (False, True)]
         results.append(
             Measured(
                 classes=classes,

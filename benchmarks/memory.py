@@ -21,22 +21,23 @@ import torch
 
 from benchmarks.report import RESULTS, conditions, load_average, save, spread
 from benchmarks.ways import (
-    LARGEST_PLAIN,
     Rounds,
     batch_for,
     build,
     build_parser,
     by_turns,
     is_refused,
+    largest_plain,
+    memory_of,
     model_line,
     progress,
     result_name,
+    settle,
     table,
     told_in_one_line,
     weights_of,
 )
-from experiments.costs.complexity import find_method
-from experiments.costs.machine import memory_source, peak_memory
+from experiments.costs.machine import memory_source
 
 OURS, PLAIN = "ours", "plain"
 COLUMNS = ("classes", "way", "GiB more in a step", "s a step")
@@ -45,14 +46,23 @@ COLUMNS = ("classes", "way", "GiB more in a step", "s a step")
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Bytes and seconds of a case, one for each round; for the process of its own."""
     torch.set_num_threads(case["threads"])
-    names = ("name", "classes", "backbone", "weights", "precision", "options")
+    names = ("name", "classes", "backbone", "weights", "precision", "options", "plain")
     trainer = build(*(case[name] for name in names))
-    batch = batch_for(trainer, case["batch_size"])
-    steps = Rounds(lambda: trainer.forward_backward(batch), trainer.device)
-    steps.compute()
-    grown = [peak_memory(steps.compute, trainer.device) for _ in range(case["rounds"])]
+    device, batch = trainer.device, batch_for(trainer, case["batch_size"])
+    steps = Rounds(lambda: trainer.forward_backward(batch), device)
+    if device.type == "cuda":  # all steps take the same there, and the first ones record it
+        grown = [memory_of(lambda: settle(steps.compute, device, [trainer]), device)]
+    else:
+        steps.compute()
+        grown = [memory_of(steps.compute, device) for _ in range(case["rounds"])]
     loads = by_turns([steps], case["rounds"])
-    return {"bytes": grown, "wall": steps.wall, "loads": loads, "source": memory_source(trainer.device)}
+    return {"bytes": grown, "wall": steps.wall, "loads": loads, "source": source_of(device)}
+
+
+def source_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "what torch reserves at the peak of the first steps, recording and all, above the model"
+    return f"{memory_source(device)}, above what was taken before the step, after one to warm up"
 
 
 def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +81,7 @@ def cases_of(name: str, classes: int, args: argparse.Namespace, weights: str) ->
         "weights": weights,
         "precision": args.prec,
         "options": [],
+        "plain": False,
         "batch_size": args.batch_size,
         "rounds": args.rounds,
         "threads": args.threads,
@@ -78,8 +89,8 @@ def cases_of(name: str, classes: int, args: argparse.Namespace, weights: str) ->
     cases = {OURS: ours}
     if args.options:
         cases[f"{OURS}, {' '.join(args.options)}"] = {**ours, "options": args.options}
-    if classes <= LARGEST_PLAIN:
-        cases[PLAIN] = {**ours, "precision": ""}
+    if classes <= largest_plain():
+        cases[PLAIN] = {**ours, "precision": args.plain_prec, "plain": True}
     return cases
 
 
@@ -91,9 +102,9 @@ def report(
     lines += conditions(["torch"], loads)
     lines += [
         model_line(args),
-        f"- GiB: {source}, above what was taken before the step, after one to warm up; each case in a "
-        f"process of its own, {args.rounds} steps for memory and {args.rounds} for seconds, median and range",
-        f"- The plain way, in fp32, is measured up to {LARGEST_PLAIN} classes",
+        f"- GiB: {source}",
+        f"- Each case in a process of its own, {args.rounds} rounds; median and range",
+        f"- The plain way, in {args.plain_prec}, is measured up to {largest_plain():,} classes",
     ]
     for name, cells in rows.items():
         lines += ["", f"## {name}", "", table(cells, COLUMNS)]
@@ -118,8 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if is_refused(args):
         return 1
-    for name in args.trainers:
-        find_method(name, args.backbone)  # an unknown one is said now, and not by another process
     rows: dict[str, list[list[str]]] = {}
     loads, source = load_average(), ""
     with weights_of(args.backbone) as weights:

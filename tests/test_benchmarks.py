@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import decoding, evaluate, loader, machine, memory, report, startup, step, ways
 from datasets import index
+from trainers.step_graph import not_replayed
 
 TWO_ROUNDS = ["--rounds", "2", "--anyway"]
 
@@ -43,8 +44,7 @@ def results(tmp_path, monkeypatch, threads):
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     for key, value in {"SIDE": {"cpu": 32}, "COPIED": {"cpu": 4096}, "REPETITIONS": 1}.items():
         monkeypatch.setattr(machine, key, value)
-    for module in (ways, memory):
-        monkeypatch.setattr(module, "LARGEST_PLAIN", 3)
+    monkeypatch.setattr(ways, "LARGEST_PLAIN", 3)
     monkeypatch.setattr(ways, "SCALED_FROM", (2, 3))
     return tmp_path / "results"
 
@@ -121,21 +121,151 @@ def test_figures_are_medians_and_ranges_of_rounds(tmp_path, monkeypatch, capsys)
 def test_step_reports_ratios_floor_memory_and_exactness(results):
     assert step.main([*TWO_ROUNDS, "--classes", "2", "4", "--batch-size", "2", "--check", "3"]) == 0
     file = results / "step_maple_batch2_fp32.md"
-    few, many = table_of(file)
-    assert (few["classes"], many["classes"]) == ("2", "4")
-    for row, checked in ((few, ""), (many, " (3)")):
-        assert row["plain / ours, wall"].count("to") == 1
-        assert row["floor, s; how near"].endswith("%")
+    few, plain_few, many, plain_many = table_of(file)
+    assert [row["classes"] for row in table_of(file)] == ["2", "2", "4", "4"]
+    for row, beside, checked in ((few, plain_few, ""), (many, plain_many, " (3)")):
+        assert row["way"] == "ours"
+        assert row["plain / it, wall"].count("to") == 1
+        assert beside["plain / it, wall"] == "1.00 (1.00 to 1.00)"
+        assert row["floor, ms; how near"].endswith("%")
         errors = row["differences: logits, gradients"]
         assert errors.endswith(checked)
         assert all(float(error) <= 1e-12 for error in errors.removesuffix(checked).split(", "))
-        ours, plain = (float(count) for count in row["GFLOPs, ours / plain"].split(" / "))
-        assert ours <= plain
-    assert not few["s a step, plain"].endswith("scaled")
-    assert many["s a step, plain"].endswith("scaled")
+        assert float(row["GFLOPs"]) <= float(beside["GFLOPs"])
+        assert "kernels" not in row
+    assert (plain_few["way"], plain_many["way"]) == ("plain", "plain, scaled")
     text = file.read_text()
     assert "above 3 classes the plain way's text was measured on 2 and 3" in text
     assert "GFLOP/s of matrices (32 × 32, float32)" in text
+
+
+def test_step_can_be_taken_in_other_ways(results, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda losses, dynamic: compiled.append(losses) or losses)
+    given = ["--classes", "2", "--batch-size", "1", "--ways", "ours", "eager", "compiled", "--check", "2"]
+    assert step.main([*TWO_ROUNDS, *given]) == 0
+    rows = table_of(results / "step_maple_batch1_fp32_ours_eager_compiled.md")
+    assert [row["way"] for row in rows] == ["ours", "ours, eager", "ours, compiled (in 0 s)"]
+    assert len(compiled) == 1
+    assert all("to" in row["ms a step"] and row["plain / it, wall"] == "–" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("no\n compiler"), "cannot be compiled: no compiler"),
+        (torch.OutOfMemoryError(), "memory"),
+    ],
+)
+def test_a_way_that_cannot_be_gone_does_not_end_the_others(results, monkeypatch, error, says):
+    def no_compiler(losses, dynamic):
+        def fail(*batch):
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    given = ["--classes", "2", "--batch-size", "1", "--ways", "compiled", "plain"]
+    assert step.main([*TWO_ROUNDS, *given]) == 0
+    failed, plain = table_of(results / "step_maple_batch1_fp32_compiled_plain.md")
+    assert says in failed["way"]
+    assert failed["ms a step"] == failed["plain / it, wall"] == "–"
+    assert plain["plain / it, wall"] == "1.00 (1.00 to 1.00)"
+
+
+def test_plain_way_may_compute_in_another_precision(results):
+    given = ["--classes", "2", "--batch-size", "1", "--plain-prec", "bf16"]
+    assert step.main([*TWO_ROUNDS, *given]) == 0
+    file = results / "step_maple_batch1_fp32_plain-bf16.md"
+    assert "the plain way's seconds in bf16 over those of the way" in file.read_text()
+    errors = table_of(file)[0]["differences: logits, gradients"].split(", ")
+    assert all(float(error) <= 1e-12 for error in errors), "both are compared in float64"
+
+
+@pytest.mark.usefixtures("results")
+def test_no_step_changes_the_next_one():
+    with ways.weights_of("") as weights:
+        trainer = ways.build("MaPLe", 2, "ViT-B/16", weights)
+    learned = [each for each in trainer.model.parameters() if each.requires_grad]
+    before = [each.detach().clone() for each in learned]
+    trainer.forward_backward(ways.batch_for(trainer, 2))
+    assert any(each.grad.abs().max() > 0 for each in learned)
+    assert all(map(torch.equal, learned, before))
+
+
+# --- on a GPU, which has a stand-in here ------------------------------------------------------------------
+
+GPU = torch.device("cuda")
+
+
+def test_quick_computations_are_repeated_in_a_round(monkeypatch):
+    monkeypatch.setattr(ways, "FILLED", {"cpu": 10.0})
+    monkeypatch.setattr(ways.time, "perf_counter", iter(range(100)).__next__)  # a second each time
+    calls = []
+    rounds = ways.Rounds(lambda: calls.append(1))
+    ways.by_turns([rounds], 2)
+    assert rounds.times == 10
+    assert rounds.wall == [1 / 10] * 2
+    assert len(calls) == 1 + 1 + 2 * 10
+
+
+def replayed(given_up: bool = False, compared: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(replayed_step=SimpleNamespace(given_up=given_up, _compared=compared))
+
+
+def test_steps_settle_when_they_are_replayed():
+    trainer, steps = replayed(), []
+
+    def take() -> None:
+        steps.append(1)
+        trainer.replayed_step._compared = len(steps) == 25
+
+    assert ways.settle(take, GPU, [trainer, SimpleNamespace()]) == ""
+    assert len(steps) == 25
+    assert ways.settle(take, torch.device("cpu"), [trainer]) == ""
+    assert len(steps) == 26
+
+
+def test_steps_that_are_not_replayed_say_why(capsys):
+    trainer = replayed(given_up=True)
+    assert ways.settle(lambda: print(not_replayed("it waits")), GPU, [trainer]) == "it waits"
+    assert ways.settle(lambda: print("epoch"), GPU, [trainer]) == ""
+    why = ways.settle(lambda: None, GPU, [replayed()])
+    assert why == f"its gradients were not finite in {ways.MOST_WARM_UPS} steps"
+    assert capsys.readouterr().out == ""
+
+
+def test_plain_way_is_measured_where_the_gpu_s_memory_holds_it(monkeypatch):
+    monkeypatch.setattr(ways, "trainers_device", lambda: GPU)
+    monkeypatch.setattr(ways, "free_memory", lambda device: 70 * 2**30)
+    assert ways.plain_sizes(1000) == [1000]
+    assert ways.plain_sizes(1000, texts=4) == list(ways.SCALED_FROM)
+    monkeypatch.setattr(ways, "free_memory", lambda device: 10 * 2**30)
+    assert ways.plain_sizes(1000) == list(ways.SCALED_FROM)
+    assert ways.plain_sizes(ways.LARGEST_PLAIN) == [ways.LARGEST_PLAIN]
+
+
+def test_kernels_alone_are_counted():
+    kinds = ["kernel", "cuda_runtime", "kernel", "gpu_memcpy", "gpu_user_annotation", None]
+    assert step.kernels_in({"traceEvents": [{"cat": kind} if kind else {"ph": "M"} for kind in kinds]}) == 2
+
+
+def test_kernels_and_the_gpu_are_in_the_table_of_a_gpu(monkeypatch):
+    gpu = machine.Machine(matmul=5e13, bandwidth=4e12, dtype="float32", device="cuda")
+    way = step.Way("ours", 1000, [1000], 1e12, 3 * 2**30, "not replayed: it waits", [], [0.04], [0.05])
+    way.kernels = 2345
+    row = dict(zip(step.COLUMNS, way.row(None, gpu, "–"), strict=True))
+    assert row["way"] == "ours (not replayed: it waits)"
+    assert row["ms a step"] == "40.00 (40.00 to 40.00)"
+    assert row["floor, ms; how near"] == "20.0; 50 (50 to 50) %"
+    assert (row["GiB more"], row["kernels"]) == ("3.00", "2,345")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    args = evaluate.command_parser().parse_args([])
+    assert ways.result_name("step", args, "fp32") == "step_maple_fp32_h100-80gb-hbm3.md"
+
+
+# --- an evaluation ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["MaPLe", "CoCoOp", "ZeroshotCLIP"])
