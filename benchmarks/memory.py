@@ -26,21 +26,22 @@ from benchmarks.ways import (
     build,
     build_parser,
     by_turns,
+    first_steps,
     is_refused,
     largest_plain,
+    memory_line,
     memory_of,
+    milliseconds,
     model_line,
     progress,
     result_name,
-    settle,
     table,
     told_in_one_line,
     weights_of,
 )
-from experiments.costs.machine import memory_source
 
 OURS, PLAIN = "ours", "plain"
-COLUMNS = ("classes", "way", "GiB more in a step", "s a step")
+COLUMNS = ("classes", "way", "GiB more in a step", "ms a step")
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
@@ -50,19 +51,11 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     trainer = build(*(case[name] for name in names))
     device, batch = trainer.device, batch_for(trainer, case["batch_size"])
     steps = Rounds(lambda: trainer.forward_backward(batch), device)
-    if device.type == "cuda":  # all steps take the same there, and the first ones record it
-        grown = [memory_of(lambda: settle(steps.compute, device, [trainer]), device)]
-    else:
-        steps.compute()
-        grown = [memory_of(steps.compute, device) for _ in range(case["rounds"])]
+    grown = [first_steps(steps, trainer)[0]]
+    if device.type == "cpu":  # on a GPU all steps take the same
+        grown += [memory_of(steps.compute, device) for _ in range(case["rounds"] - 1)]
     loads = by_turns([steps], case["rounds"])
-    return {"bytes": grown, "wall": steps.wall, "loads": loads, "source": source_of(device)}
-
-
-def source_of(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "what torch reserves at the peak of the first steps, recording and all, above the model"
-    return f"{memory_source(device)}, above what was taken before the step, after one to warm up"
+    return {"bytes": grown, "wall": steps.wall, "loads": loads}
 
 
 def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
@@ -94,15 +87,13 @@ def cases_of(name: str, classes: int, args: argparse.Namespace, weights: str) ->
     return cases
 
 
-def report(
-    args: argparse.Namespace, rows: dict[str, list[list[str]]], source: str, loads: Sequence[float]
-) -> list[str]:
+def report(args: argparse.Namespace, rows: dict[str, list[list[str]]], loads: Sequence[float]) -> list[str]:
     """The measurement in words."""
     lines = [f"# Memory of a training step, batch {args.batch_size}, {args.prec}", ""]
     lines += conditions(["torch"], loads)
     lines += [
         model_line(args),
-        f"- GiB: {source}",
+        memory_line(),
         f"- Each case in a process of its own, {args.rounds} rounds; median and range",
         f"- The plain way, in {args.plain_prec}, is measured up to {largest_plain():,} classes",
     ]
@@ -130,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_refused(args):
         return 1
     rows: dict[str, list[list[str]]] = {}
-    loads, source = load_average(), ""
+    loads = load_average()
     with weights_of(args.backbone) as weights:
         for name in args.trainers:
             rows[name] = []
@@ -138,12 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for way, case in cases_of(name, classes, args, weights).items():
                     progress(f"{name}, {classes} classes, {way} ...")
                     found = in_own_process(case)
-                    loads, source = loads + found["loads"], found["source"]
+                    loads += found["loads"]
                     grown = [each / 2**30 for each in found["bytes"] if each is not None]
                     memory = spread(grown) if grown else "unknown"
-                    rows[name].append([f"{classes:,}", way, memory, spread(found["wall"])])
+                    rows[name].append([f"{classes:,}", way, memory, milliseconds(found["wall"])])
     file = result_name("memory", args, f"batch{args.batch_size}", args.prec)
-    save(file, report(args, rows, source, loads))
+    save(file, report(args, rows, loads))
     return 0
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -39,23 +38,23 @@ from benchmarks.ways import (
     build_parser,
     by_turns,
     carried_on,
+    first_steps,
     gibibytes,
     in_float64,
     is_refused,
-    memory_of,
+    memory_line,
+    milliseconds,
     model_line,
     plain_sizes,
     progress,
     relative,
     result_name,
     scaled_line,
-    settle,
     table,
     told_in_one_line,
     weights_of,
 )
 from experiments.costs.flops import count_flops, shapes_only
-from experiments.costs.machine import memory_source
 
 OURS, EAGER, COMPILED, PLAIN = "ours", "eager", "compiled", "plain"
 WAYS = (OURS, EAGER, COMPILED, PLAIN)
@@ -123,7 +122,7 @@ class Way:
             name + (", scaled" if len(self.sizes) > 1 else "") + (f" ({self.said})" if self.said else ""),
             ratios(plain.wall, self.wall) if plain and beside else "–",
             ratios(plain.cpu, self.cpu) if plain and beside else "–",
-            milliseconds(self.wall),
+            milliseconds(self.wall) if self.wall else "–",
             f"{self.flops / 1e9:,.0f}" if self.wall else "–",
             nearness(machine, self.flops, self.wall),
             gibibytes(self.memory) if self.wall else "–",
@@ -138,12 +137,6 @@ COLUMNS = (
     *("classes", "way", "plain / it, wall", "plain / it, processor", "ms a step", "GFLOPs"),
     *("floor, ms; how near", "GiB more", "differences: logits, gradients", "kernels"),
 )
-
-
-def milliseconds(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return "–"
-    return spread([1000 * each for each in seconds], 1 if statistics.median(seconds) >= 0.1 else 2)
 
 
 def nearness(machine: Machine, flops: float, seconds: Sequence[float]) -> str:
@@ -214,7 +207,9 @@ def prepare(way: Way, trainers: Sequence[Any], batch_size: int) -> Way:
     start = time.perf_counter()
     try:
         for trainer, rounds in zip(trainers, way.rounds, strict=True):
-            memory.append(first_steps(way, trainer, rounds))
+            grown, why = first_steps(rounds, trainer)
+            memory.append(grown)
+            way.said = f"not replayed: {why}" if why else ""
     except torch.OutOfMemoryError:
         way.said, way.rounds = "too little memory", []
     except Exception as error:
@@ -232,19 +227,6 @@ def prepare(way: Way, trainers: Sequence[Any], batch_size: int) -> Way:
         counts = [flops_of(trainer, batch) for trainer, batch in zip(trainers, batches, strict=True)]
         way.flops = way.carried_on(counts)
     return way
-
-
-def first_steps(way: Way, trainer: Any, rounds: Rounds) -> int | None:
-    """The memory that they take."""
-
-    def steps() -> None:
-        why = settle(rounds.compute, trainer.device, [trainer])
-        way.said = f"not replayed: {why}" if why else ""
-
-    if trainer.device.type == "cuda":
-        return memory_of(steps, trainer.device)
-    steps()  # their own growth is that of the heap, too
-    return memory_of(rounds.compute, trainer.device)
 
 
 def in_few_words(error: Exception, most: int = 120) -> str:
@@ -315,17 +297,14 @@ def report(
         f"- Ratios are of each round: the plain way's seconds in {args.plain_prec} over those of the way",
         "- Differences of ours: the largest over the largest value of the plain way's, in float64; in "
         "brackets, with how many classes",
+        memory_line(),
     ]
     if on_gpu:
         lines += [
             "- Each round has as many steps as take 0.3 s. Ours is replayed as a CUDA graph, unless the "
             "table says why not; eager is ours with TRAIN.CUDA_GRAPHS off",
-            "- GiB: what torch has reserved at the peak of the first steps, recording and all, above what "
-            "was taken before",
             "- Kernels: of a step computed anew; a replayed one launches them with one call",
         ]
-    else:
-        lines.append(f"- GiB: {memory_source(torch.device('cpu'))}, in a step")
     if any(len(way.sizes) > 1 for way in ways):
         lines.append(scaled_line())
     for name, (groups, errors) in results.items():

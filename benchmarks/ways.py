@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +23,13 @@ from tabulate import tabulate
 from torch import Tensor
 
 from benchmarks.machine import trainers_device
-from benchmarks.report import load_average
+from benchmarks.report import load_average, spread
 from clip.chunks import free_memory
 from clip.clip import EMBEDDED
 from dassl.engine import build_trainer
 from experiments.costs.complexity import build_cfg, find_method
 from experiments.costs.flops import compute_as_reference
-from experiments.costs.machine import peak_memory, wait_for
+from experiments.costs.machine import memory_source, peak_memory, wait_for
 from experiments.costs.stand_ins import batch_of_noise, class_names, image_size, random_weights
 from trainers.prompted_clip import PromptedCLIP
 from trainers.step_graph import not_replayed
@@ -92,11 +93,14 @@ def by_turns(turn: Sequence[Rounds], rounds: int) -> list[float]:
     return loads
 
 
-def settle(step: Callable[[], object], device: torch.device, trainers: Sequence[Any] = ()) -> str:
+def settle(step: Callable[[], object], device: torch.device, owner: Any = None) -> str:
     """Takes steps until those to come are alike.
 
-    Then a GPU's kernels are chosen, a loss scaler has found its scale, and the step of each of these trainers
-    is replayed as a CUDA graph, or computed anew for good.
+    Then a GPU's kernels are chosen, a loss scaler has found its scale, and the step is replayed as a CUDA
+    graph, or computed anew for good.
+
+    Args:
+        owner: a trainer, or what else has a `replayed_step`.
 
     Returns:
         Why it is computed anew, where that was not asked for; else "".
@@ -104,20 +108,21 @@ def settle(step: Callable[[], object], device: torch.device, trainers: Sequence[
     with contextlib.redirect_stdout(io.StringIO()) as said:
         for number in range(MOST_WARM_UPS if device.type == "cuda" else 1):
             step()
-            if number + 1 >= WARM_UPS[device.type] and all(map(is_settled, trainers)):
+            if number + 1 >= WARM_UPS[device.type] and is_settled(owner):
                 break
     begin = not_replayed("")
     for line in said.getvalue().splitlines():
         if line.startswith(begin):
             return line.removeprefix(begin)
-    if device.type == "cuda" and not all(map(is_settled, trainers)):
+    if device.type == "cuda" and not is_settled(owner):
         return f"its gradients were not finite in {MOST_WARM_UPS} steps"
     return ""
 
 
-def is_settled(trainer: Any) -> bool:
+def is_settled(owner: Any) -> bool:
     """Whether no step of it will be computed beside its replay any more."""
-    replayed = vars(trainer).get("replayed_step")  # is not made yet, or None where none is
+    # Looked up so that it is not made by the look: a trainer makes it when it is needed first.
+    replayed = getattr(owner, "__dict__", {}).get("replayed_step")
     return replayed is None or replayed.given_up or replayed._compared
 
 
@@ -136,8 +141,34 @@ def memory_of(compute: Callable[[], object], device: torch.device) -> int | None
     return torch.cuda.max_memory_reserved(device) - before
 
 
+def first_steps(rounds: Rounds, owner: Any = None) -> tuple[int | None, str]:
+    """Settles; gives the bytes that steps take, see `memory_line`, and why none is replayed."""
+    why: list[str] = []
+
+    def steps() -> None:
+        why.append(settle(rounds.compute, rounds.device, owner))
+
+    if rounds.device.type == "cuda":
+        return memory_of(steps, rounds.device), why[0]
+    steps()  # they make the heap grow, too
+    return memory_of(rounds.compute, rounds.device), why[0]
+
+
+def memory_line() -> str:
+    """How `first_steps` knows, for the reader."""
+    device = trainers_device()
+    if device.type == "cuda":
+        return "- GiB: what torch reserves at the peak of the first steps, recording and all, above the model"
+    return f"- GiB: {memory_source(device)} in a step, after one to warm up"
+
+
 def gibibytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 2**30:.2f}"
+
+
+def milliseconds(seconds: Sequence[float]) -> str:
+    """Median and range."""
+    return spread([1000 * each for each in seconds], 1 if statistics.median(seconds) >= 0.1 else 2)
 
 
 def build(
@@ -225,6 +256,15 @@ def carried_on(classes: int, sizes: Sequence[int], values: Sequence[float]) -> f
 
 
 def build_parser(description: str | None, classes: Sequence[int]) -> argparse.ArgumentParser:
+    """Of a measurement of ours and the plain way."""
+    parser = build_parser_of_ours(description, classes)
+    add = parser.add_argument
+    add("--plain-prec", default="fp32", help="precision of the plain way; the papers' code computes in fp16")
+    add("--check", type=int, default=50, help="with how many classes, at most, both are compared in float64")
+    return parser
+
+
+def build_parser_of_ours(description: str | None, classes: Sequence[int]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -233,8 +273,6 @@ def build_parser(description: str | None, classes: Sequence[int]) -> argparse.Ar
     add("--classes", nargs="+", type=int, default=list(classes))
     add("--backbone", default="ViT-B/16", help="with random weights, unless it is an embedded one")
     add("--prec", default="fp32", help="precision of ours")
-    add("--plain-prec", default="fp32", help="precision of the plain way; the papers' code computes in fp16")
-    add("--check", type=int, default=50, help="with how many classes, at most, both are compared in float64")
     add_common(parser)
     return parser
 
@@ -264,7 +302,7 @@ def is_refused(args: argparse.Namespace) -> bool:
     Raises:
         ValueError: a number below 1, or a method that is not known.
     """
-    for name in ("classes", "check", "rounds", "threads", "batch_size", "images"):
+    for name in ("classes", "check", "rounds", "threads", "batch_size", "images", "seeds", "steps", "epochs"):
         given = getattr(args, name, 1)
         wrong = [each for each in (given if isinstance(given, list) else [given]) if each < 1]
         if wrong:
@@ -297,7 +335,8 @@ def model_line(args: argparse.Namespace) -> str:
 def result_name(kind: str, args: argparse.Namespace, *rest: str) -> str:
     """Of the file in results/, with what is not as usual: another backbone than ViT-B/16, a GPU."""
     backbone = [] if args.backbone == "ViT-B/16" else [args.backbone]
-    plain = [] if args.plain_prec == "fp32" else [f"plain-{args.plain_prec}"]
+    precision = getattr(args, "plain_prec", "fp32")
+    plain = [] if precision == "fp32" else [f"plain-{precision}"]
     gpu = [torch.cuda.get_device_name().removeprefix("NVIDIA ")] if torch.cuda.is_available() else []
     name = "_".join([kind, *args.trainers, *backbone, *rest, *plain, *gpu]).lower()
     return "".join("-" if each in "/: " else each for each in name) + ".md"

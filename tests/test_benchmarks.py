@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -15,7 +16,7 @@ from helpers import tiny_clip
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from benchmarks import decoding, evaluate, loader, machine, memory, report, startup, step, ways
+from benchmarks import decoding, evaluate, loader, machine, memory, report, seeds, startup, step, ways
 from datasets import index
 from trainers.step_graph import not_replayed
 
@@ -220,17 +221,17 @@ def test_steps_settle_when_they_are_replayed():
         steps.append(1)
         trainer.replayed_step._compared = len(steps) == 25
 
-    assert ways.settle(take, GPU, [trainer, SimpleNamespace()]) == ""
+    assert ways.settle(take, GPU, trainer) == ""
     assert len(steps) == 25
-    assert ways.settle(take, torch.device("cpu"), [trainer]) == ""
+    assert ways.settle(take, torch.device("cpu"), trainer) == ""
     assert len(steps) == 26
 
 
 def test_steps_that_are_not_replayed_say_why(capsys):
     trainer = replayed(given_up=True)
-    assert ways.settle(lambda: print(not_replayed("it waits")), GPU, [trainer]) == "it waits"
-    assert ways.settle(lambda: print("epoch"), GPU, [trainer]) == ""
-    why = ways.settle(lambda: None, GPU, [replayed()])
+    assert ways.settle(lambda: print(not_replayed("it waits")), GPU, trainer) == "it waits"
+    assert ways.settle(lambda: print("epoch"), GPU, trainer) == ""
+    why = ways.settle(lambda: None, GPU, replayed())
     assert why == f"its gradients were not finite in {ways.MOST_WARM_UPS} steps"
     assert capsys.readouterr().out == ""
 
@@ -263,6 +264,37 @@ def test_kernels_and_the_gpu_are_in_the_table_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     args = evaluate.command_parser().parse_args([])
     assert ways.result_name("step", args, "fp32") == "step_maple_fp32_h100-80gb-hbm3.md"
+
+
+# --- several seeds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["MaPLe", "PromptSRC"])
+def test_seeds_together_are_measured_beside_one_run(results, name, monkeypatch):
+    monkeypatch.setattr(ways.time, "perf_counter", iter(range(10_000)).__next__)  # each step takes a second
+    given = ["--trainers", name, "--classes", "2", "3", "--batch-size", "1", "--seeds", "3"]
+    assert seeds.main([*TWO_ROUNDS, *given]) == 0
+    file = results / f"3seeds_{name.lower()}_batch1_fp32.md"
+    rows = table_of(file)
+    assert [row["classes"] for row in rows] == ["2", "3"]
+    assert all(row["price: together / one run"] == "1.00 (1.00 to 1.00)" for row in rows)
+    assert all(row["gain: all runs / together"] == "3.00 (3.00 to 3.00)" for row in rows)
+    assert file.read_text().startswith("# A training step of 3 seeds, batch 1 each, fp32")
+
+
+def test_the_run_of_one_seed_is_a_run_by_itself(results):
+    with ways.weights_of("") as weights:
+        args = argparse.Namespace(backbone="ViT-B/16", prec="fp32", seeds=2, batch_size=2, rounds=1)
+        measured, _ = seeds.measure("MaPLe", 3, args, weights)
+        alone = ways.build("MaPLe", 3, "ViT-B/16", weights)
+    right = alone.forward_backward(ways.batch_for(alone, 2))["loss"]
+    assert measured.alone.rounds.compute()["loss"] == pytest.approx(right)
+    assert [float(each["loss"]) for each in measured.together.rounds.compute()] == pytest.approx([right] * 2)
+
+
+def test_a_method_that_learns_nothing_has_no_seeds(results, capsys):
+    assert seeds.main([*TWO_ROUNDS, "--trainers", "ZeroshotCLIP", "--classes", "2"]) == 2
+    assert "ZeroshotCLIP learns nothing" in capsys.readouterr().err
 
 
 # --- an evaluation ----------------------------------------------------------------------------------------
@@ -318,7 +350,7 @@ def test_memory_tells_growth_and_seconds_of_each_way(results, monkeypatch):
         *(("2", "ours"), ("2", own), ("2", "plain")),
         *(("4", "ours"), ("4", own)),
     ]
-    assert all("to" in row["s a step"] for row in rows)
+    assert all("to" in row["ms a step"] for row in rows)
 
 
 def test_memory_of_a_case_is_measured_in_a_process_of_its_own(threads):
@@ -327,7 +359,7 @@ def test_memory_of_a_case_is_measured_in_a_process_of_its_own(threads):
     assert len(found["wall"]) == len(found["bytes"]) == 2
 
 
-@pytest.mark.parametrize("module", [step, evaluate, memory, loader])
+@pytest.mark.parametrize("module", [step, evaluate, memory, loader, seeds])
 def test_busy_machine_is_refused(results, monkeypatch, capsys, module):
     monkeypatch.setattr(ways, "load_average", lambda: [3.14])
     assert module.main([]) == 1
@@ -411,6 +443,7 @@ def test_loader_that_gives_another_number_stops_the_comparison(tmp_path):
         ("step", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
         ("step", ["--classes", "0"], "--classes is 0; allowed is 1 or more."),
         ("memory", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
+        ("seeds", ["--seeds", "0"], "--seeds is 0; allowed is 1 or more."),
         ("loader", ["--folder", "nowhere"], "--folder nowhere holds no .jpg; give a folder of JPEGs."),
     ],
 )
