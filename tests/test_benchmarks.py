@@ -306,8 +306,8 @@ def test_evaluation_is_put_together_from_its_parts(results, name):
     assert evaluate.main([*TWO_ROUNDS, *given, "--trainers", name]) == 0
     file = results / f"evaluate_{name.lower()}_7images_fp32.md"
     few, many = table_of(file)
-    assert not few["s, plain"].endswith("scaled")
-    assert many["s, plain"].endswith("scaled")
+    assert not few["the same, plain"].endswith("scaled")
+    assert many["the same, plain"].endswith("scaled")
     assert (few["of it text once, s"] == "with each image") == (name == "CoCoOp")
     assert float(few["difference of logits"]) <= 1e-12
     assert many["difference of logits"].endswith(" (2)")
@@ -325,7 +325,17 @@ def test_evaluation_counts_text_once_and_the_plain_way_each_batch(results, monke
         (found,), _ = evaluate.measure("MaPLe", args, weights)
     assert found.wall == [3 + 1] * 2
     assert found.plain_wall == [3 + 3] * 2
-    assert found.image == [0.5] * 2
+    row = dict(zip(evaluate.COLUMNS, found.row(machine.Machine(1e9, 1e9, "float32")), strict=True))
+    assert row["images a second"] == "1.5 (1.5 to 1.5)"
+    assert row["the same, plain"] == "1.0 (1.0 to 1.0)"
+    assert row["of it text once, s"] == "1.000 (1.000 to 1.000)"
+
+
+def test_evaluation_in_half_precision_is_measured_too(results):
+    given = ["--classes", "2", "--images", "3", "--prec", "bf16", "--plain-prec", "bf16"]
+    assert evaluate.main([*TWO_ROUNDS, *given]) == 0
+    text = (results / "evaluate_maple_3images_bf16_plain-bf16.md").read_text()
+    assert "the plain way's seconds in bf16 over ours" in text
 
 
 def test_nothing_is_said_of_scaling_where_there_is_none(results):
