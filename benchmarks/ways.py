@@ -39,7 +39,7 @@ ROUNDS = 5
 LARGEST_PLAIN = 100  # classes, on a CPU; a step of the plain way takes 25 GiB with 1000
 PLAIN_BYTES = 50 * 2**20  # of a GPU's free memory for each class: twice what the plain way takes
 SCALED_FROM = (50, 100)
-WARM_UPS = {"cpu": 1, "cuda": 10}  # on a GPU kernels are chosen, and steps recorded, in the first few
+WARM_UPS = {"cpu": 1, "cuda": 5}  # on a GPU kernels are chosen, and steps recorded, in the first few
 MOST_WARM_UPS = 40  # a loss scaler may need 20 steps before one can be replayed
 FILLED = {"cpu": 0.0, "cuda": 0.3}  # seconds of a round, at least: a GPU's step is too short for a clock
 CPU = torch.device("cpu")
@@ -51,18 +51,21 @@ class Rounds:
 
     Attributes:
         times: how often it is computed in a round; its seconds are those of once.
+        warm: whether it need not be warmed up any more.
     """
 
     compute: Callable[[], object]
     device: torch.device = CPU
     times: int = 1
+    warm: bool = False
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def warm_up(self) -> None:
         """Computes a few times; where that is quick, a round will have several."""
-        for _ in range(WARM_UPS[self.device.type]):
+        for _ in range(0 if self.warm else WARM_UPS[self.device.type]):
             self.compute()
+        self.warm = True
         if FILLED[self.device.type]:
             self.times = max(1, math.ceil(FILLED[self.device.type] / max(self._seconds()[0], 1e-6)))
 
@@ -93,7 +96,7 @@ def by_turns(turn: Sequence[Rounds], rounds: int) -> list[float]:
     return loads
 
 
-def settle(step: Callable[[], object], device: torch.device, owner: Any = None) -> str:
+def settle(steps: Rounds, owner: Any = None) -> str:
     """Takes steps until those to come are alike.
 
     Then a GPU's kernels are chosen, a loss scaler has found its scale, and the step is replayed as a CUDA
@@ -105,18 +108,23 @@ def settle(step: Callable[[], object], device: torch.device, owner: Any = None) 
     Returns:
         Why it is computed anew, where that was not asked for; else "".
     """
+    device = steps.device.type
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        for number in range(MOST_WARM_UPS if device.type == "cuda" else 1):
-            step()
-            if number + 1 >= WARM_UPS[device.type] and is_settled(owner):
+        for number in range(MOST_WARM_UPS if device == "cuda" else WARM_UPS[device]):
+            steps.compute()
+            if number + 1 >= WARM_UPS[device] and is_settled(owner):
                 break
-    begin = not_replayed("")
-    for line in said.getvalue().splitlines():
-        if line.startswith(begin):
-            return line.removeprefix(begin)
-    if device.type == "cuda" and not is_settled(owner):
+    steps.warm = True
+    if device == "cuda" and not is_settled(owner):
         return f"its gradients were not finite in {MOST_WARM_UPS} steps"
-    return ""
+    return notice_in(said.getvalue())
+
+
+def notice_in(printed: str) -> str:
+    """Why steps are not replayed, where that was printed; else ""."""
+    begin = not_replayed("")
+    lines = (line for line in printed.splitlines() if line.startswith(begin))
+    return next(lines, "").removeprefix(begin)
 
 
 def is_settled(owner: Any) -> bool:
@@ -146,7 +154,7 @@ def first_steps(rounds: Rounds, owner: Any = None) -> tuple[int | None, str]:
     why: list[str] = []
 
     def steps() -> None:
-        why.append(settle(rounds.compute, rounds.device, owner))
+        why.append(settle(rounds, owner))
 
     if rounds.device.type == "cuda":
         return memory_of(steps, rounds.device), why[0]
@@ -154,12 +162,17 @@ def first_steps(rounds: Rounds, owner: Any = None) -> tuple[int | None, str]:
     return memory_of(rounds.compute, rounds.device), why[0]
 
 
-def memory_line() -> str:
-    """How `first_steps` knows, for the reader."""
+def memory_line(when: str = "") -> str:
+    """How `memory_of` knows, for the reader.
+
+    Args:
+        when: it was asked; by default as `first_steps` does.
+    """
     device = trainers_device()
     if device.type == "cuda":
-        return "- GiB: what torch reserves at the peak of the first steps, recording and all, above the model"
-    return f"- GiB: {memory_source(device)} in a step, after one to warm up"
+        when = when or "in the first steps, recording and all"
+        return f"- GiB: what torch reserves at the peak, {when}, above what was taken before"
+    return f"- GiB: {memory_source(device)}, {when or 'in a step after one to warm up'}"
 
 
 def gibibytes(count: int | None) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +17,23 @@ from helpers import tiny_clip
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from benchmarks import decoding, evaluate, loader, machine, memory, report, seeds, startup, step, ways
+from benchmarks import (
+    decoding,
+    evaluate,
+    loader,
+    machine,
+    memory,
+    report,
+    seeds,
+    startup,
+    step,
+    training,
+    ways,
+)
+from dassl.data import data_manager
+from dassl.utils import read_image
 from datasets import index
+from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.step_graph import not_replayed
 
 TWO_ROUNDS = ["--rounds", "2", "--anyway"]
@@ -221,17 +237,19 @@ def test_steps_settle_when_they_are_replayed():
         steps.append(1)
         trainer.replayed_step._compared = len(steps) == 25
 
-    assert ways.settle(take, GPU, trainer) == ""
+    rounds = ways.Rounds(take, GPU)
+    assert ways.settle(rounds, trainer) == ""
     assert len(steps) == 25
-    assert ways.settle(take, torch.device("cpu"), trainer) == ""
+    assert rounds.warm
+    assert ways.settle(ways.Rounds(take), trainer) == ""
     assert len(steps) == 26
 
 
 def test_steps_that_are_not_replayed_say_why(capsys):
     trainer = replayed(given_up=True)
-    assert ways.settle(lambda: print(not_replayed("it waits")), GPU, trainer) == "it waits"
-    assert ways.settle(lambda: print("epoch"), GPU, trainer) == ""
-    why = ways.settle(lambda: None, GPU, replayed())
+    assert ways.settle(ways.Rounds(lambda: print(not_replayed("it waits")), GPU), trainer) == "it waits"
+    assert ways.settle(ways.Rounds(lambda: print("epoch"), GPU), trainer) == ""
+    why = ways.settle(ways.Rounds(lambda: None, GPU), replayed())
     assert why == f"its gradients were not finite in {ways.MOST_WARM_UPS} steps"
     assert capsys.readouterr().out == ""
 
@@ -295,6 +313,88 @@ def test_the_run_of_one_seed_is_a_run_by_itself(results):
 def test_a_method_that_learns_nothing_has_no_seeds(results, capsys):
     assert seeds.main([*TWO_ROUNDS, "--trainers", "ZeroshotCLIP", "--classes", "2"]) == 2
     assert "ZeroshotCLIP learns nothing" in capsys.readouterr().err
+
+
+# --- a whole training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch):
+    """It takes seconds to import."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+
+TRAINING = ["--workers", "0", "--batch-size", "2", "--steps", "4", "--plain-steps", "2"]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_training_is_carried_on_from_some_steps(results):
+    given = [*TRAINING, "--classes", "2", "4", "--images", "1000", "--epochs", "3"]
+    assert training.main([*TWO_ROUNDS, *given]) == 0
+    file = results / "training_maple_1000images_3epochs_batch2_fp32.md"
+    rows = table_of(file)
+    assert [(row["classes"], row["way"]) for row in rows] == [
+        *(("2", "ours"), ("2", "plain")),
+        *(("4", "ours"), ("4", "plain, scaled")),
+    ]
+    for row in rows:
+        images = float(row["images a second"].split()[0])
+        assert images == pytest.approx(2000 / float(row["ms a step"].split()[0]), rel=0.1)
+    text = file.read_text()
+    assert "4 steps of an epoch were run, 2 of the plain way" in text
+    assert "for the 500 of each epoch" in text
+    assert text.count("is the bottleneck") == 2
+    assert text.count("the plain way takes") == 2
+
+
+def test_minutes_are_those_of_all_epochs_and_of_decoding():
+    each = training.Run([0.5, 1.0], 6.0, [0.25], 2**30, None, "it waits")
+    way = training.Way("ours", 10, [10], [each])
+    args = argparse.Namespace(images=100, batch_size=10, epochs=3, workers=8)
+    assert way.minutes(args, decoding=0.3) == [(30 + 3 * (6 + 5)) / 60, (30 + 3 * (6 + 10)) / 60]
+    row = dict(zip(training.COLUMNS, way.row(args, 0.3), strict=True))
+    assert row["way"] == "ours (not replayed: it waits)"
+    assert row["GiB: model + more"] == "1.00 + unknown"
+    slow, quick = (
+        training.Measured(way, None, 0.3, [images]).lines("MaPLe", args) for images in (39.0, 41.0)
+    )
+    assert "our model takes 40: the loader is the bottleneck" in slow[0]
+    assert "our model takes 40: the model is the bottleneck" in quick[0]
+    assert "6.00 s of each epoch are for its first batch, and 30.0 s before" in slow[1]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_training_reads_each_photo_once_and_runs_the_engine_s_epoch(results, monkeypatch):
+    read, taken = [], []
+    monkeypatch.setattr(data_manager, "read_image", lambda path: read.append(path) or read_image(path))
+    run_epoch = CLIPPromptTrainer.run_epoch
+
+    def run(self):
+        run_epoch(self)
+        taken.append((self.num_batches, self.batch_idx + 1))
+
+    monkeypatch.setattr(CLIPPromptTrainer, "run_epoch", run)
+    assert training.main([*TWO_ROUNDS, *TRAINING, "--classes", "3"]) == 0
+    steps = training.WARM_UPS + 4
+    assert len(read) == len(set(read)) == 2 * steps
+    assert taken == [(steps, steps), (training.WARM_UPS + 2, training.WARM_UPS + 2)]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_training_may_leave_the_plain_way_out(results):
+    given = [*TRAINING, "--plain-steps", "0", "--classes", "2", "--rounds", "9", "--anyway"]
+    assert training.main(given) == 0
+    (row,) = table_of(results / "training_maple_batch2_fp32.md")
+    assert row["way"] == "ours"
+    assert "the plain way takes" not in (results / "training_maple_batch2_fp32.md").read_text()
+
+
+def test_photos_are_as_many_files_as_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "PHOTOS", 2)
+    training.make_photos(tmp_path, 5)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 5
+    assert len({file.read_bytes() for file in files}) == 2
 
 
 # --- an evaluation ----------------------------------------------------------------------------------------
@@ -369,7 +469,7 @@ def test_memory_of_a_case_is_measured_in_a_process_of_its_own(threads):
     assert len(found["wall"]) == len(found["bytes"]) == 2
 
 
-@pytest.mark.parametrize("module", [step, evaluate, memory, loader, seeds])
+@pytest.mark.parametrize("module", [step, evaluate, memory, loader, seeds, training])
 def test_busy_machine_is_refused(results, monkeypatch, capsys, module):
     monkeypatch.setattr(ways, "load_average", lambda: [3.14])
     assert module.main([]) == 1
