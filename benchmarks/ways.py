@@ -88,7 +88,7 @@ def by_turns(turn: Sequence[Rounds], rounds: int) -> list[float]:
     for each in turn:
         each.warm_up()
     loads = []
-    for number in range(rounds):
+    for number in range(rounds if turn else 0):
         loads += load_average()
         first = number % len(turn)
         for each in [*turn[first:], *turn[:first]]:
