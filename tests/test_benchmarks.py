@@ -34,9 +34,15 @@ from dassl.data import data_manager
 from dassl.utils import read_image
 from datasets import index
 from trainers.clip_trainer import CLIPPromptTrainer
-from trainers.step_graph import not_replayed
 
 TWO_ROUNDS = ["--rounds", "2", "--anyway"]
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """For processes of their own, too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture
@@ -208,80 +214,6 @@ def test_no_step_changes_the_next_one():
     trainer.forward_backward(ways.batch_for(trainer, 2))
     assert any(each.grad.abs().max() > 0 for each in learned)
     assert all(map(torch.equal, learned, before))
-
-
-# --- on a GPU, which has a stand-in here ------------------------------------------------------------------
-
-GPU = torch.device("cuda")
-
-
-def test_quick_computations_are_repeated_in_a_round(monkeypatch):
-    monkeypatch.setattr(ways, "FILLED", {"cpu": 10.0})
-    monkeypatch.setattr(ways.time, "perf_counter", iter(range(100)).__next__)  # a second each time
-    calls = []
-    rounds = ways.Rounds(lambda: calls.append(1))
-    ways.by_turns([rounds], 2)
-    assert rounds.times == 10
-    assert rounds.wall == [1 / 10] * 2
-    assert len(calls) == 1 + 1 + 2 * 10
-
-
-def replayed(given_up: bool = False, compared: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(replayed_step=SimpleNamespace(given_up=given_up, _compared=compared))
-
-
-def test_steps_settle_when_they_are_replayed():
-    trainer, steps = replayed(), []
-
-    def take() -> None:
-        steps.append(1)
-        trainer.replayed_step._compared = len(steps) == 25
-
-    rounds = ways.Rounds(take, GPU)
-    assert ways.settle(rounds, trainer) == ""
-    assert len(steps) == 25
-    assert rounds.warm
-    assert ways.settle(ways.Rounds(take), trainer) == ""
-    assert len(steps) == 26
-
-
-def test_steps_that_are_not_replayed_say_why(capsys):
-    trainer = replayed(given_up=True)
-    assert ways.settle(ways.Rounds(lambda: print(not_replayed("it waits")), GPU), trainer) == "it waits"
-    assert ways.settle(ways.Rounds(lambda: print("epoch"), GPU), trainer) == ""
-    why = ways.settle(ways.Rounds(lambda: None, GPU), replayed())
-    assert why == f"its gradients were not finite in {ways.MOST_WARM_UPS} steps"
-    assert capsys.readouterr().out == ""
-
-
-def test_plain_way_is_measured_where_the_gpu_s_memory_holds_it(monkeypatch):
-    monkeypatch.setattr(ways, "trainers_device", lambda: GPU)
-    monkeypatch.setattr(ways, "free_memory", lambda device: 70 * 2**30)
-    assert ways.plain_sizes(1000) == [1000]
-    assert ways.plain_sizes(1000, texts=4) == list(ways.SCALED_FROM)
-    monkeypatch.setattr(ways, "free_memory", lambda device: 10 * 2**30)
-    assert ways.plain_sizes(1000) == list(ways.SCALED_FROM)
-    assert ways.plain_sizes(ways.LARGEST_PLAIN) == [ways.LARGEST_PLAIN]
-
-
-def test_kernels_alone_are_counted():
-    kinds = ["kernel", "cuda_runtime", "kernel", "gpu_memcpy", "gpu_user_annotation", None]
-    assert step.kernels_in({"traceEvents": [{"cat": kind} if kind else {"ph": "M"} for kind in kinds]}) == 2
-
-
-def test_kernels_and_the_gpu_are_in_the_table_of_a_gpu(monkeypatch):
-    gpu = machine.Machine(matmul=5e13, bandwidth=4e12, dtype="float32", device="cuda")
-    way = step.Way("ours", 1000, [1000], 1e12, 3 * 2**30, "not replayed: it waits", [], [0.04], [0.05])
-    way.kernels = 2345
-    row = dict(zip(step.COLUMNS, way.row(None, gpu, "–"), strict=True))
-    assert row["way"] == "ours (not replayed: it waits)"
-    assert row["ms a step"] == "40.00 (40.00 to 40.00)"
-    assert row["floor, ms; how near"] == "20.0; 50 (50 to 50) %"
-    assert (row["GiB more"], row["kernels"]) == ("3.00", "2,345")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    args = evaluate.command_parser().parse_args([])
-    assert ways.result_name("step", args, "fp32") == "step_maple_fp32_h100-80gb-hbm3.md"
 
 
 # --- several seeds ----------------------------------------------------------------------------------------
