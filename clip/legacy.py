@@ -37,7 +37,7 @@ from . import model as openai_model
 from .clip import build_model as plain_build_model
 from .clip import load as plain_load
 from .model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
-from .prompting import Prompts, replace_tokens
+from .prompting import Prompts, behind, replace_tokens
 from .resnet import AttentionPool2d, Bottleneck
 
 PLANTED = ("IVLP", "VPT")  # the trainers whose prompts are parameters of the encoders
@@ -90,10 +90,15 @@ class LegacyTransformer(Transformer):
         return self.resblocks(x)
 
     def run(
-        self, x: Tensor, deep: Sequence[Tensor] = (), start: int = 1, position: int | None = None
+        self,
+        x: Tensor,
+        deep: Sequence[Tensor] = (),
+        start: int = 1,
+        position: int | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         """As `Transformer.run`; the blocks know themselves where the prompts start."""
-        x = x.transpose(0, 1)
+        x = (x if tokens is None else behind(x, tokens)).transpose(0, 1)
         x = self([x, deep, 0])[0] if len(deep) else self(x)  # a foreign block need not take lists
         x = x.transpose(0, 1)
         return x if position is None else x[:, position : position + 1]
@@ -119,7 +124,7 @@ class LegacyVisionTransformer(VisionTransformer):
 
 def attention(self: ResidualAttentionBlock, x: Tensor) -> Tensor:
     """OpenAI's method of a block: its attention alone, `(length batch width)`."""
-    return self.attn(x, x, x, need_weights=False, attn_mask=self.mask(x.transpose(0, 1)))[0]
+    return self.attn(x, x, x, need_weights=False, attn_mask=self.mask(len(x), x))[0]
 
 
 def build_model(state_dict: Mapping[str, Tensor], design_details: Mapping[str, Any] | None = None) -> CLIP:

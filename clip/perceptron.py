@@ -28,7 +28,7 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(... width)` → `(... width)`."""
-        if not self._folds(x):
+        if not (folds(x) and self.is_quick_gelu() and all(self[k].weight.dtype == x.dtype for k in (0, 2))):
             return super().forward(x)
         c_fc, _, c_proj = self
         assert isinstance(c_fc, nn.Linear)
@@ -39,19 +39,22 @@ class Perceptron(nn.Sequential):
         out = torch.add(c_proj.bias, F.silu(hidden) @ c_proj.weight.t(), alpha=1 / STEEPNESS)
         return out.view(*x.shape[:-1], c_proj.out_features)
 
-    def _folds(self, x: Tensor) -> bool:
+    def is_quick_gelu(self) -> bool:
         """Whether this is QuickGELU between two linear layers, all as torch and OpenAI made them."""
         kinds = (nn.Linear, QuickGELU, nn.Linear)
         return (
             len(self) == len(kinds)
-            and all(_is_just(kind, part) for kind, part in zip(kinds, self, strict=True))
-            and all(part.bias is not None and part.weight.dtype == x.dtype for part in (self[0], self[2]))
-            and x.dtype in (torch.float32, torch.float64)
-            and not _autocasts(x.device.type)
+            and all(is_just(kind, part) for kind, part in zip(kinds, self, strict=True))
+            and all(part.bias is not None for part in (self[0], self[2]))
         )
 
 
-def _is_just(kind: type[nn.Module], module: nn.Module) -> bool:
+def folds(x: Tensor) -> bool:
+    """Whether QuickGELU of such an input may be computed as SiLU."""
+    return x.dtype in (torch.float32, torch.float64) and not autocasts(x.device.type)
+
+
+def is_just(kind: type[nn.Module], module: nn.Module) -> bool:
     """Whether calling the module does what its class does, and nothing more."""
     hooks = (
         module._forward_pre_hooks,
@@ -62,6 +65,6 @@ def _is_just(kind: type[nn.Module], module: nn.Module) -> bool:
     return type(module) is kind and not any(hooks) and "forward" not in vars(module)
 
 
-def _autocasts(device_type: str) -> bool:
+def autocasts(device_type: str) -> bool:
     """Whether torch casts what is multiplied; on "meta", for example, it never does."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

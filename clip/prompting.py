@@ -36,3 +36,25 @@ def replace_tokens(x: Tensor, tokens: Tensor, start: int) -> Tensor:
     """
     tokens = tokens.to(x.dtype).expand(len(x), -1, -1)
     return torch.cat([x[:, :start], tokens, x[:, start + tokens.shape[1] :]], dim=1)
+
+
+def behind(x: Tensor, tokens: Tensor) -> Tensor:
+    """Puts tokens behind those of `x`, in its type.
+
+    Args:
+        x: `(batch length width)`.
+        tokens: `(n width)`, or `(batch n width)` where each sample has its own.
+    """
+    return torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+
+def enter(x: Tensor, tokens: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
+    """As `replace_tokens`; but tokens that are to end `x` stay apart, and what they follow comes before them.
+
+    Args:
+        x: `(batch length width)`, or without the tokens that are to be overwritten.
+        tokens: as of `replace_tokens`.
+    """
+    if x.shape[1] <= start + tokens.shape[-2]:
+        return x[:, :start], tokens.to(x.dtype)
+    return replace_tokens(x, tokens, start), None

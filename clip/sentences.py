@@ -16,14 +16,19 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .chunks import AUTOMATIC, NEVER, bytes_kept, classes_at_once, free_memory
-from .grids import Grid, KeysValues, similar_lengths
+from .grids import AtOnce, Attention, Grid, InGrids, KeysValues, similar_lengths
 from .model import CLIP
-from .prompting import Prompts, replace_tokens
+from .prompting import Prompts, behind, enter
+
+# Own tokens that attend in one go, by the kind of device: to mask what does not belong together is less work
+# than to take it apart, as long as there is little of it.
+MOST_AT_ONCE = {"cpu": 256}
+LARGEST_MASK = 1024
+ALIGNED = 16
 
 
 class Sentences(nn.Module):
@@ -44,6 +49,7 @@ class Sentences(nn.Module):
     """
 
     prefix_tokens: Tensor  # (prefix)
+    prefix_places: Tensor  # (prefix): position in the sentence
     own_tokens: Tensor  # (token)
     own_positions: Tensor  # (token): position in the sentence
     own_classes: Tensor  # (token)
@@ -109,6 +115,7 @@ class Sentences(nn.Module):
         cell_places = torch.arange(count).repeat_interleave(widths)
         buffers = {
             "prefix_tokens": tokens[0, :prefix],
+            "prefix_places": position[:prefix],
             "own_tokens": tokens[order][owned],
             "own_positions": own_positions,
             "own_classes": order[places],
@@ -139,17 +146,20 @@ class Sentences(nn.Module):
         self._check_words(clip_model)
         grouped = prompts.tokens is not None and prompts.tokens.dim() == 3 and not self.class_specific
         groups = len(prompts.tokens) if grouped and prompts.tokens is not None else 1
-        prefix = self._encode_prefix(clip_model, prompts, groups)
         at_once = self._classes_at_once(clip_model, groups)
-        encode = self._encode_classes
-        if at_once < len(self.lengths) and torch.is_grad_enabled():
-            # Nothing here is random, and no state of random numbers is to be kept.
-            encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
-        chunks = [
-            encode(clip_model, prompts, prefix, first, min(first + at_once, len(self.lengths)))
-            for first in range(0, len(self.lengths), at_once)
-        ]
-        features = torch.cat(chunks, dim=1)[:, self.places]
+        count = len(self.lengths)
+        if at_once >= count:
+            _, features = self._run(clip_model, prompts, groups, (0, count))
+        else:
+            prefix, _ = self._run(clip_model, prompts, groups)
+            run = self._run
+            if torch.is_grad_enabled():
+                # Nothing here is random, and no state of random numbers is to be kept.
+                run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+            bounds = [(first, min(first + at_once, count)) for first in range(0, count, at_once)]
+            chunks = [run(clip_model, prompts, groups, part, prefix)[1] for part in bounds]
+            features = torch.cat(chunks, dim=1)
+        features = features[:, self.places]
         return features if grouped else features[0]
 
     def _check_number(self, prompts: Prompts) -> None:
@@ -193,52 +203,83 @@ class Sentences(nn.Module):
             self._chosen[groups] = classes_at_once(classes, kept, free_memory(weights.device))
         return self._chosen[groups]
 
-    def _encode_prefix(self, clip_model: CLIP, prompts: Prompts, groups: int) -> list[KeysValues]:
-        """Keys and values of the prefix in each block: all that the classes need of it."""
-        x = clip_model.embed_checked(self.prefix_tokens).expand(groups, -1, -1)
-        x = self._with_leading(prompts.tokens, x)
-        x = x + clip_model.positional_embedding[: x.shape[1]].to(x.dtype)
-        prefix = []
-        blocks = clip_model.transformer.blocks()
-        for k, block in enumerate(blocks):
-            if 0 < k <= len(prompts.deep):
-                x = self._with_leading(prompts.deep[k - 1], x)
-            normed = block.ln_1(x)
-            keys, values = block.keys_values(normed)
-            prefix.append((keys, values))
-            if k < len(blocks) - 1:
-                queries = block.queries(normed)
-                x = block.finish(x, F.scaled_dot_product_attention(queries, keys, values, block.mask(x)))
-        return prefix
+    def _run(
+        self,
+        clip_model: CLIP,
+        prompts: Prompts,
+        groups: int,
+        classes: tuple[int, int] = (0, 0),
+        given: Sequence[KeysValues] = (),
+    ) -> tuple[list[KeysValues], Tensor]:
+        """Tokens through the encoder: own ones of classes, and behind them the prefix, unless it is given.
 
-    def _encode_classes(
-        self, clip_model: CLIP, prompts: Prompts, prefix: Sequence[KeysValues], first: int, end: int
-    ) -> Tensor:
-        """Features of the classes from `first` to `end`, longest first: `(group class feature)`."""
-        tokens = slice(self.starts[first], self.starts[end])
-        x = clip_model.embed_checked(self.own_tokens[tokens]).expand(len(prefix[0][0]), -1, -1)
-        x = self._with_own(prompts.tokens, x, first, end)
-        x = x + clip_model.positional_embedding.to(x.dtype)[self.own_positions[tokens]]
-        grids = list(self._grids(first, end))
-        eot = self.eot[first:end] - tokens.start
-        blocks = clip_model.transformer.blocks()
+        The prefix ends with the prompts behind SOS, so that these can enter where all others end. It still
+        attends in the order of the sentence.
+
+        Args:
+            classes: the first, longest first, and the end.
+            given: keys and values of the prefix in each block.
+
+        Returns:
+            Those of the prefix, and features of the classes, `(group class feature)`.
+        """
+        first, end = classes
+        own = slice(self.starts[first], self.starts[end])
+        count = own.stop - own.start
+        context, *deep = (self._leading(tokens) for tokens in (prompts.tokens, *prompts.deep))
+        ending = max((each.shape[-2] for each in (context, *deep) if each is not None), default=0)
+        parts = [slice(1), slice(1 + ending, None), slice(1, 1 + ending)]
+        places = torch.cat([self.prefix_places[part] for part in parts])
+        start = count + len(places) - ending  # of the prompts behind SOS
+        position = clip_model.positional_embedding.to(clip_model.dtype)
+        attention = self._attention(first, end, places, position.dtype)
+        if given:  # nothing enters it
+            context, deep, places = None, [None] * len(deep), places[:0]
+
+        words = torch.cat([self.own_tokens[own], self.prefix_tokens[places]])
+        x = clip_model.embed_checked(words) + position[torch.cat([self.own_positions[own], places])]
+        x = self._with_own(prompts.tokens, x.expand(groups, -1, -1), first, end, position)
+        entering: Tensor | None = None
+        if context is not None:
+            x, entering = enter(x, context + position[1 : 1 + context.shape[-2]], start)
+        prefix = list(given)
+        *blocks, last = clip_model.transformer.blocks()
         for k, block in enumerate(blocks):
-            if 0 < k <= len(prompts.deep):
-                x = self._with_own(prompts.deep[k - 1], x, first, end)
-            normed = block.ln_1(x)
-            keys, values = block.keys_values(normed)
-            if k < len(blocks) - 1:
-                queries = block.queries(normed)
-                attended = [grid.attend(queries, keys, values, prefix[k]) for grid in grids]
-            else:
-                x = x[:, eot]
-                each = block.queries(normed[:, eot]).split([grid.classes for grid in grids], dim=2)
-                attended = [
-                    grid.attend_from_last(queries, keys, values, prefix[k])
-                    for grid, queries in zip(grids, each, strict=True)
-                ]
-            x = block.finish(x, torch.cat(attended, dim=2))
-        return clip_model.ln_final(x) @ clip_model.text_projection.to(x.dtype)
+            length = x.shape[1] + (0 if entering is None else entering.shape[-2])
+            following = deep[k] if k < len(deep) else None
+            ends = following is not None and length <= start + following.shape[-2]
+            projected = block.project(x, entering, start if ends else None)
+            if not given:
+                prefix.append((projected.keys[:, :, count:], projected.values[:, :, count:]))
+            attended = attention.of_tokens(*projected[1:], given[k] if given else None)
+            x, entering = block.finish(projected.residual, attended), None
+            if k < len(deep):
+                x = self._with_own(prompts.deep[k], x, first, end)
+            if following is not None:
+                x, entering = enter(x, following, start)
+        normed = last.ln_1(x if entering is None else behind(x, entering))
+        keys, values = last.keys_values(normed)
+        if not given:
+            prefix.append((keys[:, :, count:], values[:, :, count:]))
+        if first == end:
+            return prefix, x
+        eot = self.eot[first:end] - own.start
+        queries = last.queries(normed[:, eot])
+        x = last.finish(x[:, eot], attention.of_ends(queries, keys, values, given[-1] if given else None))
+        return prefix, clip_model.ln_final(x) @ clip_model.text_projection.to(x.dtype)
+
+    def _attention(self, first: int, end: int, places: Tensor, dtype: torch.dtype) -> Attention:
+        """That of the classes from `first` to `end`, and of the prefix, whose places are given."""
+        own = slice(self.starts[first], self.starts[end])
+        count = own.stop - own.start
+        if count > MOST_AT_ONCE.get(places.device.type, LARGEST_MASK):
+            return InGrids(list(self._grids(first, end)), count, places <= places[:, None])
+        place = torch.cat([self.own_positions[own], places])
+        of_class = torch.cat([self.own_classes[own], torch.full_like(places, -1)])
+        sees = (place <= place[:, None]) & ((of_class == of_class[:, None]) | (of_class == -1))
+        padded = -(-len(place) // ALIGNED) * ALIGNED  # rows where a GPU's kernels want them
+        mask = torch.zeros(len(place), padded, dtype=dtype, device=place.device)[:, : len(place)]
+        return AtOnce(mask.masked_fill_(~sees, -torch.inf), self.eot[first:end] - own.start)
 
     def _grids(self, first: int, end: int) -> Iterator[Grid]:
         """The grids of the classes from `first` to `end`; of one that reaches beyond, that part."""
@@ -265,20 +306,26 @@ class Sentences(nn.Module):
                 last_sees=sees[self.own_positions[self.eot[begin:stop]] - prefix],
             )
 
-    def _with_leading(self, tokens: Tensor | None, prefix: Tensor) -> Tensor:
-        """Puts the prompts that stand behind SOS into `(group prefix width)`."""
-        if tokens is None:
-            return prefix
-        if len(self.own_slots):  # the other prompts are there; of class-specific ones, all
-            tokens = tokens[0, :0] if self.class_specific else tokens[..., : self.leading, :]
-        return replace_tokens(prefix, tokens, 1)
+    def _leading(self, tokens: Tensor | None) -> Tensor | None:
+        """Of prompts, those that stand behind SOS for all classes."""
+        if tokens is None or (len(self.own_slots) and (self.class_specific or not self.leading)):
+            return None
+        return tokens[..., : self.leading, :] if len(self.own_slots) else tokens
 
-    def _with_own(self, tokens: Tensor | None, own: Tensor, first: int, end: int) -> Tensor:
-        """Puts the prompts among the own tokens of some classes into these, `(group token width)`."""
-        if tokens is None or not len(self.own_slots):
-            return own
+    def _with_own(
+        self, tokens: Tensor | None, x: Tensor, first: int, end: int, position: Tensor | None = None
+    ) -> Tensor:
+        """Puts the prompts among the own tokens of some classes into `x`, `(group token width)`.
+
+        Args:
+            position: added to each prompt, `(length width)`; None for nothing.
+        """
+        if tokens is None or not len(self.own_slots) or first == end:
+            return x
         each = tokens.flatten(0, 1) if self.class_specific else tokens
         count = len(self.own_slots) // len(self.lengths)  # of each class
         slots = slice(first * count, end * count)
-        inserted = each[..., self.own_prompts[slots], :].to(own.dtype).expand(len(own), -1, -1)
-        return own.index_copy(1, self.own_slots[slots] - self.starts[first], inserted)
+        inserted = each[..., self.own_prompts[slots], :].to(x.dtype)
+        if position is not None:
+            inserted = inserted + position[self.own_positions[self.own_slots[slots]]]
+        return x.index_copy(1, self.own_slots[slots] - self.starts[first], inserted.expand(len(x), -1, -1))

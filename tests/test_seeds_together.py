@@ -13,126 +13,24 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers import ROOT, relative_error
+from stand_in_gpu import StandIn
 
-from clip.model import CLIP
-from dassl.engine import TRAINER_REGISTRY
 from experiments.jobs import IN_USE, LOCK_FILE, differences
 from experiments.seeds import of_each_seed
 from train import build_parser, command_line
 from trainers.clip_trainer import CLIPPromptTrainer
+from trainers.joint_step import JointStep
 from trainers.maple import MaPLe
-from trainers.seeds_together import Seed, SeedsTogether
+from trainers.step_graph import WARM_UPS, ReplayedStep
 
 # Python 3.12 and later warn where a process with threads forks, which a loader with workers does.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-NAMES = ["abyssinian", "american_bulldog", "bengal", "german shorthaired"]
-# Settings that change what the encoders are given, beside each method's defaults.
-FORMS: dict[str, list[dict[str, Any]]] = {
-    "CoOp": [{"CLASS_TOKEN_POSITION": "middle"}, {"CSC": True}],
-    "MaPLe": [{"PROMPT_DEPTH": 1}, {"PROMPT_DEPTH_TEXT": 0}, {"PROMPT_DEPTH_VISION": 0}],
-    "IVLP": [{"N_CTX_VISION": 0, "PROMPT_DEPTH_VISION": 0}],
-}
-LEARNING = [
-    name
-    for name in TRAINER_REGISTRY.registered_names()
-    if issubclass(TRAINER_REGISTRY.get(name), CLIPPromptTrainer)
-    and TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
-    and not name.startswith("Zeroshot")
-]
-CASES = [(name, form) for name in LEARNING for form in ({}, *FORMS.get(name, []))]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """TensorBoard takes seconds to import."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-
-
-# --- a step
-
-
-@pytest.fixture
-def make_trainers(bare_trainer, golden_checkpoint):
-    """Trainers of seeds 1, 2 and 3, without images, in the middle of an epoch."""
-
-    def make(name: str, dtype: torch.dtype, **form: Any) -> list[Any]:
-        options = [item for key, value in form.items() for item in (f"TRAINER.{name.upper()}.{key}", value)]
-        options += ["INPUT.SIZE", (32, 32), f"TRAINER.{name.upper()}.PREC", "fp32"]
-        trainers = []
-        for seed in (1, 2, 3):
-            torch.manual_seed(seed)
-            trainer = bare_trainer(name, golden_checkpoint("tiny_public"), NAMES, options, "vit_b16.yaml")
-            trainer.model.to(dtype)
-            for tensor in trainer.model.prompt_learner.parameters():
-                tensor.data.normal_(std=0.1)
-            trainer.num_batches, trainer.batch_idx = 100, 0
-            trainers.append(trainer)
-        return trainers
-
-    return make
-
-
-def batch(images: int, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "img": torch.randn(images, 3, 32, 32, generator=generator, dtype=dtype),
-        "label": torch.randint(len(NAMES), (images,), generator=generator),
-    }
-
-
-def joined(trainers: list[Any]) -> SeedsTogether:
-    seeds = [Seed(number, sys.stdout) for number in range(1, 1 + len(trainers))]
-    for seed, trainer in zip(seeds, trainers, strict=True):
-        seed.trainer = trainer
-    return SeedsTogether(seeds)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["float64", "float32"]
-)
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_each_step_s_gradients_are_those_of_the_run_by_itself(name, form, dtype, tolerance, make_trainers):
-    trainers, alone = make_trainers(name, dtype, **form), make_trainers(name, dtype, **form)
-    together = joined(trainers)
-    assert len({id(trainer.model.clip_model) for trainer in trainers}) == 1
-    for step in range(3):
-        for trainer, other in zip(trainers, alone, strict=True):  # from equal state
-            other.model.prompt_learner.load_state_dict(trainer.model.prompt_learner.state_dict())
-        # The last batch of an epoch may be smaller.
-        batches = [batch(size, 10 * step + size, dtype) for size in (3, 2, 4)]
-        summaries = together.step(trainers, batches)
-        for trainer, other, images, summary in zip(trainers, alone, batches, summaries, strict=True):
-            expected = other.forward_backward(images)
-            assert summary.keys() == expected.keys()
-            for key, value in expected.items():
-                assert summary[key].item() == pytest.approx(value, rel=tolerance, abs=tolerance)
-            pairs = zip(
-                trainer.model.prompt_learner.named_parameters(),
-                other.model.prompt_learner.parameters(),
-                strict=True,
-            )
-            for (key, ours), right in pairs:
-                assert (ours.grad is None) == (right.grad is None), key
-                if right.grad is not None and right.grad.any():
-                    assert relative_error(ours.grad, right.grad) < tolerance, key
-
-
-def test_the_frozen_encoders_run_once_a_step(make_trainers, monkeypatch):
-    """PromptSRC asks for each image twice, with prompts and without, and for its classes' templates once."""
-    trainers = make_trainers("PromptSRC", torch.float64)
-    together = joined(trainers)
-    assert trainers[0].clip_text_features is trainers[2].clip_text_features
-    seen = []
-    encode_image = CLIP.encode_image
-
-    def counted(self: CLIP, image: torch.Tensor, *prompts: Any) -> torch.Tensor:
-        seen.append(len(image))
-        return encode_image(self, image, *prompts)
-
-    monkeypatch.setattr(CLIP, "encode_image", counted)
-    together.step(trainers, [batch(2, seed, torch.float64) for seed in (1, 2, 3)])
-    assert seen == [6, 6]
 
 
 # --- whole runs
@@ -168,6 +66,19 @@ def drawn(monkeypatch) -> dict[str, list[tuple[list[str], torch.Tensor]]]:
 
     monkeypatch.setattr(CLIPPromptTrainer, "parse_batch_train", parse_batch_train)
     return seen
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> StandIn:
+    """Replays the steps of seeds together, and of no seed by itself."""
+    gpu = StandIn()
+
+    def replayed(self: Any, step: Any, why_not: str) -> ReplayedStep | None:
+        together = isinstance(step.__self__, JointStep)
+        return ReplayedStep(step, 1e-3, gpu) if together else None  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CLIPPromptTrainer, "replayed", replayed)
+    return gpu
 
 
 def learned(folder: Path, epoch: int = 3) -> dict[str, torch.Tensor]:
@@ -209,6 +120,15 @@ def test_each_seed_s_run_is_the_one_by_itself(trainer, options, job, tmp_path, d
         assert ours["correct"] == pytest.approx(right["correct"], abs=1)
         assert differences(right["settings"], ours) == []
     assert drawn["both1"][0][0] != drawn["both2"][0][0]
+
+
+def test_a_replayed_run_is_the_one_by_itself(job, tmp_path, gpu, capsys):
+    assert command_line(job(("--seeds", 1, 2), "both/seed{seed}")) == 0
+    assert gpu.replays == 9 - WARM_UPS
+    assert "is not replayed" not in capsys.readouterr().out
+    for seed in (1, 2):
+        assert command_line(job(("--seed", seed), f"alone/seed{seed}")) == 0
+        assert_same_run(tmp_path / f"both/seed{seed}", tmp_path / f"alone/seed{seed}")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "amp"])
@@ -268,11 +188,15 @@ def test_goes_on_with_those_that_are_behind_first(job, tmp_path, monkeypatch, ca
         assert_same_run(tmp_path / f"cut/seed{seed}", tmp_path / f"whole/seed{seed}")
 
 
-def test_a_loss_that_is_not_finite_names_its_seed(job, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("replays", "batch"), [(False, 1), (True, 2)])
+def test_a_loss_that_is_not_finite_names_its_seed(
+    replays, batch, job, tmp_path, monkeypatch, capsys, request
+):
+    gpu = request.getfixturevalue("gpu") if replays else None
     losses = MaPLe.losses
 
     def spoilt(self: Any, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        wrong = self.cfg.SEED == 2 and self.epoch == 1
+        wrong = self.cfg.SEED == 2 and (self.epoch, self.batch_idx) == (1, batch - 1)
         return {
             name: term * torch.nan if wrong else term for name, term in losses(self, images, labels).items()
         }
@@ -281,9 +205,10 @@ def test_a_loss_that_is_not_finite_names_its_seed(job, tmp_path, monkeypatch, ca
     options = ("TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.PRINT_FREQ", 2)
     assert command_line(job(("--seeds", 1, 2, 3), "seed{seed}", *options)) == 2
     assert capsys.readouterr().err.strip() == (
-        "train.py: Seed 2: Loss is infinite or NaN! (epoch 2, batch 1) "
+        f"train.py: Seed 2: Loss is infinite or NaN! (epoch 2, batch {batch}) "
         "The others go on from their checkpoints with --seeds 1 3."
     )
+    assert gpu is None or gpu.replays == 2
     for seed in (1, 2, 3):
         assert all(value.isfinite().all() for value in learned(tmp_path / f"seed{seed}", epoch=1).values())
 
@@ -334,10 +259,3 @@ def test_a_folder_in_use_is_refused(job, tmp_path, capsys):
     with FileLock(tmp_path / "run2" / LOCK_FILE):
         assert command_line(job(("--seeds", 1, 2), "run{seed}")) == IN_USE
     assert "run2 is in use" in capsys.readouterr().err
-
-
-def test_seeds_with_other_classes_are_refused(make_trainers):
-    trainers = make_trainers("CoOp", torch.float32)
-    trainers[1].dm.dataset.classnames = NAMES[:3]
-    with pytest.raises(ValueError, match="other classes for seed 2 than for seed 1"):
-        joined(trainers)

@@ -24,7 +24,7 @@ from .data_parallel import Losses, is_first_process, of_all_processes, processes
 from .precision import PRECISIONS, Precision
 from .prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from .prompted_clip import PromptedCLIP
-from .step_graph import Gpu, Outcome, ReplayedStep, as_backward_leaves_them, not_replayed, replayable
+from .step_graph import Gpu, Outcome, ReplayedStep, Step, as_backward_leaves_them, not_replayed, replayable
 
 SAMPLE_FILE = "few_shot.json"
 
@@ -280,18 +280,22 @@ class CLIPPromptTrainer(TrainerX):
 
     @cached_property
     def replayed_step(self) -> ReplayedStep | None:
-        """Computes losses and gradients where a GPU may replay them; None where they are computed anew.
+        """Computes losses and gradients where a GPU may replay them; None where they are computed anew."""
+        return self.replayed(self.gradient_step, self.why_not_replayed())
 
-        Where that is not plain from the settings, a line says why.
+    def replayed(self, step: Step, why_not: str) -> ReplayedStep | None:
+        """`step` where a GPU may replay it; None where that is off, or a line says why it may not.
+
+        Args:
+            why_not: what is known to stand against it; "" for nothing.
         """
         if self.device.type != "cuda" or getattr(self.cfg.TRAIN, "CUDA_GRAPHS", "auto") == "off":
             return None
-        why = self.why_not_replayed()
-        if why:
-            print(not_replayed(why))
+        if why_not:
+            print(not_replayed(why_not))
             return None
         tolerance = 1e-3 if self.precision.name == "fp32" else 5e-2  # sums in another order
-        return ReplayedStep(self.gradient_step, tolerance, Gpu(self.device))
+        return ReplayedStep(step, tolerance, Gpu(self.device))
 
     def why_not_replayed(self) -> str:
         """What is known to stand against it; "" for nothing."""

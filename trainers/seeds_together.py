@@ -21,6 +21,7 @@ from dassl.engine.trainer import AverageMeter, MetricMeter
 
 from .clip_trainer import CLIPPromptTrainer
 from .joint_features import JointEncoders, JointTeacher, OneOfSeveral
+from .joint_step import JointStep
 from .prompted_clip import PromptedCLIP
 
 
@@ -75,17 +76,16 @@ class SeedsTogether:
         if type(trainer.model) is not PromptedCLIP:
             raise ValueError(f"{name} has a model of its own: train each seed by itself, with --seed.")
         if not self.seeds:
-            self.encoders = JointEncoders(trainer.model.clip_model)
-            self.teacher = JointTeacher(trainer)
+            self.step = JointStep(JointEncoders(trainer.model.clip_model), JointTeacher(trainer))
             self.classnames = list(trainer.dm.dataset.classnames)
         elif list(trainer.dm.dataset.classnames) != self.classnames:
             raise ValueError(
                 f"DATASET.NAME {trainer.cfg.DATASET.NAME} has other classes for seed {seed.number} than "
                 f"for seed {self.seeds[0].number}: train each seed by itself, with --seed."
             )
-        trainer.model = OneOfSeveral(self.encoders.clip_model, trainer.model.prompt_learner)
-        trainer.frozen_image_features = self.teacher.image_features
-        trainer.frozen_text_features = self.teacher.text_features
+        trainer.model = OneOfSeveral(self.step.encoders.clip_model, trainer.model.prompt_learner)
+        trainer.frozen_image_features = self.step.teacher.image_features
+        trainer.frozen_text_features = self.step.teacher.text_features
         self.seeds.append(seed)
 
     def train(self, finished: Callable[[Seed], None]) -> None:
@@ -145,6 +145,7 @@ class SeedsTogether:
                 trainer.num_batches = trainer._count(trainer.train_loader_x, "train_x")
                 logs[seed] = _EpochLog(trainer, iter(trainer.train_loader_x))
                 trainer.set_model_mode("train")
+        self.step.begin_epoch([seed.trainer for seed in seeds])
         at_it = list(seeds)
         index = 0
         while batches := self._next_batches(at_it, logs):
@@ -181,40 +182,6 @@ class SeedsTogether:
             others = " ".join(str(each.number) for each in self.seeds if each is not seed)
             way_out = f" The others go on from their checkpoints with --seeds {others}." if others else ""
             raise FloatingPointError(f"Seed {seed.number}: {error}{way_out}") from None
-
-    def step(self, trainers: Sequence[CLIPPromptTrainer], batches: Sequence[Any]) -> list[dict[str, Tensor]]:
-        """One training step of each trainer on its batch.
-
-        Returns:
-            What each is to log, still on the device.
-        """
-        images, labels = zip(
-            *(trainer.parse_batch_train(each) for trainer, each in zip(trainers, batches, strict=True)),
-            strict=True,
-        )
-        totals, summaries = [], []
-        with trainers[0].precision.autocast(), self.teacher.of_batches(images):
-            learners = [trainer.model.prompt_learner for trainer in trainers]
-            features = self.encoders.features(learners, images)
-            for trainer, own, own_labels in zip(trainers, features, labels, strict=True):
-                assert isinstance(trainer.model, OneOfSeveral)
-                with trainer.model.given(own):
-                    losses = trainer.losses(own.images, own_labels)
-                totals.append(torch.stack(list(losses.values())).sum())
-                terms = losses if len(losses) > 1 else {}
-                logged = {"loss": totals[-1], **terms}
-                summaries.append({name: term.detach() for name, term in logged.items()})
-        for trainer in trainers:
-            trainer.model_zero_grad()
-        scaled = [trainer.scaler.scale(loss) for trainer, loss in zip(trainers, totals, strict=True)]
-        torch.stack(scaled).sum().backward()
-        for trainer in trainers:
-            for name in trainer.get_model_names():
-                trainer.scaler.step(trainer._optims[name])
-            trainer.scaler.update()
-            if trainer.batch_idx + 1 == trainer.num_batches:
-                trainer.update_lr()
-        return summaries
 
 
 class _EpochLog:
@@ -273,11 +240,13 @@ class _EpochLog:
         if not self.waiting:
             return
         trainer = self.trainer
-        fetched = torch.stack([torch.stack(list(each.values())) for _, _, each in self.waiting]).tolist()
-        for (index, rate, names), values in zip(self.waiting, fetched, strict=True):
+        figures = [figure for *_, losses in self.waiting for figure in losses.values()]
+        fetched = iter(torch.stack(figures).tolist())
+        for index, rate, names in self.waiting:
+            losses = {name: next(fetched) for name in names}
             trainer.batch_idx = index
-            trainer.detect_anomaly(torch.tensor(values[0]))
-            self.losses.update(dict(zip(names, values, strict=True)))
+            trainer.detect_anomaly(torch.tensor(losses["loss"]))
+            self.losses.update(losses)
             step = trainer.epoch * trainer.num_batches + index
             for name, meter in self.losses.meters.items():
                 trainer.write_scalar(f"train/{name}", meter.avg, step)

@@ -8,7 +8,9 @@ See https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
 from __future__ import annotations
 
+import gc
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
@@ -25,7 +27,7 @@ Losses = TypeVar("Losses", bound=Callable[..., dict[str, Tensor]])
 
 
 class Outcome(NamedTuple):
-    """What a step gives to the optimizer and to the log."""
+    """What a step gives to the optimizer and to the log; of several seeds, each loss and term is `(seed)`."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -39,7 +41,7 @@ class RandomState(NamedTuple):
     device: Tensor
 
 
-Step = Callable[[Tensor, Tensor], Outcome]
+Step = Callable[..., Outcome]
 
 
 def replayable(losses: Losses) -> Losses:
@@ -60,7 +62,7 @@ class ReplayedStep:
     computed anew from then on, and one line says why.
 
     Args:
-        step: of images `(batch 3 height width)` and labels `(batch)`; changes nothing.
+        step: of tensors, such as images `(batch 3 height width)` and labels `(batch)`; changes nothing.
         tolerance: of gradients, relative to the largest number of each.
         gpu: records and replays.
     """
@@ -71,7 +73,7 @@ class ReplayedStep:
         self.gpu = gpu
         self.recording: Recording | None = None
         self.given_up = False
-        self._shapes: tuple[torch.Size, torch.Size] | None = None
+        self._shapes: list[torch.Size] | None = None
         self._warm_ups = 0
         self._compared = False
 
@@ -79,56 +81,56 @@ class ReplayedStep:
         """The next replay is compared again: a test may have come between, and changed what it stands on."""
         self._compared = False
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Outcome:
-        shapes = (images.shape, labels.shape)
+    def __call__(self, *batch: Tensor) -> Outcome:
+        shapes = [each.shape for each in batch]
         self._shapes = self._shapes or shapes
         if self.given_up or shapes != self._shapes:
-            return self.step(images, labels)
+            return self.step(*batch)
         if self._warm_ups < WARM_UPS:
             self._warm_ups += 1
             if self._warm_ups < WARM_UPS:
-                return self.gpu.aside(lambda: self.step(images, labels))
-            return self._last_warm_up(images, labels)
+                return self.gpu.aside(lambda: self.step(*batch))
+            return self._last_warm_up(batch)
         if self.recording is None:
-            self._record(images, labels)
+            self._record(batch)
         if self.recording is None:
-            return self.step(images, labels)
+            return self.step(*batch)
         if not self._compared:
-            return self._compare(self.recording, images, labels)
-        return self.recording.replay(images, labels)
+            return self._compare(self.recording, batch)
+        return self.recording.replay(batch)
 
-    def _last_warm_up(self, images: Tensor, labels: Tensor) -> Outcome:
+    def _last_warm_up(self, batch: Sequence[Tensor]) -> Outcome:
         """A step that finds out what would go wrong, while it does no harm."""
         before = self.gpu.random_state()
         self.gpu.begin_measuring()
         try:
             with self.gpu.without_waiting():
-                outcome = self.gpu.aside(lambda: self.step(images, labels))
+                outcome = self.gpu.aside(lambda: self.step(*batch))
         except RuntimeError as error:
             self._give_up(f"it cannot run without waiting for the GPU ({first_line(error)})")
             self.gpu.set_random_state(before)
-            return self.step(images, labels)
+            return self.step(*batch)
         if self.gpu.random_state().host != before.host:
             self._give_up("it draws random numbers on the host")
         elif not self.gpu.has_room():
             self._give_up("its tensors would fill more than a half of the GPU's free memory")
         return outcome
 
-    def _record(self, images: Tensor, labels: Tensor) -> None:
+    def _record(self, batch: Sequence[Tensor]) -> None:
         before = self.gpu.random_state()
         try:
-            self.recording = Recording(self.step, images, labels, self.gpu)
+            self.recording = Recording(self.step, batch, self.gpu)
         except RuntimeError as error:
             self.gpu.recover()
             self.gpu.set_random_state(before)
             self._give_up(f"it cannot be recorded ({first_line(error)})")
 
-    def _compare(self, recording: Recording, images: Tensor, labels: Tensor) -> Outcome:
-        outcome = self.step(images, labels)
+    def _compare(self, recording: Recording, batch: Sequence[Tensor]) -> Outcome:
+        outcome = self.step(*batch)
         if not all(bool(each.isfinite().all()) for each in outcome.gradients if each is not None):
             return outcome  # nothing to compare: a loss scaler looks for its scale, or the run ends
         before = self.gpu.random_state()
-        error = difference(recording.replay(images, labels).gradients, outcome.gradients)
+        error = difference(recording.replay(batch).gradients, outcome.gradients)
         self.gpu.set_random_state(before)
         self._compared = error <= self.tolerance
         if not self._compared:
@@ -144,20 +146,20 @@ class ReplayedStep:
 class Recording:
     """A step recorded with a batch, to be replayed with others of its shape."""
 
-    def __init__(self, step: Step, images: Tensor, labels: Tensor, gpu: Gpu) -> None:
-        self.images, self.labels = images.clone(), labels.clone()
+    def __init__(self, step: Step, batch: Sequence[Tensor], gpu: Gpu) -> None:
+        self.batch = [each.clone() for each in batch]
 
         def recorded() -> tuple[Tensor, list[str], list[Tensor | None]]:
-            outcome = step(self.images, self.labels)
+            outcome = step(*self.batch)
             figures = torch.stack([outcome.loss, *outcome.terms.values()])
             return figures, list(outcome.terms), outcome.gradients
 
         self._launch, (self._figures, self._names, self._gradients) = gpu.record(recorded)
 
-    def replay(self, images: Tensor, labels: Tensor) -> Outcome:
+    def replay(self, batch: Sequence[Tensor]) -> Outcome:
         """The step for another batch. Its gradients, but not its figures, last until the next replay."""
-        self.images.copy_(images)
-        self.labels.copy_(labels)
+        for own, given in zip(self.batch, batch, strict=True):
+            own.copy_(given)
         self._launch()
         loss, *terms = self._figures.clone().unbind()
         return Outcome(loss, dict(zip(self._names, terms, strict=True)), list(self._gradients))
@@ -183,7 +185,10 @@ class Gpu:
     def without_waiting(self) -> Iterator[None]:
         """Within, what waits for the device raises a `RuntimeError`."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            # It may miss some that wait; those fail in the recording.
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -196,9 +201,15 @@ class Gpu:
             RuntimeError: there is something that cannot be recorded.
         """
         graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: others may pin the memory of the next batches meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = compute()
+        current = torch.cuda.current_stream(self.device)
+        # A cycle of references may keep a former step's autograd graph, and with it another stream.
+        gc.collect()
+        try:
+            # Errors of this thread alone: others may pin the memory of the next batches meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                result = compute()
+        finally:
+            torch.cuda.set_stream(current)  # torch 2.11, for one, stays on the other where a recording fails
         return graph.replay, result
 
     def recover(self) -> None:

@@ -157,6 +157,11 @@ class EveryPosition(Transformer):
         self.resblocks = transformer.resblocks
 
     def run(
-        self, x: Tensor, deep: Sequence[Tensor] = (), start: int = 1, position: int | None = None
+        self,
+        x: Tensor,
+        deep: Sequence[Tensor] = (),
+        start: int = 1,
+        position: int | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
-        return super().run(x, deep, start)
+        return super().run(x, deep, start, tokens=tokens)

@@ -1,0 +1,232 @@
+"""A frozen block's forward and backward pass, written out, with no pass over memory that is not needed.
+
+Autograd would come to the same gradients; but not knowing that weights are frozen, it keeps more than the
+gradients of the input need, fills with zeros what a slice has left out, and adds up in passes of their own
+what a matrix product could add to. Here the backward pass of a block is its matrix products and little else:
+on a CPU there is less memory to move, on a GPU there are fewer kernels to launch.
+
+Attention itself stays torch's: `project` is what comes before it, `finish` what comes behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of an attention's output
+
+from .norm import LayerNorm
+from .perceptron import STEEPNESS, Perceptron, autocasts, folds, is_just
+from .prompting import behind
+
+if TYPE_CHECKING:
+    from .model import ResidualAttentionBlock
+
+_twice = False
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within, blocks are computed so that gradients have gradients, for methods of second order."""
+    global _twice
+    before, _twice = _twice, True
+    try:
+        yield
+    finally:
+        _twice = before
+
+
+class Projected(NamedTuple):
+    """What attention needs, and what its result is added to.
+
+    Attributes:
+        residual: `(batch rows width)`.
+        queries: `(batch head rows head_width)`.
+        keys, values: `(batch head length head_width)`.
+    """
+
+    residual: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+def written_out(block: ResidualAttentionBlock, *inputs: Tensor | None) -> bool:
+    """Whether `block` may be computed here: its weights are frozen, and it is what CLIP made of it.
+
+    Not where someone has hooked or replaced a part, or has torch cast what is multiplied.
+    """
+    given = [each for each in inputs if each is not None]
+    if _twice or not torch.is_grad_enabled() or not any(each.requires_grad for each in given):
+        return False
+    attn, mlp, dtype = block.attn, block.mlp, given[0].dtype
+    if not (
+        is_just(nn.MultiheadAttention, attn)
+        and is_just(NonDynamicallyQuantizableLinear, attn.out_proj)
+        and is_just(Perceptron, mlp)
+        and mlp.is_quick_gelu()
+        and all(is_just(LayerNorm, norm) for norm in (block.ln_1, block.ln_2))
+    ):
+        return False
+    weights = (attn.in_proj_weight, attn.out_proj.weight, mlp[0].weight, mlp[2].weight)
+    others = (attn.in_proj_bias, attn.out_proj.bias, mlp[0].bias, mlp[2].bias)
+    norms = (block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias)
+    return (
+        all(weight.dtype == dtype for weight in weights)
+        and not any(each.requires_grad for each in (*weights, *others, *norms))
+        and not autocasts(given[0].device.type)
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def project(
+    block: ResidualAttentionBlock, x: Tensor, tokens: Tensor | None = None, rows: int | None = None
+) -> Projected:
+    """The first norm, and queries, keys and values.
+
+    Args:
+        x: `(batch length width)`.
+        tokens: stand behind `x`; `(n width)`, or `(batch n width)` where each sample has its own.
+        rows: how many of all tokens, from the first on, are wanted; None for all.
+    """
+    return Projected(*_Project.apply(x, tokens, block, rows))
+
+
+def finish(block: ResidualAttentionBlock, residual: Tensor, attended: Tensor) -> Tensor:
+    """All that follows the attention: `(batch rows width)`.
+
+    Args:
+        residual: `(batch rows width)`.
+        attended: `(batch head rows head_width)`.
+    """
+    return _Finish.apply(residual, attended, block)
+
+
+class _Project(torch.autograd.Function):
+    """In the backward pass, what stands before the tokens costs nothing where nothing learned is in it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, tokens: Tensor | None, block: ResidualAttentionBlock, rows: int | None
+    ) -> tuple[Tensor, ...]:
+        whole = x if tokens is None else behind(x, tokens)
+        length, width = x.shape[1:]
+        rows = whole.shape[1] if rows is None else rows
+        ctx.set_materialize_grads(False)
+        ctx.block, ctx.length, ctx.rows = block, length, rows
+        ctx.shared = tokens is not None and tokens.dim() == 2
+        normed, *statistics = _norm(block.ln_1, whole)
+        ctx.save_for_backward(whole, *statistics)
+        each = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias).split(width, dim=-1)
+        queries, keys, values = (block.by_head(part) for part in each)
+        residual = x if rows == length else whole[:, :rows]
+        if rows <= length and not ctx.needs_input_grad[0]:
+            ctx.mark_non_differentiable(residual)
+        return residual, queries[:, :, :rows], keys, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        of_residual: Tensor | None,
+        of_queries: Tensor | None,
+        of_keys: Tensor | None,
+        of_values: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        whole, mean, rstd = ctx.saved_tensors
+        first = 0 if ctx.needs_input_grad[0] else ctx.length  # the first that needs a gradient
+        rows = ctx.rows - first
+        batch, _, width = whole.shape
+        whole, mean, rstd = (each[:, first:].contiguous() for each in (whole, mean, rstd))
+        query, key, value = ctx.block.attn.in_proj_weight.split(width)
+
+        gradient = None
+        for part, weight in ((of_keys, key), (of_values, value)):
+            if part is None:
+                continue
+            flat = _without_heads(part)[:, first:].reshape(-1, width)
+            gradient = flat @ weight if gradient is None else gradient.addmm_(flat, weight)
+        if gradient is None:
+            gradient = torch.zeros_like(whole).view(-1, width)
+        if of_queries is not None and rows > 0:
+            flat = _without_heads(of_queries)[:, first:].reshape(-1, width)
+            if rows == whole.shape[1]:
+                gradient.addmm_(flat, query)
+            else:
+                gradient.view(whole.shape)[:, :rows] += (flat @ query).view(batch, rows, width)
+        gradient = _norm_backward(ctx.block.ln_1, gradient.view(whole.shape), whole, mean, rstd)
+        if of_residual is not None and rows > 0:
+            gradient[:, :rows] += of_residual[:, first:]
+
+        of_x = gradient[:, : ctx.length] if first == 0 else None
+        of_tokens = None
+        if ctx.needs_input_grad[1]:
+            of_tokens = gradient[:, ctx.length - first :]
+            of_tokens = of_tokens.sum(dim=0) if ctx.shared else of_tokens
+        return of_x, of_tokens, None, None
+
+
+class _Finish(torch.autograd.Function):
+    """The backward pass needs no more of the perceptron than its hidden layer."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, attended: Tensor, block: ResidualAttentionBlock) -> Tensor:
+        c_fc, _, c_proj = cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(block.mlp))
+        shape, (width, heads) = residual.shape, (residual.shape[-1], block.attn.num_heads)
+        ctx.block, ctx.heads = block, heads
+        flat = _without_heads(attended).reshape(-1, width)
+        x = F.linear(flat, block.attn.out_proj.weight, block.attn.out_proj.bias)
+        x += residual.reshape(-1, width)
+        normed, *statistics = _norm(block.ln_2, x)
+        if folds(x):
+            hidden = torch.addmm(c_fc.bias, normed, c_fc.weight.t(), beta=STEEPNESS, alpha=STEEPNESS)
+            out = torch.addmm(x, F.silu(hidden), c_proj.weight.t(), alpha=1 / STEEPNESS)
+            out += c_proj.bias
+        else:  # rounded where OpenAI's is
+            hidden = F.linear(normed, c_fc.weight, c_fc.bias)
+            out = F.linear(hidden * torch.sigmoid(STEEPNESS * hidden), c_proj.weight, c_proj.bias)
+            out += x
+        ctx.save_for_backward(x, *statistics, hidden)
+        return out.view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, mean, rstd, hidden = ctx.saved_tensors
+        block, shape = ctx.block, of_out.shape
+        c_fc, _, c_proj = block.mlp
+        of_out = of_out.reshape(x.shape)
+        steep = hidden if folds(x) else STEEPNESS * hidden
+        of_hidden = of_out @ c_proj.weight
+        # QuickGELU'(h) = SiLU'(1.702 h): the factors before and behind cancel each other.
+        torch.ops.aten.silu_backward.grad_input(of_hidden, steep, grad_input=of_hidden)
+        of_x = _norm_backward(block.ln_2, of_hidden @ c_fc.weight, x, mean, rstd)
+        of_x += of_out
+        of_attended = (of_x @ block.attn.out_proj.weight).view(*shape[:-1], ctx.heads, -1).transpose(1, 2)
+        return of_x.view(shape), of_attended, None
+
+
+def _norm(norm: LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed `x`, and the statistics for the backward pass."""
+    wide, weight, bias = norm.widened(x)
+    normed, mean, rstd = torch.native_layer_norm(wide, norm.normalized_shape, weight, bias, norm.eps)
+    return normed.to(x.dtype), mean, rstd
+
+
+def _norm_backward(norm: LayerNorm, gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """The gradient of what was normed, in memory of its own."""
+    wide, weight, bias = norm.widened(x)
+    of_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+        gradient.to(wide.dtype), wide, norm.normalized_shape, mean, rstd, weight, bias, [True, False, False]
+    )
+    return of_x.to(x.dtype)
+
+
+def _without_heads(x: Tensor) -> Tensor:
+    """`(batch head length head_width)` → `(batch length width)`."""
+    return x.transpose(1, 2).flatten(2)
