@@ -10,6 +10,7 @@ are where the model is. Images are read and results written by each seed in both
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import io
 import sys
@@ -30,6 +31,7 @@ from benchmarks.ways import (
     memory_line,
     milliseconds,
     model_line,
+    notice_in,
     progress,
     result_name,
     table,
@@ -93,9 +95,8 @@ def measure(name: str, classes: int, args: argparse.Namespace, weights: str) -> 
     together = SeedsTogether(seeds())
     trainers = [seed.trainer for seed in together.seeds]
     batch = batch_for(runs[0], args.batch_size)
-    begin_epoch = getattr(together.step, "begin_epoch", None)  # of a step that can be replayed
-    if begin_epoch is not None:
-        begin_epoch(trainers)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        together.step.begin_epoch(trainers)
     batches = [batch] * len(trainers)
     measured = Measured(
         classes,
@@ -103,6 +104,7 @@ def measure(name: str, classes: int, args: argparse.Namespace, weights: str) -> 
         steps_of(Rounds(lambda: together.step(trainers, batches), runs[0].device), together.step),
         steps_of(Rounds(lambda: runs[0].forward_backward(batch), runs[0].device), runs[0]),
     )
+    measured.together.said = measured.together.said or notice_in(printed.getvalue())
     loads = by_turns([measured.together.rounds, measured.alone.rounds], args.rounds)
     return measured, loads
 
