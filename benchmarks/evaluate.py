@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,10 +71,13 @@ def prepare(trainer: Any, batch_size: int) -> Way:
     trainer.set_model_mode("eval")
     conditional = model.prompt_learner.conditional
     size = min(batch_size, CONDITIONAL_BATCH) if conditional else batch_size
-    images = batch_for(trainer, size)["img"].to(trainer.device)
-    flops = image_and_text_flops(model, images[:1])
+    images = batch_for(trainer, size)["img"]
     with torch.no_grad(), trainer.precision.autocast():
         features = None if conditional else model.encode_text()
+        if conditional:
+            model(images)
+    # Only now: what a model makes once, as a mask in its type, must not be made without values.
+    flops = image_and_text_flops(model, images[:1])
 
     @torch.no_grad()
     def image() -> None:
@@ -97,7 +101,7 @@ def difference(ours: Any, plain: Any) -> float:
     found = []
     for trainer in (ours, plain):
         trainer.set_model_mode("eval")
-        images = batch_for(trainer, COMPARED)["img"].to(trainer.device)
+        images = batch_for(trainer, COMPARED)["img"]
         with torch.no_grad(), in_float64(trainer) as model:
             found.append(model(images.double()))
     return relative(found[0], found[1])
@@ -108,44 +112,53 @@ class Measured:
     """What came of one number of classes: seconds of an evaluation, one for each round.
 
     Attributes:
-        text, image: seconds of our text, if it is computed once, and of one image.
+        images: that are evaluated.
+        text: seconds of our text, if it is computed once.
         scaled: whether the plain way's text is carried on from fewer classes.
         error: largest relative difference of the logits, in float64, with `checked` classes.
         flops: of an evaluation, ours and the plain way's.
     """
 
     classes: int
+    images: int
     wall: list[float]
     cpu: list[float]
     plain_wall: list[float]
     plain_cpu: list[float]
     text: list[float] | None
-    image: list[float]
     scaled: bool
     error: float
     checked: int
     flops: tuple[float, float]
+
+    def rate(self, seconds: Sequence[float]) -> str:
+        """Images a second."""
+        return spread([self.images / each for each in seconds], 1)
 
     def row(self, machine: Machine) -> list[str]:
         return [
             f"{self.classes:,}",
             ratios(self.plain_wall, self.wall),
             ratios(self.plain_cpu, self.cpu),
-            spread(self.wall, 1),
-            spread(self.plain_wall, 1) + (", scaled" if self.scaled else ""),
-            "with each image" if self.text is None else spread(self.text, 2),
-            spread([1 / seconds for seconds in self.image], 1),
+            self.rate(self.wall),
+            self.rate(self.plain_wall) + (", scaled" if self.scaled else ""),
+            in_seconds(self.wall),
+            "with each image" if self.text is None else in_seconds(self.text),
             " / ".join(f"{count / 1e9:,.0f}" for count in self.flops),
-            f"{machine.floor(self.flops[0]):.1f}; "
+            f"{in_seconds([machine.floor(self.flops[0])]).partition(' ')[0]}; "
             f"{spread([machine.share(self.flops[0], seconds) for seconds in self.wall], 0)} %",
             f"{self.error:.0e}" + ("" if self.checked == self.classes else f" ({self.checked})"),
         ]
 
 
 COLUMNS = (
-    *("classes", "plain / ours, wall", "plain / ours, processor", "s", "s, plain", "of it text once, s"),
-    *("images a second", "GFLOPs, ours / plain", "floor, s; how near", "difference of logits"),
+    *("classes", "plain / ours, wall", "plain / ours, processor", "images a second", "the same, plain"),
+    *("s", "of it text once, s", "GFLOPs, ours / plain", "floor, s; how near", "difference of logits"),
 )
+
+
+def in_seconds(values: Sequence[float]) -> str:
+    return spread(values, 1 if statistics.median(values) >= 10 else 3)
 
 
 def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Measured], list[float]]:
@@ -156,7 +169,7 @@ def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Mea
         for classes in args.classes
     }
     plain = {
-        size: prepare(build(name, size, args.backbone, weights), args.batch_size)
+        size: prepare(build(name, size, args.backbone, weights, args.plain_prec, plain=True), args.batch_size)
         for size in sorted({size for each in sizes.values() for size in each})
     }
     ways = [*ours.values(), *plain.values()]
@@ -182,6 +195,7 @@ def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Mea
         return args.images * image + (args.images if way.text is None else passes) * text
 
     results = []
+    errors: dict[int, float] = {}  # by number of classes
     for classes, own in ours.items():
         others = [plain[size] for size in sizes[classes]]
         wall, cpu = (
@@ -192,18 +206,21 @@ def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Mea
             for kind in ("wall", "cpu")
         )
         checked = min(classes, args.check)
-        pair = [build(name, checked, args.backbone, weights, precision) for precision in ("fp32", "")]
+        if checked not in errors:
+            errors[checked] = difference(
+                *(build(name, checked, args.backbone, weights, plain=each) for each in (False, True))
+            )
         results.append(
             Measured(
                 classes=classes,
+                images=args.images,
                 wall=seconds(own, "wall", 1),
                 cpu=seconds(own, "cpu", 1),
                 plain_wall=wall,
                 plain_cpu=cpu,
                 text=None if own.text is None else own.text.wall,
-                image=[each / images[id(own)].images for each in images[id(own)].image.wall],
                 scaled=len(others) > 1,
-                error=difference(*pair),
+                error=errors[checked],
                 checked=checked,
                 flops=(
                     operations(own, 1),
@@ -227,9 +244,10 @@ def report(
         f"text is made of the image, a batch of {CONDITIONAL_BATCH} images with their texts stands for all",
         machine.line(),
         "- Floor: operations of our evaluation over that rate, and which share of the rate our seconds reach",
-        "- Ratios are of each round: the plain way's seconds in fp32 over ours. Difference: the largest over "
-        f"the largest value of the plain way's, for {COMPARED} images in float64; in brackets, with how many "
-        "classes",
+        f"- Ratios are of each round: the plain way's seconds in {args.plain_prec} over ours",
+        f"- Difference: the largest over the largest value of the plain way's, for {COMPARED} images in "
+        "float64; in brackets, with how many classes",
+        "- Images are where the model is; benchmarks.loader tells how fast they come there",
     ]
     if any(each.scaled for rows in results.values() for each in rows):
         lines.append(scaled_line())

@@ -21,13 +21,17 @@ import torch
 
 from benchmarks.report import RESULTS, conditions, load_average, save, spread
 from benchmarks.ways import (
-    LARGEST_PLAIN,
     Rounds,
     batch_for,
     build,
     build_parser,
     by_turns,
+    first_steps,
     is_refused,
+    largest_plain,
+    memory_line,
+    memory_of,
+    milliseconds,
     model_line,
     progress,
     result_name,
@@ -35,24 +39,23 @@ from benchmarks.ways import (
     told_in_one_line,
     weights_of,
 )
-from experiments.costs.complexity import find_method
-from experiments.costs.machine import memory_source, peak_memory
 
 OURS, PLAIN = "ours", "plain"
-COLUMNS = ("classes", "way", "GiB more in a step", "s a step")
+COLUMNS = ("classes", "way", "GiB more in a step", "ms a step")
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Bytes and seconds of a case, one for each round; for the process of its own."""
     torch.set_num_threads(case["threads"])
-    names = ("name", "classes", "backbone", "weights", "precision", "options")
+    names = ("name", "classes", "backbone", "weights", "precision", "options", "plain")
     trainer = build(*(case[name] for name in names))
-    batch = batch_for(trainer, case["batch_size"])
-    steps = Rounds(lambda: trainer.forward_backward(batch), trainer.device)
-    steps.compute()
-    grown = [peak_memory(steps.compute, trainer.device) for _ in range(case["rounds"])]
+    device, batch = trainer.device, batch_for(trainer, case["batch_size"])
+    steps = Rounds(lambda: trainer.forward_backward(batch), device)
+    grown = [first_steps(steps, trainer)[0]]
+    if device.type == "cpu":  # on a GPU all steps take the same
+        grown += [memory_of(steps.compute, device) for _ in range(case["rounds"] - 1)]
     loads = by_turns([steps], case["rounds"])
-    return {"bytes": grown, "wall": steps.wall, "loads": loads, "source": memory_source(trainer.device)}
+    return {"bytes": grown, "wall": steps.wall, "loads": loads}
 
 
 def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +74,7 @@ def cases_of(name: str, classes: int, args: argparse.Namespace, weights: str) ->
         "weights": weights,
         "precision": args.prec,
         "options": [],
+        "plain": False,
         "batch_size": args.batch_size,
         "rounds": args.rounds,
         "threads": args.threads,
@@ -78,22 +82,20 @@ def cases_of(name: str, classes: int, args: argparse.Namespace, weights: str) ->
     cases = {OURS: ours}
     if args.options:
         cases[f"{OURS}, {' '.join(args.options)}"] = {**ours, "options": args.options}
-    if classes <= LARGEST_PLAIN:
-        cases[PLAIN] = {**ours, "precision": ""}
+    if classes <= largest_plain():
+        cases[PLAIN] = {**ours, "precision": args.plain_prec, "plain": True}
     return cases
 
 
-def report(
-    args: argparse.Namespace, rows: dict[str, list[list[str]]], source: str, loads: Sequence[float]
-) -> list[str]:
+def report(args: argparse.Namespace, rows: dict[str, list[list[str]]], loads: Sequence[float]) -> list[str]:
     """The measurement in words."""
     lines = [f"# Memory of a training step, batch {args.batch_size}, {args.prec}", ""]
     lines += conditions(["torch"], loads)
     lines += [
         model_line(args),
-        f"- GiB: {source}, above what was taken before the step, after one to warm up; each case in a "
-        f"process of its own, {args.rounds} steps for memory and {args.rounds} for seconds, median and range",
-        f"- The plain way, in fp32, is measured up to {LARGEST_PLAIN} classes",
+        memory_line(),
+        f"- Each case in a process of its own, {args.rounds} rounds; median and range",
+        f"- The plain way, in {args.plain_prec}, is measured up to {largest_plain():,} classes",
     ]
     for name, cells in rows.items():
         lines += ["", f"## {name}", "", table(cells, COLUMNS)]
@@ -118,10 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if is_refused(args):
         return 1
-    for name in args.trainers:
-        find_method(name, args.backbone)  # an unknown one is said now, and not by another process
     rows: dict[str, list[list[str]]] = {}
-    loads, source = load_average(), ""
+    loads = load_average()
     with weights_of(args.backbone) as weights:
         for name in args.trainers:
             rows[name] = []
@@ -129,12 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for way, case in cases_of(name, classes, args, weights).items():
                     progress(f"{name}, {classes} classes, {way} ...")
                     found = in_own_process(case)
-                    loads, source = loads + found["loads"], found["source"]
+                    loads += found["loads"]
                     grown = [each / 2**30 for each in found["bytes"] if each is not None]
                     memory = spread(grown) if grown else "unknown"
-                    rows[name].append([f"{classes:,}", way, memory, spread(found["wall"])])
+                    rows[name].append([f"{classes:,}", way, memory, milliseconds(found["wall"])])
     file = result_name("memory", args, f"batch{args.batch_size}", args.prec)
-    save(file, report(args, rows, source, loads))
+    save(file, report(args, rows, loads))
     return 0
 
 

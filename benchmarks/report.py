@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+DRIVER = Path("/proc/driver/nvidia/version")  # Linux alone has it
 
 
 def conditions(packages: Sequence[str], loads: Sequence[float]) -> list[str]:
@@ -25,6 +27,7 @@ def conditions(packages: Sequence[str], loads: Sequence[float]) -> list[str]:
     return [
         f"- Command: `{command}`",
         f"- Machine: {_processor()}, {os.cpu_count()} cores, {_memory()} of memory, {platform.system()}",
+        *([f"- GPU: {_gpu()}"] if "torch" in packages and _gpu() else []),
         f"- Versions: Python {platform.python_version()}, {versions}",
         f"- Load average before each round: {load}",
     ]
@@ -67,3 +70,18 @@ def _memory() -> str:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return "unknown size"
     return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+
+
+def _gpu() -> str:
+    """That which trainers take, with the versions of what stands below torch; "" where there is none."""
+    import torch  # here, as some measurements do without it
+
+    if not torch.cuda.is_available():
+        return ""
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    words = DRIVER.read_text() if DRIVER.exists() else ""
+    driver = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", words)
+    return (
+        f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB of memory, driver "
+        f"{driver[0] if driver else 'unknown'}, CUDA {torch.version.cuda}"
+    )

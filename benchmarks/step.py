@@ -2,23 +2,32 @@
 
     python -m benchmarks.step                     # MaPLe on ViT-B/16, 19, 50 and 100 classes
     python -m benchmarks.step --trainers CoCoOp --batch-size 1 --classes 19 50
+    python -m benchmarks.step --ways ours eager compiled plain        # on a GPU: other ways of ours, too
 
-The plain way is the reference's: 77 tokens for each class, and every position in the last blocks. Both run in
-one process by turns, on a ViT-B/16 with random weights (no time depends on their values) and images of noise.
-Where the plain way is too large, it is measured on fewer classes and scaled; the report says so. In float64
-the logits and all gradients of both are compared.
+The plain way is the reference's: 77 tokens for each class, and every position in the last blocks. All run in
+one process by turns, on a ViT-B/16 with random weights (no time depends on their values) and images of noise,
+which are where the model is. On a GPU ours is replayed as a CUDA graph; `eager` is the same step computed
+anew, `compiled` that by torch.compile. Where the plain way is too large, it is measured on fewer classes and
+scaled; the report says so. In float64 the logits and all gradients of ours and of the plain way are compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import Machine, measure_machine
 from benchmarks.report import conditions, ratios, save, spread
@@ -29,8 +38,12 @@ from benchmarks.ways import (
     build_parser,
     by_turns,
     carried_on,
+    first_steps,
+    gibibytes,
     in_float64,
     is_refused,
+    memory_line,
+    milliseconds,
     model_line,
     plain_sizes,
     progress,
@@ -41,11 +54,14 @@ from benchmarks.ways import (
     told_in_one_line,
     weights_of,
 )
-from experiments.costs.flops import step_flops
-from experiments.costs.machine import peak_memory
+from experiments.costs.flops import count_flops, shapes_only
+
+OURS, EAGER, COMPILED, PLAIN = "ours", "eager", "compiled", "plain"
+WAYS = (OURS, EAGER, COMPILED, PLAIN)
+Errors = tuple[float, float]  # largest relative differences of logits and of gradients
 
 
-def differences(ours: Any, plain: Any, batch: dict[str, Tensor]) -> tuple[float, float]:
+def differences(ours: Any, plain: Any, batch: dict[str, Tensor]) -> Errors:
     """Largest relative differences of the logits and of the gradients, in float64."""
     found = []
     for trainer in (ours, plain):
@@ -62,132 +78,277 @@ def differences(ours: Any, plain: Any, batch: dict[str, Tensor]) -> tuple[float,
 
 
 @dataclass
-class Measured:
-    """What came of one number of classes.
+class Way:
+    """One way of taking a step with some classes, and what came of it.
 
     Attributes:
-        wall, cpu: seconds a step of ours, one for each round.
-        plain_wall, plain_cpu: the same of the plain way.
-        scaled: whether the plain way's seconds and operations are carried on from fewer classes.
-        errors: largest relative differences of logits and gradients, in float64, with `checked` classes.
-        flops: of a step, ours and the plain way's.
-        memory: growth of the resident set in a step of ours, in bytes; None where the system cannot tell.
+        sizes: with how many classes it is measured: that many, or two numbers to carry on from.
+        rounds: for each of `sizes`; empty where the way cannot be gone, and once it is measured.
+        wall, cpu: seconds a step, one for each round.
+        flops: operations of a step.
+        memory: bytes that steps take beside the model; None where the system cannot tell.
+        said: why steps are not replayed, or what hinders them.
+        counted: the step whose kernels are counted, on a GPU.
     """
 
+    name: str
     classes: int
-    wall: list[float]
-    cpu: list[float]
-    plain_wall: list[float]
-    plain_cpu: list[float]
-    scaled: bool
-    errors: tuple[float, float]
-    checked: int
-    flops: tuple[float, float]
-    memory: int | None
-    loads: list[float]
+    sizes: Sequence[int]
+    flops: float = 0
+    memory: int | None = None
+    said: str = ""
+    rounds: list[Rounds] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    counted: Callable[[], object] | None = None
+    kernels: int | None = None
 
-    def row(self, machine: Machine) -> list[str]:
-        memory = "unknown" if self.memory is None else f"{self.memory / 2**30:.2f}"
-        shares = [machine.share(self.flops[0], seconds) for seconds in self.wall]
-        return [
+    def carried_on(self, values: Sequence[float]) -> float:
+        return carried_on(self.classes, self.sizes, values)
+
+    def finish(self) -> None:
+        """Keeps the seconds alone: a recorded step's memory is free again."""
+        self.wall, self.cpu = (
+            [self.carried_on(each) for each in zip(*seconds, strict=True)]
+            for seconds in ([each.wall for each in self.rounds], [each.cpu for each in self.rounds])
+        )
+        self.rounds = []
+
+    def row(self, plain: Way | None, machine: Machine, errors: str) -> list[str]:
+        name = self.name if self.name in (OURS, PLAIN) else f"ours, {self.name}"
+        beside = plain is not None and bool(plain.wall and self.wall)
+        row = [
             f"{self.classes:,}",
-            ratios(self.plain_wall, self.wall),
-            ratios(self.plain_cpu, self.cpu),
-            spread(self.wall, 3),
-            spread(self.plain_wall, 3) + (", scaled" if self.scaled else ""),
-            " / ".join(f"{count / 1e9:,.0f}" for count in self.flops),
-            f"{machine.floor(self.flops[0]):.3f}; {spread(shares, 0)} %",
-            memory,
-            f"{self.errors[0]:.0e}, {self.errors[1]:.0e}"
-            + ("" if self.checked == self.classes else f" ({self.checked})"),
+            name + (", scaled" if len(self.sizes) > 1 else "") + (f" ({self.said})" if self.said else ""),
+            ratios(plain.wall, self.wall) if plain and beside else "–",
+            ratios(plain.cpu, self.cpu) if plain and beside else "–",
+            milliseconds(self.wall) if self.wall else "–",
+            f"{self.flops / 1e9:,.0f}" if self.wall else "–",
+            nearness(machine, self.flops, self.wall),
+            gibibytes(self.memory) if self.wall else "–",
+            errors if self.name == OURS else "–",
         ]
+        if machine.device == "cuda":
+            row.append("unknown" if self.kernels is None else f"{self.kernels:,}")
+        return row
 
 
 COLUMNS = (
-    *("classes", "plain / ours, wall", "plain / ours, processor", "s a step", "s a step, plain"),
-    *("GFLOPs, ours / plain", "floor, s; how near", "GiB more in a step", "differences: logits, gradients"),
+    *("classes", "way", "plain / it, wall", "plain / it, processor", "ms a step", "GFLOPs"),
+    *("floor, ms; how near", "GiB more", "differences: logits, gradients", "kernels"),
 )
 
 
-def measure(name: str, classes: int, args: argparse.Namespace, weights: str) -> Measured:
-    """Rounds of ours and of the plain way by turns."""
-    sizes, checked = plain_sizes(classes), min(classes, args.check)
-    pair = [build(name, checked, args.backbone, weights, precision) for precision in ("fp32", "")]
-    errors = differences(pair[0], pair[1], batch_for(pair[0], args.batch_size))
-    del pair
-    trainers = [build(name, classes, args.backbone, weights, args.prec)]
-    trainers += [build(name, size, args.backbone, weights) for size in sizes]
-    ours, *plain = [steps_of(trainer, args.batch_size) for trainer in trainers]
-    flops, *plain_flops = [flops_of(trainer, args.batch_size) for trainer in trainers]
-    ours.compute()
-    memory = peak_memory(ours.compute, trainers[0].device)
-    loads = by_turns([ours, *plain], args.rounds)
-    plain_wall, plain_cpu = (
-        [carried_on(classes, sizes, each) for each in zip(*seconds, strict=True)]
-        for seconds in ([each.wall for each in plain], [each.cpu for each in plain])
-    )
-    return Measured(
-        classes=classes,
-        wall=ours.wall,
-        cpu=ours.cpu,
-        plain_wall=plain_wall,
-        plain_cpu=plain_cpu,
-        scaled=len(sizes) > 1,
-        errors=errors,
-        checked=checked,
-        flops=(flops, carried_on(classes, sizes, plain_flops)),
-        memory=memory,
-        loads=loads,
-    )
+def nearness(machine: Machine, flops: float, seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "–"
+    shares = [machine.share(flops, each) for each in seconds]
+    return f"{1000 * machine.floor(flops):.1f}; {spread(shares, 0)} %"
 
 
-def steps_of(trainer: Any, batch_size: int) -> Rounds:
-    batch = batch_for(trainer, batch_size)
-    return Rounds(lambda: trainer.forward_backward(batch), trainer.device)
+def measure(
+    name: str, classes: int, args: argparse.Namespace, weights: str, errors: dict[int, Errors]
+) -> tuple[list[Way], list[float]]:
+    """All ways by turns, and the load averages.
+
+    Args:
+        errors: by number of classes; those of `min(classes, args.check)` are put there, if they are not yet.
+    """
+    ours = build(name, classes, args.backbone, weights, args.prec)
+    texts = args.batch_size if ours.model.prompt_learner.conditional else 1
+    sizes, plain = plain_sizes(classes, texts), []
+    if PLAIN in args.ways:
+        plain = [build(name, size, args.backbone, weights, args.plain_prec, plain=True) for size in sizes]
+        checked = min(classes, args.check)
+        if checked not in errors:
+            pair = (ours, plain[0])
+            if (checked, args.prec, args.plain_prec) != (sizes[0], "fp32", "fp32"):
+                pair = tuple(
+                    build(name, checked, args.backbone, weights, plain=each) for each in (False, True)
+                )
+            errors[checked] = differences(*pair, batch_for(pair[0], args.batch_size))
+            del pair
+    eager = computed_anew(ours)
+    ways = []
+    for kind in args.ways:
+        own = {OURS: ours, EAGER: eager}.get(kind)
+        trainers = plain if kind == PLAIN else [own or compiled(eager)]
+        way = Way(kind, classes, sizes if kind == PLAIN else [classes])
+        ways.append(prepare(way, trainers, args.batch_size))
+    loads = by_turns([each for way in ways for each in way.rounds], args.rounds)
+    # Only now: what a model makes once, as a mask in its type, must not be made without values.
+    flops, *plain_flops = (flops_of(trainer, args.batch_size) for trainer in (ours, *plain))
+    step = partial(eager.forward_backward, batch_for(eager, args.batch_size))
+    for way in ways:
+        way.flops = way.carried_on(plain_flops) if way.name == PLAIN else flops
+        if way.rounds and ours.device.type == "cuda" and len(way.sizes) == 1:
+            way.counted = step if way.name in (OURS, EAGER) else way.rounds[0].compute
+        way.finish()
+    return ways, loads
+
+
+def computed_anew(trainer: Any) -> Any:
+    """The same trainer, whose steps are not replayed."""
+    other = copy.copy(trainer)
+    other.replayed_step = None
+    return other
+
+
+def compiled(trainer: Any) -> Any:
+    """The same trainer, whose loss, forwards and backwards, is computed by what torch.compile makes of it."""
+    other = copy.copy(trainer)
+    other.summed_losses = torch.compile(trainer.summed_losses, dynamic=False)
+    return other
+
+
+def prepare(way: Way, trainers: Sequence[Any], batch_size: int) -> Way:
+    """Takes the first steps, and says what is to be known of them."""
+    for trainer in trainers:
+        batch = batch_for(trainer, batch_size)
+        way.rounds.append(Rounds(partial(trainer.forward_backward, batch), trainer.device))
+    memory = []
+    start = time.perf_counter()
+    try:
+        for trainer, rounds in zip(trainers, way.rounds, strict=True):
+            grown, why = first_steps(rounds, trainer)
+            memory.append(grown)
+            way.said = f"not replayed: {why}" if why else ""
+    except torch.OutOfMemoryError:
+        way.said, way.rounds = "too little memory", []
+    except Exception as error:
+        if way.name != COMPILED:
+            raise
+        way.said, way.rounds = f"cannot be compiled: {in_few_words(error)}", []
+    else:
+        if way.name == COMPILED:
+            way.said = f"in {time.perf_counter() - start:.0f} s"
+        known = [each for each in memory if each is not None]
+        way.memory = round(way.carried_on(known)) if len(known) == len(memory) else None
+    return way
+
+
+def in_few_words(error: Exception, most: int = 120) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= most else words[: most - 1] + "…"
 
 
 def flops_of(trainer: Any, batch_size: int) -> int:
-    return step_flops(trainer, lambda images: batch_for(trainer, images))(batch_size)
+    """Operations of a step, forward and backward, without taking it."""
+    images, labels = trainer.parse_batch_train(batch_for(trainer, batch_size))
+
+    def step() -> None:
+        with trainer.precision.autocast():
+            loss = torch.stack(list(trainer.losses(images, labels).values())).sum()
+        loss.backward()
+
+    trainer.model.zero_grad()
+    try:
+        with shapes_only(trainer.model):
+            return count_flops(step)
+    finally:
+        trainer.model.zero_grad()  # gradients without values
 
 
-def report(args: argparse.Namespace, results: dict[str, list[Measured]], machine: Machine) -> list[str]:
+# --- kernels ----------------------------------------------------------------------------------------------
+
+
+def kernels_of(step: Callable[[], object]) -> int | None:
+    """How many kernels a GPU runs in a step; None where the profiler sees none."""
+    found = 0
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        for _ in range(2):  # the first time the profiler itself is made ready
+            try:
+                with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                    step()
+                    torch.cuda.synchronize()
+                profiler.export_chrome_trace(str(file))
+            except RuntimeError:
+                return None
+            found = kernels_in(json.loads(file.read_text(encoding="utf-8", errors="replace")))
+    return found or None
+
+
+def kernels_in(trace: dict[str, Any]) -> int:
+    """Kernels in a profiler's trace; copies, and calls of the host, are none."""
+    return sum(event.get("cat") == "kernel" for event in trace["traceEvents"])
+
+
+# --- the report -------------------------------------------------------------------------------------------
+
+
+def report(
+    args: argparse.Namespace,
+    results: dict[str, tuple[list[list[Way]], dict[int, Errors]]],
+    machine: Machine,
+    loads: Sequence[float],
+) -> list[str]:
     """The measurement in words."""
+    on_gpu = machine.device == "cuda"
+    ways = [way for groups, _ in results.values() for group in groups for way in group]
     lines = [f"# A training step, batch {args.batch_size}, {args.prec}", ""]
-    lines += conditions(
-        ["torch"], [load for rows in results.values() for each in rows for load in each.loads]
-    )
+    lines += conditions(["torch"], loads)
     lines += [
         f"{model_line(args)}; {args.rounds} rounds by turns, after a warm-up; median and range",
         machine.line(),
-        "- Floor: operations of our step over that rate, and which share of the rate our seconds reach",
-        "- Ratios are of each round: the plain way's seconds in fp32 over ours. Differences: the largest "
-        "over the largest value of the plain way's, in float64; in brackets, with how many classes",
+        "- Floor: operations of a step over that rate, and which share of the rate its seconds reach",
+        f"- Ratios are of each round: the plain way's seconds in {args.plain_prec} over those of the way",
+        "- Differences of ours: the largest over the largest value of the plain way's, in float64; in "
+        "brackets, with how many classes",
+        memory_line(),
     ]
-    if any(each.scaled for rows in results.values() for each in rows):
+    if on_gpu:
+        lines += [
+            "- Each round has as many steps as take 0.3 s. Ours is replayed as a CUDA graph, unless the "
+            "table says why not; eager is ours with TRAIN.CUDA_GRAPHS off",
+            "- Kernels: of a step computed anew; a replayed one launches them with one call",
+        ]
+    if any(len(way.sizes) > 1 for way in ways):
         lines.append(scaled_line())
-    for name, rows in results.items():
-        cells = [each.row(machine) for each in rows]
-        lines += ["", f"## {name}", "", table(cells, COLUMNS)]
+    for name, (groups, errors) in results.items():
+        cells = []
+        for group in groups:
+            plain = next((way for way in group if way.name == PLAIN), None)
+            cells += [way.row(plain, machine, in_brackets(way.classes, args.check, errors)) for way in group]
+        lines += ["", f"## {name}", "", table(cells, COLUMNS if on_gpu else COLUMNS[:-1])]
     return lines
+
+
+def in_brackets(classes: int, most: int, errors: dict[int, Errors]) -> str:
+    checked = min(classes, most)
+    if checked not in errors:
+        return "–"
+    logits, gradients = errors[checked]
+    return f"{logits:.0e}, {gradients:.0e}" + ("" if checked == classes else f" ({checked})")
 
 
 @told_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(__doc__, classes=(19, 50, 100))
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[OURS, PLAIN])
     args = parser.parse_args(argv)
     if is_refused(args):
         return 1
     machine = measure_machine(args.prec)
-    results: dict[str, list[Measured]] = {}
+    results: dict[str, tuple[list[list[Way]], dict[int, Errors]]] = {}
+    loads: list[float] = []
     with weights_of(args.backbone) as weights:
         for name in args.trainers:
-            results[name] = []
+            groups, errors = results[name] = ([], {})
             for classes in args.classes:
                 progress(f"{name}, {classes} classes ...")
-                results[name].append(measure(name, classes, args, weights))
-    file = result_name("step", args, f"batch{args.batch_size}", args.prec)
-    save(file, report(args, results, machine))
+                ways, those = measure(name, classes, args, weights, errors)
+                groups.append(ways)
+                loads += those
+    kernels: dict[int, int | None] = {}  # last of all: a profiler may leave something behind that takes time
+    for way in (way for groups, _ in results.values() for group in groups for way in group):
+        if way.counted and id(way.counted) not in kernels:
+            kernels[id(way.counted)] = kernels_of(way.counted)
+        way.kernels = kernels.get(id(way.counted))
+    usual = args.ways == [OURS, PLAIN]
+    file = result_name("step", args, f"batch{args.batch_size}", args.prec, *([] if usual else args.ways))
+    save(file, report(args, results, machine, loads))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The product's way of computing and the plain one, side by side: what `step`, `evaluate` and `memory` share.
+"""The product's way of computing and the plain one, side by side: what the measurements of models share.
 
 The plain way is the reference's: 77 tokens for each class, text features for every test batch, and every
 position in the last blocks (`experiments.costs.flops.compute_as_reference`).
@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import copy
 import io
+import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,48 +22,73 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks.report import load_average
+from benchmarks.machine import trainers_device
+from benchmarks.report import load_average, spread
+from clip.chunks import free_memory
 from clip.clip import EMBEDDED
 from dassl.engine import build_trainer
 from experiments.costs.complexity import build_cfg, find_method
 from experiments.costs.flops import compute_as_reference
-from experiments.costs.machine import wait_for
+from experiments.costs.machine import memory_source, peak_memory, wait_for
 from experiments.costs.stand_ins import batch_of_noise, class_names, image_size, random_weights
 from trainers.prompted_clip import PromptedCLIP
+from trainers.step_graph import not_replayed
 
 BUSY = 0.5  # load average at the start above which nothing is measured
 ROUNDS = 5
-LARGEST_PLAIN = 100  # classes; a step of the plain way takes 25 GiB with 1000
+LARGEST_PLAIN = 100  # classes, on a CPU; a step of the plain way takes 25 GiB with 1000
+PLAIN_BYTES = 50 * 2**20  # of a GPU's free memory for each class: twice what the plain way takes
 SCALED_FROM = (50, 100)
-WARM_UPS = {"cpu": 1, "cuda": 10}  # on a GPU kernels are chosen, and steps recorded, in the first few
+WARM_UPS = {"cpu": 1, "cuda": 5}  # on a GPU kernels are chosen, and steps recorded, in the first few
+MOST_WARM_UPS = 40  # a loss scaler may need 20 steps before one can be replayed
+FILLED = {"cpu": 0.0, "cuda": 0.3}  # seconds of a round, at least: a GPU's step is too short for a clock
 CPU = torch.device("cpu")
 
 
 @dataclass
 class Rounds:
-    """A computation, and its seconds in each round: `wall`, and `cpu` of all threads together."""
+    """A computation, and its seconds in each round: `wall`, and `cpu` of all threads together.
+
+    Attributes:
+        times: how often it is computed in a round; its seconds are those of once.
+        warm: whether it need not be warmed up any more.
+    """
 
     compute: Callable[[], object]
     device: torch.device = CPU
+    times: int = 1
+    warm: bool = False
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
+    def warm_up(self) -> None:
+        """Computes a few times; where that is quick, a round will have several."""
+        for _ in range(0 if self.warm else WARM_UPS[self.device.type]):
+            self.compute()
+        self.warm = True
+        if FILLED[self.device.type]:
+            self.times = max(1, math.ceil(FILLED[self.device.type] / max(self._seconds()[0], 1e-6)))
+
     def take_time(self) -> None:
+        wall, cpu = self._seconds()
+        self.wall.append(wall)
+        self.cpu.append(cpu)
+
+    def _seconds(self) -> tuple[float, float]:
         wait_for(self.device)
         wall, cpu = time.perf_counter(), time.process_time()
-        self.compute()
+        for _ in range(self.times):
+            self.compute()
         wait_for(self.device)
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
+        return (time.perf_counter() - wall) / self.times, (time.process_time() - cpu) / self.times
 
 
 def by_turns(turn: Sequence[Rounds], rounds: int) -> list[float]:
     """Takes the time of each in each round, after a warm-up; gives the load averages before the rounds."""
     for each in turn:
-        for _ in range(WARM_UPS[each.device.type]):
-            each.compute()
+        each.warm_up()
     loads = []
-    for number in range(rounds):
+    for number in range(rounds if turn else 0):
         loads += load_average()
         first = number % len(turn)
         for each in [*turn[first:], *turn[:first]]:
@@ -69,33 +96,133 @@ def by_turns(turn: Sequence[Rounds], rounds: int) -> list[float]:
     return loads
 
 
+def settle(steps: Rounds, owner: Any = None) -> str:
+    """Takes steps until those to come are alike.
+
+    Then a GPU's kernels are chosen, a loss scaler has found its scale, and the step is replayed as a CUDA
+    graph, or computed anew for good.
+
+    Args:
+        owner: a trainer, or what else has a `replayed_step`.
+
+    Returns:
+        Why it is computed anew, where that was not asked for; else "".
+    """
+    device = steps.device.type
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        for number in range(MOST_WARM_UPS if device == "cuda" else WARM_UPS[device]):
+            steps.compute()
+            if number + 1 >= WARM_UPS[device] and is_settled(owner):
+                break
+    steps.warm = True
+    if device == "cuda" and not is_settled(owner):
+        return f"its gradients were not finite in {MOST_WARM_UPS} steps"
+    return notice_in(said.getvalue())
+
+
+def notice_in(printed: str) -> str:
+    """Why steps are not replayed, where that was printed; else ""."""
+    begin = not_replayed("")
+    lines = (line for line in printed.splitlines() if line.startswith(begin))
+    return next(lines, "").removeprefix(begin)
+
+
+def is_settled(owner: Any) -> bool:
+    """Whether no step of it will be computed beside its replay any more."""
+    # Looked up so that it is not made by the look: a trainer makes it when it is needed first.
+    replayed = getattr(owner, "__dict__", {}).get("replayed_step")
+    return replayed is None or replayed.given_up or replayed._compared
+
+
+def memory_of(compute: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that `compute` takes at its peak, above what was taken before; None where nobody can tell.
+
+    On a GPU what torch reserves: what a recorded step keeps for its replays is not allocated, but taken.
+    """
+    if device.type != "cuda":
+        return peak_memory(compute, device)
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    compute()
+    return torch.cuda.max_memory_reserved(device) - before
+
+
+def first_steps(rounds: Rounds, owner: Any = None) -> tuple[int | None, str]:
+    """Settles; gives the bytes that steps take, see `memory_line`, and why none is replayed."""
+    why: list[str] = []
+
+    def steps() -> None:
+        why.append(settle(rounds, owner))
+
+    if rounds.device.type == "cuda":
+        return memory_of(steps, rounds.device), why[0]
+    steps()  # they make the heap grow, too
+    return memory_of(rounds.compute, rounds.device), why[0]
+
+
+def memory_line(when: str = "") -> str:
+    """How `memory_of` knows, for the reader.
+
+    Args:
+        when: it was asked; by default as `first_steps` does.
+    """
+    device = trainers_device()
+    if device.type == "cuda":
+        when = when or "in the first steps, recording and all"
+        return f"- GiB: what torch reserves at the peak, {when}, above what was taken before"
+    return f"- GiB: {memory_source(device)}, {when or 'in a step after one to warm up'}"
+
+
+def gibibytes(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:.2f}"
+
+
+def milliseconds(seconds: Sequence[float]) -> str:
+    """Median and range."""
+    return spread([1000 * each for each in seconds], 1 if statistics.median(seconds) >= 0.1 else 2)
+
+
 def build(
-    name: str, classes: int, backbone: str, weights: str, precision: str = "", options: Sequence[str] = ()
+    name: str,
+    classes: int,
+    backbone: str,
+    weights: str,
+    precision: str = "fp32",
+    options: Sequence[str] = (),
+    plain: bool = False,
 ) -> Any:
-    """A trainer that is ready to take steps.
+    """A trainer that is ready to take steps, in which it learns nothing: each is like the one before.
 
     Args:
         weights: as `weights_of` gives them.
-        precision: empty for the plain way, the reference's, in fp32.
         options: KEY VALUE pairs of settings.
+        plain: whether it computes as the reference does.
     """
     method, names = find_method(name, backbone), class_names(classes, backbone)
     size = image_size(backbone)
-    if not precision:  # the reference launches each kernel by itself
+    if plain:  # the reference launches each kernel by itself
         options = [*options, "TRAIN.CUDA_GRAPHS", "off"]
-    cfg = build_cfg(method, names, backbone, size, weights, precision or "fp32", options)
+    cfg = build_cfg(method, names, backbone, size, weights, precision, options)
     torch.manual_seed(1)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = build_trainer(cfg)
     trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 2, 0  # as in the middle of an epoch
     trainer.set_model_mode("train")
-    if not precision:
+    # Random weights that learn from noise, step after step on one batch, may end where no loss is finite.
+    for optim in filter(None, trainer._optims.values()):
+        for group in optim.param_groups:
+            group["lr"] = 0.0
+    if plain:
         compute_as_reference(trainer.model)
     return trainer
 
 
 def batch_for(trainer: Any, size: int) -> dict[str, Tensor]:
-    return batch_of_noise(trainer.cfg, size, trainer.num_classes)
+    """A batch of noise, where the trainer computes."""
+    batch = batch_of_noise(trainer.cfg, size, trainer.num_classes)
+    return {key: each.to(trainer.device) for key, each in batch.items()}
 
 
 @contextlib.contextmanager
@@ -114,9 +241,20 @@ def relative(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
-def plain_sizes(classes: int) -> list[int]:
+def largest_plain(texts: int = 1) -> int:
+    """With how many classes, at most, the plain way is measured; on a GPU as its free memory allows.
+
+    Args:
+        texts: how many a step computes of each class; several where it is made of the image.
+    """
+    device = trainers_device()
+    free = free_memory(device) if device.type == "cuda" else None
+    return LARGEST_PLAIN if free is None else max(LARGEST_PLAIN, free // (PLAIN_BYTES * texts))
+
+
+def plain_sizes(classes: int, texts: int = 1) -> list[int]:
     """With how many classes the plain way is measured, for that many; two to carry on from."""
-    return [classes] if classes <= LARGEST_PLAIN else list(SCALED_FROM)
+    return [classes] if classes <= largest_plain(texts) else list(SCALED_FROM)
 
 
 def carried_on(classes: int, sizes: Sequence[int], values: Sequence[float]) -> float:
@@ -131,6 +269,15 @@ def carried_on(classes: int, sizes: Sequence[int], values: Sequence[float]) -> f
 
 
 def build_parser(description: str | None, classes: Sequence[int]) -> argparse.ArgumentParser:
+    """Of a measurement of ours and the plain way."""
+    parser = build_parser_of_ours(description, classes)
+    add = parser.add_argument
+    add("--plain-prec", default="fp32", help="precision of the plain way; the papers' code computes in fp16")
+    add("--check", type=int, default=50, help="with how many classes, at most, both are compared in float64")
+    return parser
+
+
+def build_parser_of_ours(description: str | None, classes: Sequence[int]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -138,8 +285,7 @@ def build_parser(description: str | None, classes: Sequence[int]) -> argparse.Ar
     add("--trainers", nargs="+", default=["MaPLe"], help="methods of a sweep, or TRAINER:CONFIG")
     add("--classes", nargs="+", type=int, default=list(classes))
     add("--backbone", default="ViT-B/16", help="with random weights, unless it is an embedded one")
-    add("--prec", default="fp32", help="precision of ours; the plain way is fp32")
-    add("--check", type=int, default=50, help="with how many classes, at most, both are compared in float64")
+    add("--prec", default="fp32", help="precision of ours")
     add_common(parser)
     return parser
 
@@ -167,13 +313,15 @@ def is_refused(args: argparse.Namespace) -> bool:
     """Sets the threads; says so where the machine is too busy to measure on it.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or a method that is not known.
     """
-    for name in ("classes", "check", "rounds", "threads", "batch_size", "images"):
+    for name in ("classes", "check", "rounds", "threads", "batch_size", "images", "seeds", "steps", "epochs"):
         given = getattr(args, name, 1)
         wrong = [each for each in (given if isinstance(given, list) else [given]) if each < 1]
         if wrong:
             raise ValueError(f"--{name.replace('_', '-')} is {wrong[0]}; allowed is 1 or more.")
+    for name in getattr(args, "trainers", ()):
+        find_method(name, args.backbone)
     torch.set_num_threads(args.threads)
     load = load_average()
     if args.anyway or not load or load[0] <= BUSY:
@@ -198,17 +346,20 @@ def model_line(args: argparse.Namespace) -> str:
 
 
 def result_name(kind: str, args: argparse.Namespace, *rest: str) -> str:
-    """Of the file in results/: the backbone is in it where it is not ViT-B/16."""
+    """Of the file in results/, with what is not as usual: another backbone than ViT-B/16, a GPU."""
     backbone = [] if args.backbone == "ViT-B/16" else [args.backbone]
-    name = "_".join([kind, *args.trainers, *backbone, *rest]).lower()
-    return name.replace("/", "-").replace(":", "-") + ".md"
+    precision = getattr(args, "plain_prec", "fp32")
+    plain = [] if precision == "fp32" else [f"plain-{precision}"]
+    gpu = [torch.cuda.get_device_name().removeprefix("NVIDIA ")] if torch.cuda.is_available() else []
+    name = "_".join([kind, *args.trainers, *backbone, *rest, *plain, *gpu]).lower()
+    return "".join("-" if each in "/: " else each for each in name) + ".md"
 
 
 def scaled_line() -> str:
     low, high = SCALED_FROM
     return (
-        f"- Scaled: above {LARGEST_PLAIN} classes the plain way's text was measured on {low} and {high}, and "
-        "carried on evenly, as it grows; so were its operations"
+        f"- Scaled: above {largest_plain():,} classes the plain way's text was measured on {low} and {high}, "
+        "and carried on evenly, as it grows; so were its operations"
     )
 
 

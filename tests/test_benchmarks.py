@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import os
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +17,32 @@ from helpers import tiny_clip
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from benchmarks import decoding, evaluate, loader, machine, memory, report, startup, step, ways
+from benchmarks import (
+    decoding,
+    evaluate,
+    loader,
+    machine,
+    memory,
+    report,
+    seeds,
+    startup,
+    step,
+    training,
+    ways,
+)
+from dassl.data import data_manager
+from dassl.utils import read_image
 from datasets import index
+from trainers.clip_trainer import CLIPPromptTrainer
 
 TWO_ROUNDS = ["--rounds", "2", "--anyway"]
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """For processes of their own, too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture
@@ -40,10 +65,9 @@ def results(tmp_path, monkeypatch, threads):
     monkeypatch.setattr(ways, "random_weights", tiny_weights)
     monkeypatch.setattr(ways, "image_size", lambda backbone: 32)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-    for key, value in {"SIDE": 32, "COPIED": 4096, "REPETITIONS": 1}.items():
+    for key, value in {"SIDE": {"cpu": 32}, "COPIED": {"cpu": 4096}, "REPETITIONS": 1}.items():
         monkeypatch.setattr(machine, key, value)
-    for module in (ways, memory):
-        monkeypatch.setattr(module, "LARGEST_PLAIN", 3)
+    monkeypatch.setattr(ways, "LARGEST_PLAIN", 3)
     monkeypatch.setattr(ways, "SCALED_FROM", (2, 3))
     return tmp_path / "results"
 
@@ -120,21 +144,192 @@ def test_figures_are_medians_and_ranges_of_rounds(tmp_path, monkeypatch, capsys)
 def test_step_reports_ratios_floor_memory_and_exactness(results):
     assert step.main([*TWO_ROUNDS, "--classes", "2", "4", "--batch-size", "2", "--check", "3"]) == 0
     file = results / "step_maple_batch2_fp32.md"
-    few, many = table_of(file)
-    assert (few["classes"], many["classes"]) == ("2", "4")
-    for row, checked in ((few, ""), (many, " (3)")):
-        assert row["plain / ours, wall"].count("to") == 1
-        assert row["floor, s; how near"].endswith("%")
+    few, plain_few, many, plain_many = table_of(file)
+    assert [row["classes"] for row in table_of(file)] == ["2", "2", "4", "4"]
+    for row, beside, checked in ((few, plain_few, ""), (many, plain_many, " (3)")):
+        assert row["way"] == "ours"
+        assert row["plain / it, wall"].count("to") == 1
+        assert beside["plain / it, wall"] == "1.00 (1.00 to 1.00)"
+        assert row["floor, ms; how near"].endswith("%")
         errors = row["differences: logits, gradients"]
         assert errors.endswith(checked)
         assert all(float(error) <= 1e-12 for error in errors.removesuffix(checked).split(", "))
-        ours, plain = (float(count) for count in row["GFLOPs, ours / plain"].split(" / "))
-        assert ours <= plain
-    assert not few["s a step, plain"].endswith("scaled")
-    assert many["s a step, plain"].endswith("scaled")
+        assert float(row["GFLOPs"]) <= float(beside["GFLOPs"])
+        assert "kernels" not in row
+    assert (plain_few["way"], plain_many["way"]) == ("plain", "plain, scaled")
     text = file.read_text()
     assert "above 3 classes the plain way's text was measured on 2 and 3" in text
     assert "GFLOP/s of matrices (32 × 32, float32)" in text
+
+
+def test_step_can_be_taken_in_other_ways(results, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda losses, dynamic: compiled.append(losses) or losses)
+    given = ["--classes", "2", "--batch-size", "1", "--ways", "ours", "eager", "compiled", "--check", "2"]
+    assert step.main([*TWO_ROUNDS, *given]) == 0
+    rows = table_of(results / "step_maple_batch1_fp32_ours_eager_compiled.md")
+    assert [row["way"] for row in rows] == ["ours", "ours, eager", "ours, compiled (in 0 s)"]
+    assert len(compiled) == 1
+    assert all("to" in row["ms a step"] and row["plain / it, wall"] == "–" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("no\n compiler"), "cannot be compiled: no compiler"),
+        (torch.OutOfMemoryError(), "memory"),
+    ],
+)
+def test_a_way_that_cannot_be_gone_does_not_end_the_others(results, monkeypatch, error, says):
+    def no_compiler(losses, dynamic):
+        def fail(*batch):
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    given = ["--classes", "2", "--batch-size", "1", "--ways", "compiled", "plain"]
+    assert step.main([*TWO_ROUNDS, *given]) == 0
+    failed, plain = table_of(results / "step_maple_batch1_fp32_compiled_plain.md")
+    assert says in failed["way"]
+    assert failed["ms a step"] == failed["plain / it, wall"] == "–"
+    assert plain["plain / it, wall"] == "1.00 (1.00 to 1.00)"
+
+
+def test_plain_way_may_compute_in_another_precision(results):
+    given = ["--classes", "2", "--batch-size", "1", "--plain-prec", "bf16"]
+    assert step.main([*TWO_ROUNDS, *given]) == 0
+    file = results / "step_maple_batch1_fp32_plain-bf16.md"
+    assert "the plain way's seconds in bf16 over those of the way" in file.read_text()
+    errors = table_of(file)[0]["differences: logits, gradients"].split(", ")
+    assert all(float(error) <= 1e-12 for error in errors), "both are compared in float64"
+
+
+@pytest.mark.usefixtures("results")
+def test_no_step_changes_the_next_one():
+    with ways.weights_of("") as weights:
+        trainer = ways.build("MaPLe", 2, "ViT-B/16", weights)
+    learned = [each for each in trainer.model.parameters() if each.requires_grad]
+    before = [each.detach().clone() for each in learned]
+    trainer.forward_backward(ways.batch_for(trainer, 2))
+    assert any(each.grad.abs().max() > 0 for each in learned)
+    assert all(map(torch.equal, learned, before))
+
+
+# --- several seeds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["MaPLe", "PromptSRC"])
+def test_seeds_together_are_measured_beside_one_run(results, name, monkeypatch):
+    monkeypatch.setattr(ways.time, "perf_counter", iter(range(10_000)).__next__)  # each step takes a second
+    given = ["--trainers", name, "--classes", "2", "3", "--batch-size", "1", "--seeds", "3"]
+    assert seeds.main([*TWO_ROUNDS, *given]) == 0
+    file = results / f"3seeds_{name.lower()}_batch1_fp32.md"
+    rows = table_of(file)
+    assert [row["classes"] for row in rows] == ["2", "3"]
+    assert all(row["price: together / one run"] == "1.00 (1.00 to 1.00)" for row in rows)
+    assert all(row["gain: all runs / together"] == "3.00 (3.00 to 3.00)" for row in rows)
+    assert file.read_text().startswith("# A training step of 3 seeds, batch 1 each, fp32")
+
+
+def test_the_run_of_one_seed_is_a_run_by_itself(results):
+    with ways.weights_of("") as weights:
+        args = argparse.Namespace(backbone="ViT-B/16", prec="fp32", seeds=2, batch_size=2, rounds=1)
+        measured, _ = seeds.measure("MaPLe", 3, args, weights)
+        alone = ways.build("MaPLe", 3, "ViT-B/16", weights)
+    right = alone.forward_backward(ways.batch_for(alone, 2))["loss"]
+    assert measured.alone.rounds.compute()["loss"] == pytest.approx(right)
+    assert [float(each["loss"]) for each in measured.together.rounds.compute()] == pytest.approx([right] * 2)
+
+
+def test_a_method_that_learns_nothing_has_no_seeds(results, capsys):
+    assert seeds.main([*TWO_ROUNDS, "--trainers", "ZeroshotCLIP", "--classes", "2"]) == 2
+    assert "ZeroshotCLIP learns nothing" in capsys.readouterr().err
+
+
+# --- a whole training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch):
+    """It takes seconds to import."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+
+TRAINING = ["--workers", "0", "--batch-size", "2", "--steps", "4", "--plain-steps", "2"]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_training_is_carried_on_from_some_steps(results):
+    given = [*TRAINING, "--classes", "2", "4", "--images", "1000", "--epochs", "3"]
+    assert training.main([*TWO_ROUNDS, *given]) == 0
+    file = results / "training_maple_1000images_3epochs_batch2_fp32.md"
+    rows = table_of(file)
+    assert [(row["classes"], row["way"]) for row in rows] == [
+        *(("2", "ours"), ("2", "plain")),
+        *(("4", "ours"), ("4", "plain, scaled")),
+    ]
+    for row in rows:
+        images = float(row["images a second"].split()[0])
+        assert images == pytest.approx(2000 / float(row["ms a step"].split()[0]), rel=0.1)
+    text = file.read_text()
+    assert "4 steps of an epoch were run, 2 of the plain way" in text
+    assert "for the 500 of each epoch" in text
+    assert text.count("is the bottleneck") == 2
+    assert text.count("the plain way takes") == 2
+
+
+def test_minutes_are_those_of_all_epochs_and_of_decoding():
+    each = training.Run([0.5, 1.0], 6.0, [0.25], 2**30, None, "it waits")
+    way = training.Way("ours", 10, [10], [each])
+    args = argparse.Namespace(images=100, batch_size=10, epochs=3, workers=8)
+    assert way.minutes(args, decoding=0.3) == [(30 + 3 * (6 + 5)) / 60, (30 + 3 * (6 + 10)) / 60]
+    row = dict(zip(training.COLUMNS, way.row(args, 0.3), strict=True))
+    assert row["way"] == "ours (not replayed: it waits)"
+    assert row["GiB: model + more"] == "1.00 + unknown"
+    slow, quick = (
+        training.Measured(way, None, 0.3, [images]).lines("MaPLe", args) for images in (39.0, 41.0)
+    )
+    assert "our model takes 40: the loader is the bottleneck" in slow[0]
+    assert "our model takes 40: the model is the bottleneck" in quick[0]
+    assert "6.00 s of each epoch are for its first batch, and 30.0 s before" in slow[1]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_training_reads_each_photo_once_and_runs_the_engine_s_epoch(results, monkeypatch):
+    read, taken = [], []
+    monkeypatch.setattr(data_manager, "read_image", lambda path: read.append(path) or read_image(path))
+    run_epoch = CLIPPromptTrainer.run_epoch
+
+    def run(self):
+        run_epoch(self)
+        taken.append((self.num_batches, self.batch_idx + 1))
+
+    monkeypatch.setattr(CLIPPromptTrainer, "run_epoch", run)
+    assert training.main([*TWO_ROUNDS, *TRAINING, "--classes", "3"]) == 0
+    steps = training.WARM_UPS + 4
+    assert len(read) == len(set(read)) == 2 * steps
+    assert taken == [(steps, steps), (training.WARM_UPS + 2, training.WARM_UPS + 2)]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_training_may_leave_the_plain_way_out(results):
+    given = [*TRAINING, "--plain-steps", "0", "--classes", "2", "--rounds", "9", "--anyway"]
+    assert training.main(given) == 0
+    (row,) = table_of(results / "training_maple_batch2_fp32.md")
+    assert row["way"] == "ours"
+    assert "the plain way takes" not in (results / "training_maple_batch2_fp32.md").read_text()
+
+
+def test_photos_are_as_many_files_as_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "PHOTOS", 2)
+    training.make_photos(tmp_path, 5)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 5
+    assert len({file.read_bytes() for file in files}) == 2
+
+
+# --- an evaluation ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["MaPLe", "CoCoOp", "ZeroshotCLIP"])
@@ -143,8 +338,8 @@ def test_evaluation_is_put_together_from_its_parts(results, name):
     assert evaluate.main([*TWO_ROUNDS, *given, "--trainers", name]) == 0
     file = results / f"evaluate_{name.lower()}_7images_fp32.md"
     few, many = table_of(file)
-    assert not few["s, plain"].endswith("scaled")
-    assert many["s, plain"].endswith("scaled")
+    assert not few["the same, plain"].endswith("scaled")
+    assert many["the same, plain"].endswith("scaled")
     assert (few["of it text once, s"] == "with each image") == (name == "CoCoOp")
     assert float(few["difference of logits"]) <= 1e-12
     assert many["difference of logits"].endswith(" (2)")
@@ -162,7 +357,17 @@ def test_evaluation_counts_text_once_and_the_plain_way_each_batch(results, monke
         (found,), _ = evaluate.measure("MaPLe", args, weights)
     assert found.wall == [3 + 1] * 2
     assert found.plain_wall == [3 + 3] * 2
-    assert found.image == [0.5] * 2
+    row = dict(zip(evaluate.COLUMNS, found.row(machine.Machine(1e9, 1e9, "float32")), strict=True))
+    assert row["images a second"] == "1.5 (1.5 to 1.5)"
+    assert row["the same, plain"] == "1.0 (1.0 to 1.0)"
+    assert row["of it text once, s"] == "1.000 (1.000 to 1.000)"
+
+
+def test_evaluation_in_half_precision_is_measured_too(results):
+    given = ["--classes", "2", "--images", "3", "--prec", "bf16", "--plain-prec", "bf16"]
+    assert evaluate.main([*TWO_ROUNDS, *given]) == 0
+    text = (results / "evaluate_maple_3images_bf16_plain-bf16.md").read_text()
+    assert "the plain way's seconds in bf16 over ours" in text
 
 
 def test_nothing_is_said_of_scaling_where_there_is_none(results):
@@ -187,7 +392,7 @@ def test_memory_tells_growth_and_seconds_of_each_way(results, monkeypatch):
         *(("2", "ours"), ("2", own), ("2", "plain")),
         *(("4", "ours"), ("4", own)),
     ]
-    assert all("to" in row["s a step"] for row in rows)
+    assert all("to" in row["ms a step"] for row in rows)
 
 
 def test_memory_of_a_case_is_measured_in_a_process_of_its_own(threads):
@@ -196,7 +401,7 @@ def test_memory_of_a_case_is_measured_in_a_process_of_its_own(threads):
     assert len(found["wall"]) == len(found["bytes"]) == 2
 
 
-@pytest.mark.parametrize("module", [step, evaluate, memory, loader])
+@pytest.mark.parametrize("module", [step, evaluate, memory, loader, seeds, training])
 def test_busy_machine_is_refused(results, monkeypatch, capsys, module):
     monkeypatch.setattr(ways, "load_average", lambda: [3.14])
     assert module.main([]) == 1
@@ -219,6 +424,23 @@ def test_machine_s_rates_are_rates(results):
     known = machine.Machine(matmul=2e9, bandwidth=1e9, dtype="float32")
     assert known.floor(1e9) == 0.5
     assert known.share(1e9, seconds=2) == 25
+    gpu = machine.Machine(matmul=5e13, bandwidth=4e12, dtype="float32", device="cuda")
+    assert gpu.numbers() == "float32, TF32 off"
+
+
+def test_conditions_name_the_gpu_and_what_stands_below_torch(tmp_path, monkeypatch):
+    assert not any("GPU" in line for line in report.conditions([], []))
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560.35.03  Release Build\n")
+    monkeypatch.setattr(report, "DRIVER", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=140 * 2**30)
+    )
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    lines = report.conditions(["torch"], [])
+    assert "- GPU: NVIDIA H200, 140 GiB of memory, driver 560.35.03, CUDA 12.8" in lines
 
 
 # --- loaders ----------------------------------------------------------------------------------------------
@@ -263,6 +485,7 @@ def test_loader_that_gives_another_number_stops_the_comparison(tmp_path):
         ("step", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
         ("step", ["--classes", "0"], "--classes is 0; allowed is 1 or more."),
         ("memory", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
+        ("seeds", ["--seeds", "0"], "--seeds is 0; allowed is 1 or more."),
         ("loader", ["--folder", "nowhere"], "--folder nowhere holds no .jpg; give a folder of JPEGs."),
     ],
 )
