@@ -14,9 +14,9 @@ import torch
 AUTOMATIC, NEVER = 0, -1
 # Part of the free memory that text may take: the image encoder, and the backward pass itself, need theirs.
 SHARE = 0.5
-# Widths that a token leaves in a block: two inputs of norms; queries, keys, values and attention's result; a
-# hidden layer of four widths once, or twice where QuickGELU is not computed as SiLU.
-WIDTHS_KEPT = 14
+# Widths that a token leaves in a block: two inputs of norms; queries; keys and values, and once more in their
+# bins; attention's result; a hidden layer of four.
+WIDTHS_KEPT = 12
 MEMORY = Path("/proc/meminfo")  # Linux alone has it
 
 
@@ -33,14 +33,13 @@ def classes_at_once(classes: int, kept: int, free: int | None) -> int:
     return max(1, math.ceil(classes / chunks))
 
 
-def bytes_kept(tokens: int, prefix_copies: int, width: int, layers: int, itemsize: int) -> int:
+def bytes_kept(tokens: int, width: int, layers: int, itemsize: int) -> int:
     """Bytes that a training step keeps of the classes' own tokens.
 
     Args:
-        prefix_copies: tokens of the prefix, each as often as there are classes that attend to it.
         itemsize: bytes of a number.
     """
-    return (WIDTHS_KEPT * tokens + 2 * prefix_copies) * width * layers * itemsize
+    return WIDTHS_KEPT * tokens * width * layers * itemsize
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -141,24 +141,15 @@ class _Project(torch.autograd.Function):
         whole, mean, rstd = ctx.saved_tensors
         first = 0 if ctx.needs_input_grad[0] else ctx.length  # the first that needs a gradient
         rows = ctx.rows - first
-        batch, _, width = whole.shape
+        width = whole.shape[-1]
         whole, mean, rstd = (each[:, first:].contiguous() for each in (whole, mean, rstd))
-        query, key, value = ctx.block.attn.in_proj_weight.split(width)
-
-        gradient = None
-        for part, weight in ((of_keys, key), (of_values, value)):
-            if part is None:
-                continue
-            flat = _without_heads(part)[:, first:].reshape(-1, width)
-            gradient = flat @ weight if gradient is None else gradient.addmm_(flat, weight)
-        if gradient is None:
-            gradient = torch.zeros_like(whole).view(-1, width)
-        if of_queries is not None and rows > 0:
-            flat = _without_heads(of_queries)[:, first:].reshape(-1, width)
-            if rows == whole.shape[1]:
-                gradient.addmm_(flat, query)
-            else:
-                gradient.view(whole.shape)[:, :rows] += (flat @ query).view(batch, rows, width)
+        parts = [
+            _without_heads(part)[:, first:] if part is not None and part.shape[2] > first else None
+            for part in (of_queries, of_keys, of_values)
+        ]
+        # One product of all three is faster than three that are added up.
+        packed = torch.cat([_of_length(part, whole) for part in parts], dim=-1)
+        gradient = packed.view(-1, 3 * width) @ ctx.block.attn.in_proj_weight
         gradient = _norm_backward(ctx.block.ln_1, gradient.view(whole.shape), whole, mean, rstd)
         if of_residual is not None and rows > 0:
             gradient[:, :rows] += of_residual[:, first:]
@@ -182,10 +173,12 @@ class _Finish(torch.autograd.Function):
         flat = _without_heads(attended).reshape(-1, width)
         x = F.linear(flat, block.attn.out_proj.weight, block.attn.out_proj.bias)
         x += residual.reshape(-1, width)
-        normed, *statistics = _norm(block.ln_2, x)
-        if folds(x):
-            hidden = torch.addmm(c_fc.bias, normed, c_fc.weight.t(), beta=STEEPNESS, alpha=STEEPNESS)
-            out = torch.addmm(x, F.silu(hidden), c_proj.weight.t(), alpha=1 / STEEPNESS)
+        # QuickGELU(h) = SiLU(1.702 h) / 1.702: one factor is the norm's, the other the last product's.
+        scale = STEEPNESS if folds(x) else None
+        normed, *statistics = _norm(block.ln_2, x, scale)
+        if scale is not None:
+            hidden = F.linear(normed, c_fc.weight, scale * c_fc.bias)
+            out = torch.addmm(x, F.silu(hidden), c_proj.weight.t(), alpha=1 / scale)
             out += c_proj.bias
         else:  # rounded where OpenAI's is
             hidden = F.linear(normed, c_fc.weight, c_fc.bias)
@@ -211,9 +204,11 @@ class _Finish(torch.autograd.Function):
         return of_x.view(shape), of_attended, None
 
 
-def _norm(norm: LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normed `x`, and the statistics for the backward pass."""
+def _norm(norm: LayerNorm, x: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed `x`, times `scale`, and the statistics for the backward pass."""
     wide, weight, bias = norm.widened(x)
+    if scale is not None:
+        weight, bias = scale * weight, scale * bias
     normed, mean, rstd = torch.native_layer_norm(wide, norm.normalized_shape, weight, bias, norm.eps)
     return normed.to(x.dtype), mean, rstd
 
@@ -225,6 +220,14 @@ def _norm_backward(norm: LayerNorm, gradient: Tensor, x: Tensor, mean: Tensor, r
         gradient.to(wide.dtype), wide, norm.normalized_shape, mean, rstd, weight, bias, [True, False, False]
     )
     return of_x.to(x.dtype)
+
+
+def _of_length(part: Tensor | None, whole: Tensor) -> Tensor:
+    """Gradients of the first rows, with zeros behind them: of the shape of `whole`."""
+    if part is None:
+        return torch.zeros_like(whole)
+    missing = whole.shape[1] - part.shape[1]
+    return F.pad(part, (0, 0, 0, missing)) if missing else part
 
 
 def _without_heads(x: Tensor) -> Tensor:

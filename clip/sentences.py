@@ -12,22 +12,17 @@ chunks, which the backward pass computes again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .bins import KeysValues, Layout
 from .chunks import AUTOMATIC, NEVER, bytes_kept, classes_at_once, free_memory
-from .grids import AtOnce, Attention, Grid, InGrids, KeysValues, similar_lengths
 from .model import CLIP
 from .prompting import Prompts, behind, enter
-
-# How many own tokens attend in one go, for each channel of the encoder: to mask what does not belong together
-# is less work than to take it apart, as long as there is little of it. A GPU minds small calls more than work.
-AT_ONCE_ON_CPU, AT_ONCE = 0.5, 2
-ALIGNED = 16
 
 
 class Sentences(nn.Module):
@@ -52,13 +47,9 @@ class Sentences(nn.Module):
     own_tokens: Tensor  # (token)
     own_positions: Tensor  # (token): position in the sentence
     own_classes: Tensor  # (token)
-    own_cells: Tensor  # (token): its cell of the flattened grid
-    cell_tokens: Tensor  # (cell), of all grids: which own token stands there
     own_slots: Tensor  # (slot): where among the own tokens prompts stand
     own_prompts: Tensor  # (slot): which prompt stands there
-    eot: Tensor  # (class), longest first: where among the own tokens EOT stands
     places: Tensor  # (class): which place it has among the classes, longest first
-    sees: Tensor  # (longest, prefix + longest): what own tokens attend to
 
     def __init__(self, tokens: Tensor, prompts: int | Tensor = 0, class_specific: bool = False) -> None:
         super().__init__()
@@ -100,31 +91,20 @@ class Sentences(nn.Module):
         owned = ((position >= prefix) & (position <= eot[:, None]))[order]
         places, own_positions = owned.nonzero(as_tuple=True)
         own_slots = (prompt_at[order][owned] >= 0).nonzero().flatten()
-        longest = int(lengths.max())
 
-        # Lists, for the loop over grids: it must not wait for a device.
+        # Lists, for what must not wait for a device.
         self.lengths = lengths.tolist()
         self.starts = [*starts.tolist(), len(own_positions)]
-        self.grids = similar_lengths(self.lengths)
-        widths = torch.tensor([width for _, width in self.grids]).repeat_interleave(
-            torch.tensor([classes for classes, _ in self.grids])
-        )
-        rows = torch.cat([torch.arange(classes) for classes, _ in self.grids])
-        columns = torch.cat([torch.arange(width).repeat(classes) for classes, width in self.grids])
-        cell_places = torch.arange(count).repeat_interleave(widths)
+        self.layouts: dict[tuple[int, int, torch.device], Layout] = {}  # of the classes from … to …
         buffers = {
             "prefix_tokens": tokens[0, :prefix],
             "prefix_places": position[:prefix],
             "own_tokens": tokens[order][owned],
             "own_positions": own_positions,
             "own_classes": order[places],
-            "own_cells": (rows * widths)[places] + own_positions - prefix,
-            "cell_tokens": starts[cell_places] + torch.minimum(columns, lengths[cell_places] - 1),
             "own_slots": own_slots,
             "own_prompts": prompt_at[order][owned][own_slots],
-            "eot": starts + lengths - 1,
             "places": order.argsort(),
-            "sees": torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix),
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -162,9 +142,10 @@ class Sentences(nn.Module):
         return features if grouped else features[0]
 
     def _check_number(self, prompts: Prompts) -> None:
-        if self.class_specific and prompts.tokens is not None and len(prompts.tokens) != len(self.eot):
+        count = len(self.places)
+        if self.class_specific and prompts.tokens is not None and len(prompts.tokens) != count:
             raise ValueError(
-                f"There are prompts of {len(prompts.tokens)} classes, and there are {len(self.eot)} classes."
+                f"There are prompts of {len(prompts.tokens)} classes, and there are {count} classes."
             )
         given = 0 if prompts.tokens is None else prompts.tokens.shape[-2]
         most = max([given, *(tokens.shape[-2] for tokens in prompts.deep)])
@@ -194,7 +175,6 @@ class Sentences(nn.Module):
             weights = clip_model.text_projection
             kept = bytes_kept(
                 groups * len(self.own_tokens),
-                groups * classes * len(self.prefix_tokens),
                 clip_model.transformer.width,
                 clip_model.transformer.layers,
                 weights.element_size(),
@@ -223,15 +203,16 @@ class Sentences(nn.Module):
             Those of the prefix, and features of the classes, `(group class feature)`.
         """
         first, end = classes
-        own = slice(self.starts[first], self.starts[end])
-        count = own.stop - own.start
+        layout = self._layout(first, end)
+        count = layout.bins * layout.size  # rows of own tokens
+        own = self.starts[first] + layout.tokens
         context, *deep = (self._leading(tokens) for tokens in (prompts.tokens, *prompts.deep))
         ending = max((each.shape[-2] for each in (context, *deep) if each is not None), default=0)
         parts = [slice(1), slice(1 + ending, None), slice(1, 1 + ending)]
         places = torch.cat([self.prefix_places[part] for part in parts])
         start = count + len(places) - ending  # of the prompts behind SOS
         position = clip_model.positional_embedding.to(clip_model.dtype)
-        attention = self._attention(first, end, places, position)
+        attention = layout.attention(places, bool(given), position)
         if given:  # nothing enters it
             context, deep, places = None, [None] * len(deep), places[:0]
 
@@ -262,54 +243,20 @@ class Sentences(nn.Module):
             prefix.append((keys[:, :, count:], values[:, :, count:]))
         if first == end:
             return prefix, x
-        eot = self.eot[first:end] - own.start
-        queries = last.queries(normed[:, eot])
-        x = last.finish(x[:, eot], attention.of_ends(queries, keys, values, given[-1] if given else None))
+        queries = last.queries(normed[:, layout.ends])
+        x = last.finish(
+            x[:, layout.ends], attention.of_ends(queries, keys, values, given[-1] if given else None)
+        )
         return prefix, clip_model.ln_final(x) @ clip_model.text_projection.to(x.dtype)
 
-    def _attention(self, first: int, end: int, places: Tensor, position: Tensor) -> Attention:
-        """That of the classes from `first` to `end`, and of the prefix.
-
-        Args:
-            places: of the prefix's tokens in the sentence, as they follow each other.
-            position: the embedding of positions, `(length width)`.
-        """
-        own = slice(self.starts[first], self.starts[end])
-        count = own.stop - own.start
-        most = AT_ONCE_ON_CPU if places.device.type == "cpu" else AT_ONCE
-        if count > most * position.shape[-1]:
-            return InGrids(list(self._grids(first, end)), count, places <= places[:, None])
-        place = torch.cat([self.own_positions[own], places])
-        of_class = torch.cat([self.own_classes[own], torch.full_like(places, -1)])
-        sees = (place <= place[:, None]) & ((of_class == of_class[:, None]) | (of_class == -1))
-        padded = -(-len(place) // ALIGNED) * ALIGNED  # rows where a GPU's kernels want them
-        mask = position.new_zeros(len(place), padded)[:, : len(place)]
-        return AtOnce(mask.masked_fill_(~sees, -torch.inf), self.eot[first:end] - own.start)
-
-    def _grids(self, first: int, end: int) -> Iterator[Grid]:
-        """The grids of the classes from `first` to `end`; of one that reaches beyond, that part."""
-        prefix, before = len(self.prefix_tokens), self.starts[first]
-        grid_end = grid_cell = 0
-        for classes, longest in self.grids:
-            grid_first, grid_end = grid_end, grid_end + classes
-            cell, grid_cell = grid_cell, grid_cell + classes * longest
-            begin, stop = max(first, grid_first), min(end, grid_end)
-            if begin >= stop:
-                continue
-            own = slice(self.starts[begin], self.starts[stop])
-            sees = self.sees[:longest, : prefix + longest]
-            part = (own.start - before, own.stop - before, stop - begin, longest, sees)
-            if own.stop - own.start == (stop - begin) * longest:
-                yield Grid(*part)
-                continue
-            left_out = (begin - grid_first) * longest
-            cells = slice(cell + left_out, cell + left_out + (stop - begin) * longest)
-            yield Grid(
-                *part,
-                tokens=self.cell_tokens[cells] - own.start,
-                cells=self.own_cells[own] - left_out,
-                last_sees=sees[self.own_positions[self.eot[begin:stop]] - prefix],
-            )
+    def _layout(self, first: int, end: int) -> Layout:
+        """Of the classes from `first` to `end`; made once, since a GPU would be waited for."""
+        device = self.own_tokens.device
+        key = first, end, device
+        if key not in self.layouts:
+            with torch.inference_mode(False):  # what is made in inference mode is of no use in training
+                self.layouts[key] = Layout.of(self.lengths[first:end], len(self.prefix_tokens), device)
+        return self.layouts[key]
 
     def _leading(self, tokens: Tensor | None) -> Tensor | None:
         """Of prompts, those that stand behind SOS for all classes."""
@@ -333,4 +280,5 @@ class Sentences(nn.Module):
         inserted = each[..., self.own_prompts[slots], :].to(x.dtype)
         if position is not None:
             inserted = inserted + position[self.own_positions[self.own_slots[slots]]]
-        return x.index_copy(1, self.own_slots[slots] - self.starts[first], inserted.expand(len(x), -1, -1))
+        rows = self._layout(first, end).rows[self.own_slots[slots] - self.starts[first]]
+        return x.index_copy(1, rows, inserted.expand(len(x), -1, -1))

@@ -168,13 +168,13 @@ def test_reference_gives_the_same_logits_for_more_operations(name: str, weights:
 
 def test_text_of_the_reference_grows_with_the_classes_ours_less(weights: Path) -> None:
     ours, theirs = [], []
-    for classes in (3, 30):
+    for classes in (3, 300):
         model = tiny_trainer("CoCoOp", weights, classes).model
         ours.append(image_and_text_flops(model, torch.zeros(1, 3, 32, 32))[1])
         compute_as_reference(model)
         theirs.append(image_and_text_flops(model, torch.zeros(1, 3, 32, 32))[1])
-    assert 9.9 < theirs[1] / theirs[0] <= 10  # the Meta-Net does not grow
-    assert ours[1] / ours[0] < 9.9
+    assert 99 < theirs[1] / theirs[0] <= 100  # the Meta-Net does not grow
+    assert ours[1] / ours[0] < theirs[1] / theirs[0]
     assert theirs[1] / ours[1] > 10
 
 

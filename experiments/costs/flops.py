@@ -8,7 +8,6 @@ attention of a CPU and would count it as nothing.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import clip
-from clip.model import CLIP, Transformer, VisionTransformer
+from clip.model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
+from clip.prompting import behind
 from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.prompted_clip import PromptedCLIP
 
@@ -36,11 +36,21 @@ def shapes_only(model: PromptedCLIP) -> Iterator[None]:
     """Within, tensors have shapes and no values, and nothing is computed; `model` is as before afterwards."""
     clip_model = model.clip_model
     embedded, clip_model.embedded_words = clip_model.embedded_words, None  # which words there are is a value
+    # What is made once and kept would be without values afterwards.
+    masks = [(block, block.attn_mask) for block in clip_model.transformer.blocks()]
+    sentences = [each for each in model.modules() if isinstance(each, clip.Sentences)]
+    layouts = {each: each.layouts for each in sentences if hasattr(each, "layouts")}
+    for each in layouts:
+        each.layouts = {}
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
         clip_model.embedded_words = embedded
+        for block, mask in masks:
+            block.attn_mask = mask
+        for each, kept in layouts.items():
+            each.layouts = kept
 
 
 def image_and_text_flops(model: PromptedCLIP, image: Tensor) -> tuple[int, int]:
@@ -103,7 +113,7 @@ def compute_as_reference(model: PromptedCLIP) -> None:
 
     Each class's sentence runs through the text encoder by itself, with all of its 77 tokens, and for each
     image if the learner is conditional. A ViT's last block computes all positions, though CLS alone is used.
-    QuickGELU is computed as it is written.
+    Blocks are their modules, called one after the other.
     """
     for parent in list(model.prompt_learner.modules()):
         for name, child in parent.named_children():
@@ -115,7 +125,7 @@ def compute_as_reference(model: PromptedCLIP) -> None:
         visual.transformer = EveryPosition(visual.transformer)
         towers.append(visual.transformer)
     for block in (block for tower in towers for block in tower.blocks()):
-        block.add_module("mlp", nn.Sequential(OrderedDict(block.mlp.named_children())))
+        block.__class__ = ReferenceBlock
 
 
 class FullLengthSentences(clip.Sentences):
@@ -132,7 +142,7 @@ class FullLengthSentences(clip.Sentences):
     def __init__(self, sentences: clip.Sentences, length: int) -> None:
         nn.Module.__init__(self)
         self.class_specific = sentences.class_specific
-        tokens = sentences.own_tokens.new_zeros(len(sentences.eot), length)
+        tokens = sentences.own_tokens.new_zeros(len(sentences.places), length)
         tokens[:, : len(sentences.prefix_tokens)] = sentences.prefix_tokens
         tokens[sentences.own_classes, sentences.own_positions] = sentences.own_tokens
         self.register_buffer("tokens", tokens, persistent=False)
@@ -146,6 +156,22 @@ class FullLengthSentences(clip.Sentences):
             return clip_model.encode_text(self.tokens, prompts)
         each = [clip_model.encode_text(self.tokens, clip.Prompts(own, prompts.deep)) for own in contexts]
         return torch.stack(each)
+
+
+class ReferenceBlock(ResidualAttentionBlock):
+    """OpenAI's block: torch's attention, and a perceptron of three modules."""
+
+    def run(
+        self, x: Tensor, tokens: Tensor | None = None, rows: int | None = None, at: int | None = None
+    ) -> Tensor:
+        """Every position."""
+        assert rows is None
+        assert at is None
+        x = (x if tokens is None else behind(x, tokens)).transpose(0, 1)
+        normed, mask = self.ln_1(x), self.mask(len(x), x)
+        x = x + self.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
+        x = x + nn.Sequential.forward(self.mlp, self.ln_2(x))
+        return x.transpose(0, 1)
 
 
 class EveryPosition(Transformer):
@@ -164,4 +190,4 @@ class EveryPosition(Transformer):
         position: int | None = None,
         tokens: Tensor | None = None,
     ) -> Tensor:
-        return super().run(x, deep, start, tokens=tokens)
+        return super().run(x if tokens is None else behind(x, tokens), deep, start)
