@@ -141,7 +141,15 @@ def test_sgd_takes_one_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(torch.Tensor, "is_cuda", True)
         fused = build_optimizer(models[1], optim_cfg(NAME="sgd", LR=0.1))
         sparse = build_optimizer(nn.Embedding(3, 2, sparse=True), optim_cfg(NAME="sgd"))
-    assert [each.param_groups[0]["fused"] for each in (plain, fused, sparse)] == [None, True, None]
+        damped = build_optimizer(nn.Linear(2, 1), optim_cfg(NAME="sgd", SGD_DAMPNING=0.5))
+    optimizers = (plain, fused, sparse, damped)
+    assert [each.param_groups[0]["fused"] for each in optimizers] == [None, True, None, None]
+    # A loss scaler may skip the first step, in which torch's kernel would set the momentum.
+    for tensor in models[1].parameters():
+        tensor.grad = torch.full_like(tensor, float("inf"))
+    fused.found_inf, fused.grad_scale = torch.ones(()), torch.ones(())
+    fused.step()
+    del fused.found_inf, fused.grad_scale
     for _ in range(3):
         for model, optimizer in zip(models, (plain, fused), strict=True):
             optimizer.zero_grad()

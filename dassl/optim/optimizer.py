@@ -62,7 +62,7 @@ def build_optimizer(
         return torch.optim.RMSprop(
             groups, **common, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA
         )
-    fused = True if _can_be_fused(model, groups) else None
+    fused = True if _can_be_fused(model, groups) and not optim_cfg.SGD_DAMPNING else None
     optimizer = torch.optim.SGD(
         groups,
         **common,
@@ -76,9 +76,27 @@ def build_optimizer(
         # How a step is computed belongs to the device here, and not to the one that saved the state.
         for group in loaded.param_groups:
             group["fused"] = fused
+        if fused:
+            _begin_momentum(loaded)
 
     optimizer.register_load_state_dict_post_hook(keep_fused)
+    keep_fused(optimizer)
     return optimizer
+
+
+def _begin_momentum(optimizer: Optimizer) -> None:
+    """Momentum from 0, which without dampening is that of torch's first step.
+
+    The fused kernel takes memory for it that is not set to anything, and sets it in its first step; where a
+    loss scaler skips that one, it would go on from whatever was there.
+    """
+    for group in optimizer.param_groups:
+        if not group["momentum"]:
+            continue
+        for tensor in group["params"]:
+            state = optimizer.state[tensor]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(tensor, requires_grad=False)
 
 
 def _can_be_fused(model: Any, groups: Iterable[Any]) -> bool:
