@@ -103,11 +103,13 @@ class ReplayedStep:
         """A step that finds out what would go wrong, while it does no harm."""
         before = self.gpu.random_state()
         self.gpu.begin_measuring()
+        outcome = None
         try:
             with self.gpu.without_waiting():
                 outcome = self.gpu.aside(lambda: self.step(*batch))
         except RuntimeError as error:
             self._give_up(f"it cannot run without waiting for the GPU ({first_line(error)})")
+        if outcome is None:  # behind the error, which holds what was begun on the other stream
             self.gpu.set_random_state(before)
             return self.step(*batch)
         if self.gpu.random_state().host != before.host:
