@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of an attention's output
 
 from .norm import LayerNorm
@@ -36,7 +36,8 @@ def twice_differentiable() -> Iterator[None]:
     global _twice
     before, _twice = _twice, True
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         _twice = before
 
@@ -57,15 +58,13 @@ class Projected(NamedTuple):
 
 
 def written_out(block: ResidualAttentionBlock, *inputs: Tensor | None) -> bool:
-    """Whether `block` may be computed here: its weights are frozen, and it is what CLIP made of it.
+    """Whether `block` may be computed here: no weight gets a gradient, and it is what CLIP made of it.
 
     Not where someone has hooked or replaced a part, or has torch cast what is multiplied.
     """
-    given = [each for each in inputs if each is not None]
-    if _twice or not torch.is_grad_enabled() or not any(each.requires_grad for each in given):
-        return False
-    attn, mlp, dtype = block.attn, block.mlp, given[0].dtype
-    if not (
+    attn, mlp = block.attn, block.mlp
+    given = next(each for each in inputs if each is not None)
+    if _twice or not (
         is_just(nn.MultiheadAttention, attn)
         and is_just(NonDynamicallyQuantizableLinear, attn.out_proj)
         and is_just(Perceptron, mlp)
@@ -76,12 +75,17 @@ def written_out(block: ResidualAttentionBlock, *inputs: Tensor | None) -> bool:
     weights = (attn.in_proj_weight, attn.out_proj.weight, mlp[0].weight, mlp[2].weight)
     others = (attn.in_proj_bias, attn.out_proj.bias, mlp[0].bias, mlp[2].bias)
     norms = (block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias)
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in (*weights, *others, *norms))
     return (
-        all(weight.dtype == dtype for weight in weights)
-        and not any(each.requires_grad for each in (*weights, *others, *norms))
-        and not autocasts(given[0].device.type)
+        not learns
+        and all(weight.dtype == given.dtype for weight in weights)
+        and not autocasts(given.device.type)
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def wants_gradients(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs)
 
 
 def project(
@@ -94,7 +98,9 @@ def project(
         tokens: stand behind `x`; `(n width)`, or `(batch n width)` where each sample has its own.
         rows: how many of all tokens, from the first on, are wanted; None for all.
     """
-    return Projected(*_Project.apply(x, tokens, block, rows))
+    if wants_gradients(x, tokens):
+        return Projected(*_Project.apply(x, tokens, block, rows))
+    return _projected(x, tokens, block, rows)[0]
 
 
 def finish(block: ResidualAttentionBlock, residual: Tensor, attended: Tensor) -> Tensor:
@@ -104,7 +110,46 @@ def finish(block: ResidualAttentionBlock, residual: Tensor, attended: Tensor) ->
         residual: `(batch rows width)`.
         attended: `(batch head rows head_width)`.
     """
-    return _Finish.apply(residual, attended, block)
+    if wants_gradients(residual, attended):
+        return _Finish.apply(residual, attended, block)
+    return _finished(residual, attended, block)[0]
+
+
+def _projected(
+    x: Tensor, tokens: Tensor | None, block: ResidualAttentionBlock, rows: int | None
+) -> tuple[Projected, tuple[Tensor, ...]]:
+    """And what the backward pass needs."""
+    whole = x if tokens is None else behind(x, tokens)
+    length, width = x.shape[1:]
+    rows = whole.shape[1] if rows is None else rows
+    normed, *statistics = _norm(block.ln_1, whole)
+    each = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias).split(width, dim=-1)
+    queries, keys, values = (block.by_head(part) for part in each)
+    residual = x if rows == length else whole[:, :rows]
+    return Projected(residual, queries[:, :, :rows], keys, values), (whole, *statistics)
+
+
+def _finished(
+    residual: Tensor, attended: Tensor, block: ResidualAttentionBlock, keep: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """And what the backward pass needs, if it is to be kept."""
+    c_fc, _, c_proj = cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(block.mlp))
+    width = residual.shape[-1]
+    flat = _without_heads(attended).reshape(-1, width)
+    x = F.linear(flat, block.attn.out_proj.weight, block.attn.out_proj.bias)
+    x += residual.reshape(-1, width)
+    # QuickGELU(h) = SiLU(1.702 h) / 1.702: one factor is the norm's, the other the last product's.
+    scale = STEEPNESS if folds(x) else None
+    normed, *statistics = _norm(block.ln_2, x, scale)
+    if scale is not None:
+        hidden = F.linear(normed, c_fc.weight, scale * c_fc.bias)
+        out = torch.addmm(x, F.silu(hidden, inplace=not keep), c_proj.weight.t(), alpha=1 / scale)
+        out += c_proj.bias
+    else:  # rounded where OpenAI's is
+        hidden = F.linear(normed, c_fc.weight, c_fc.bias)
+        out = F.linear(hidden * torch.sigmoid(STEEPNESS * hidden), c_proj.weight, c_proj.bias)
+        out += x
+    return out.view(residual.shape), (x, *statistics, hidden) if keep else ()
 
 
 class _Project(torch.autograd.Function):
@@ -114,23 +159,16 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, tokens: Tensor | None, block: ResidualAttentionBlock, rows: int | None
     ) -> tuple[Tensor, ...]:
-        whole = x if tokens is None else behind(x, tokens)
-        length, width = x.shape[1:]
-        rows = whole.shape[1] if rows is None else rows
+        projected, kept = _projected(x, tokens, block, rows)
         ctx.set_materialize_grads(False)
-        ctx.block, ctx.length, ctx.rows = block, length, rows
+        ctx.save_for_backward(*kept)
+        ctx.block, ctx.length, ctx.rows = block, x.shape[1], projected.residual.shape[1]
         ctx.shared = tokens is not None and tokens.dim() == 2
-        normed, *statistics = _norm(block.ln_1, whole)
-        ctx.save_for_backward(whole, *statistics)
-        each = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias).split(width, dim=-1)
-        queries, keys, values = (block.by_head(part) for part in each)
-        residual = x if rows == length else whole[:, :rows]
-        if rows <= length and not ctx.needs_input_grad[0]:
-            ctx.mark_non_differentiable(residual)
-        return residual, queries[:, :, :rows], keys, values
+        if ctx.rows <= ctx.length and not ctx.needs_input_grad[0]:
+            ctx.mark_non_differentiable(projected.residual)
+        return tuple(projected)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any,
         of_residual: Tensor | None,
@@ -138,6 +176,7 @@ class _Project(torch.autograd.Function):
         of_keys: Tensor | None,
         of_values: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
+        _check_once()
         whole, mean, rstd = ctx.saved_tensors
         first = 0 if ctx.needs_input_grad[0] else ctx.length  # the first that needs a gradient
         rows = ctx.rows - first
@@ -167,29 +206,14 @@ class _Finish(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor, attended: Tensor, block: ResidualAttentionBlock) -> Tensor:
-        c_fc, _, c_proj = cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(block.mlp))
-        shape, (width, heads) = residual.shape, (residual.shape[-1], block.attn.num_heads)
-        ctx.block, ctx.heads = block, heads
-        flat = _without_heads(attended).reshape(-1, width)
-        x = F.linear(flat, block.attn.out_proj.weight, block.attn.out_proj.bias)
-        x += residual.reshape(-1, width)
-        # QuickGELU(h) = SiLU(1.702 h) / 1.702: one factor is the norm's, the other the last product's.
-        scale = STEEPNESS if folds(x) else None
-        normed, *statistics = _norm(block.ln_2, x, scale)
-        if scale is not None:
-            hidden = F.linear(normed, c_fc.weight, scale * c_fc.bias)
-            out = torch.addmm(x, F.silu(hidden), c_proj.weight.t(), alpha=1 / scale)
-            out += c_proj.bias
-        else:  # rounded where OpenAI's is
-            hidden = F.linear(normed, c_fc.weight, c_fc.bias)
-            out = F.linear(hidden * torch.sigmoid(STEEPNESS * hidden), c_proj.weight, c_proj.bias)
-            out += x
-        ctx.save_for_backward(x, *statistics, hidden)
-        return out.view(shape)
+        out, kept = _finished(residual, attended, block, keep=True)
+        ctx.block, ctx.heads = block, attended.shape[1]
+        ctx.save_for_backward(*kept)
+        return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor, Tensor, None]:
+        _check_once()
         x, mean, rstd, hidden = ctx.saved_tensors
         block, shape = ctx.block, of_out.shape
         c_fc, _, c_proj = block.mlp
@@ -202,6 +226,15 @@ class _Finish(torch.autograd.Function):
         of_x += of_out
         of_attended = (of_x @ block.attn.out_proj.weight).view(*shape[:-1], ctx.heads, -1).transpose(1, 2)
         return of_x.view(shape), of_attended, None
+
+
+def _check_once() -> None:
+    """Raises a `RuntimeError` where the gradients computed now are to have gradients themselves."""
+    if torch.is_grad_enabled():  # as with create_graph=True
+        raise RuntimeError(
+            "CLIP's frozen blocks give gradients, but no gradients of gradients (create_graph=True). Compute "
+            "the loss within clip.frozen.twice_differentiable(), which costs time and memory."
+        )
 
 
 def _norm(norm: LayerNorm, x: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
