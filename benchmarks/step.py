@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.machine import Machine, measure_machine
 from benchmarks.report import conditions, ratios, save, spread
 from benchmarks.ways import (
+    FILLED,
     Rounds,
     batch_for,
     build,
@@ -162,7 +163,7 @@ def measure(
         checked = min(classes, args.check)
         if checked not in errors:
             pair = (ours, plain[0])
-            if (checked, args.prec, args.plain_prec) != (sizes[0], "fp32", "fp32"):
+            if [checked, checked, args.prec, args.plain_prec] != [classes, sizes[0], "fp32", "fp32"]:
                 pair = tuple(
                     build(name, checked, args.backbone, weights, plain=each) for each in (False, True)
                 )
@@ -296,10 +297,11 @@ def report(
         "- Differences of ours: the largest over the largest value of the plain way's, in float64; in "
         "brackets, with how many classes",
         memory_line(),
+        f"- In each turn, a way takes as many steps as fill {FILLED[machine.device]} s",
     ]
     if on_gpu:
         lines += [
-            "- Each round has as many steps as take 0.3 s. Ours is replayed as a CUDA graph, unless the "
+            "- Ours is replayed as a CUDA graph, unless the "
             "table says why not; eager is ours with TRAIN.CUDA_GRAPHS off",
             "- Kernels: of a step computed anew; a replayed one launches them with one call",
         ]

@@ -41,7 +41,9 @@ PLAIN_BYTES = 50 * 2**20  # of a GPU's free memory for each class: twice what th
 SCALED_FROM = (50, 100)
 WARM_UPS = {"cpu": 1, "cuda": 5}  # on a GPU kernels are chosen, and steps recorded, in the first few
 MOST_WARM_UPS = 40  # a loss scaler may need 20 steps before one can be replayed
-FILLED = {"cpu": 0.0, "cuda": 0.3}  # seconds of a round, at least: a GPU's step is too short for a clock
+# Seconds of a turn, at least: a GPU's step is too short for a clock, and on a CPU a short one would mostly meet
+# what another way has left in caches and heap, as no training does.
+FILLED = {"cpu": 1.0, "cuda": 0.3}
 CPU = torch.device("cpu")
 
 
@@ -66,8 +68,7 @@ class Rounds:
         for _ in range(0 if self.warm else WARM_UPS[self.device.type]):
             self.compute()
         self.warm = True
-        if FILLED[self.device.type]:
-            self.times = max(1, math.ceil(FILLED[self.device.type] / max(self._seconds()[0], 1e-6)))
+        self.times = max(1, math.ceil(FILLED[self.device.type] / max(self._seconds()[0], 1e-6)))
 
     def take_time(self) -> None:
         wall, cpu = self._seconds()

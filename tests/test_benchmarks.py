@@ -56,6 +56,8 @@ def threads():
 def results(tmp_path, monkeypatch, threads):
     """A folder for the reports. CLIP and the machine's matrices are tiny; above 3 classes is scaled."""
 
+    monkeypatch.setattr(ways, "FILLED", {"cpu": 0.0, "cuda": 0.0})
+
     @contextlib.contextmanager
     def tiny_weights(backbone):
         file = tmp_path / "tiny.safetensors"
@@ -160,6 +162,9 @@ def test_step_reports_ratios_floor_memory_and_exactness(results):
     text = file.read_text()
     assert "above 3 classes the plain way's text was measured on 2 and 3" in text
     assert "GFLOP/s of matrices (32 × 32, float32)" in text
+    # As few classes as the plain way is measured with, where ours has more.
+    assert step.main([*TWO_ROUNDS, "--classes", "4", "--batch-size", "2", "--check", "2"]) == 0
+    assert table_of(file)[0]["differences: logits, gradients"].endswith(" (2)")
 
 
 def test_step_can_be_taken_in_other_ways(results, monkeypatch):
