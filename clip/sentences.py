@@ -221,6 +221,7 @@ class Sentences(nn.Module):
         x = self._with_own(prompts.tokens, x.expand(groups, -1, -1), first, end, position)
         entering: Tensor | None = None
         if context is not None:
+            context = context.to(position.dtype)  # rounded before the sum, as OpenAI's words are
             x, entering = enter(x, context + position[1 : 1 + context.shape[-2]], start)
         prefix = list(given)
         *blocks, last = clip_model.transformer.blocks()
