@@ -55,7 +55,7 @@ from benchmarks.ways import (
     told_in_one_line,
     weights_of,
 )
-from experiments.costs.flops import count_flops, shapes_only
+from experiments.costs.flops import operations_of_step
 
 OURS, EAGER, COMPILED, PLAIN = "ours", "eager", "compiled", "plain"
 WAYS = (OURS, EAGER, COMPILED, PLAIN)
@@ -178,7 +178,9 @@ def measure(
         ways.append(prepare(way, trainers, args.batch_size))
     loads = by_turns([each for way in ways for each in way.rounds], args.rounds)
     # Only now: what a model makes once, as a mask in its type, must not be made without values.
-    flops, *plain_flops = (flops_of(trainer, args.batch_size) for trainer in (ours, *plain))
+    flops, *plain_flops = (
+        operations_of_step(trainer, batch_for(trainer, args.batch_size)) for trainer in (ours, *plain)
+    )
     step = partial(eager.forward_backward, batch_for(eager, args.batch_size))
     for way in ways:
         way.flops = way.carried_on(plain_flops) if way.name == PLAIN else flops
@@ -231,23 +233,6 @@ def prepare(way: Way, trainers: Sequence[Any], batch_size: int) -> Way:
 def in_few_words(error: Exception, most: int = 120) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= most else words[: most - 1] + "…"
-
-
-def flops_of(trainer: Any, batch_size: int) -> int:
-    """Operations of a step, forward and backward, without taking it."""
-    images, labels = trainer.parse_batch_train(batch_for(trainer, batch_size))
-
-    def step() -> None:
-        with trainer.precision.autocast():
-            loss = torch.stack(list(trainer.losses(images, labels).values())).sum()
-        loss.backward()
-
-    trainer.model.zero_grad()
-    try:
-        with shapes_only(trainer.model):
-            return count_flops(step)
-    finally:
-        trainer.model.zero_grad()  # gradients without values
 
 
 # --- kernels ----------------------------------------------------------------------------------------------

@@ -84,12 +84,13 @@ def step_flops(
     Args:
         batch_of: number of images → a batch of them.
     """
-    one, two, three = (_operations_of_a_step(trainer, batch_of(images)) for images in (1, 2, 3))
+    one, two, three = (operations_of_step(trainer, batch_of(images)) for images in (1, 2, 3))
     slope, bend = two - one, three - 2 * two + one
     return lambda images: one + (images - 1) * slope + (images - 1) * (images - 2) // 2 * bend
 
 
-def _operations_of_a_step(trainer: CLIPPromptTrainer, batch: dict[str, Tensor]) -> int:
+def operations_of_step(trainer: CLIPPromptTrainer, batch: dict[str, Tensor]) -> int:
+    """Of a training step on a batch, forward and backward, without taking it."""
     images, labels = trainer.parse_batch_train(batch)
 
     def step() -> None:
