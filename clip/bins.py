@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .kernels import attention
 
 # Tokens of a bin; and up to how many need no more than one. A GPU minds small calls more than work.
 BIN_ON_CPU, BIN = 64, 128
@@ -183,7 +184,7 @@ class AtOnce:
     ) -> Tensor:
         if given is not None:
             keys, values = torch.cat([keys, given[0]], dim=2), torch.cat([values, given[1]], dim=2)
-        return F.scaled_dot_product_attention(queries, keys, values, mask)
+        return attention(queries, keys, values, mask)
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class InBins:
         if given is None:
             of_prefix = queries[:, :, count:]
             mask = self.prefix_mask[: of_prefix.shape[2]]
-            of_prefix = F.scaled_dot_product_attention(of_prefix, *prefix, mask)
+            of_prefix = attention(of_prefix, *prefix, mask)
             attended.append(of_prefix.transpose(1, 2))
         return torch.cat(attended, dim=1).transpose(1, 2)
 
@@ -227,7 +228,7 @@ class InBins:
         bins = self.layout.bins
         before = [each[:, None].expand(-1, bins, -1, -1, -1).flatten(0, 1) for each in prefix]
         keys, values = (torch.cat(each, dim=2) for each in zip((keys, values), before, strict=True))
-        attended = F.scaled_dot_product_attention(queries, keys, values, mask.repeat(groups, 1, 1, 1))
+        attended = attention(queries, keys, values, mask.repeat(groups, 1, 1, 1))
         return attended.transpose(1, 2).unflatten(0, (groups, -1)).flatten(1, 2)
 
     def _by_bin(self, x: Tensor) -> Tensor:

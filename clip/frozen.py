@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of an attention's output
 
+from .kernels import linear
 from .norm import LayerNorm
 from .perceptron import STEEPNESS, Perceptron, autocasts, folds, is_just
 from .prompting import behind
@@ -123,7 +124,7 @@ def _projected(
     length, width = x.shape[1:]
     rows = whole.shape[1] if rows is None else rows
     normed, *statistics = _norm(block.ln_1, whole)
-    each = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias).split(width, dim=-1)
+    each = linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias).split(width, dim=-1)
     queries, keys, values = (block.by_head(part) for part in each)
     residual = x if rows == length else whole[:, :rows]
     return Projected(residual, queries[:, :, :rows], keys, values), (whole, *statistics)
@@ -136,15 +137,15 @@ def _finished(
     c_fc, _, c_proj = cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(block.mlp))
     width = residual.shape[-1]
     flat = _without_heads(attended).reshape(-1, width)
-    x = F.linear(flat, block.attn.out_proj.weight, block.attn.out_proj.bias)
+    x = linear(flat, block.attn.out_proj.weight, block.attn.out_proj.bias)
     x += residual.reshape(-1, width)
     # QuickGELU(h) = SiLU(1.702 h) / 1.702: one factor is the norm's, the other the last product's.
     scale = STEEPNESS if folds(x) else None
     normed, *statistics = _norm(block.ln_2, x, scale)
     if scale is not None:
-        hidden = F.linear(normed, c_fc.weight, scale * c_fc.bias)
-        out = torch.addmm(x, F.silu(hidden, inplace=not keep), c_proj.weight.t(), alpha=1 / scale)
-        out += c_proj.bias
+        hidden = linear(normed, c_fc.weight, scale * c_fc.bias)
+        out = linear(F.silu(hidden, inplace=not keep), c_proj.weight, scale * c_proj.bias)
+        torch.add(x, out, alpha=1 / scale, out=out)
     else:  # rounded where OpenAI's is
         hidden = F.linear(normed, c_fc.weight, c_fc.bias)
         out = F.linear(hidden * torch.sigmoid(STEEPNESS * hidden), c_proj.weight, c_proj.bias)
@@ -188,7 +189,7 @@ class _Project(torch.autograd.Function):
         ]
         # One product of all three is faster than three that are added up.
         packed = torch.cat([_of_length(part, whole) for part in parts], dim=-1)
-        gradient = packed.view(-1, 3 * width) @ ctx.block.attn.in_proj_weight
+        gradient = linear(packed.view(-1, 3 * width), ctx.block.attn.in_proj_weight.t())
         gradient = _norm_backward(ctx.block.ln_1, gradient.view(whole.shape), whole, mean, rstd)
         if of_residual is not None and rows > 0:
             gradient[:, :rows] += of_residual[:, first:]
@@ -219,13 +220,13 @@ class _Finish(torch.autograd.Function):
         c_fc, _, c_proj = block.mlp
         of_out = of_out.reshape(x.shape)
         steep = hidden if folds(x) else STEEPNESS * hidden
-        of_hidden = of_out @ c_proj.weight
+        of_hidden = linear(of_out, c_proj.weight.t())
         # QuickGELU'(h) = SiLU'(1.702 h): the factors before and behind cancel each other.
         torch.ops.aten.silu_backward.grad_input(of_hidden, steep, grad_input=of_hidden)
-        of_x = _norm_backward(block.ln_2, of_hidden @ c_fc.weight, x, mean, rstd)
+        of_x = _norm_backward(block.ln_2, linear(of_hidden, c_fc.weight.t()), x, mean, rstd)
         of_x += of_out
-        of_attended = (of_x @ block.attn.out_proj.weight).view(*shape[:-1], ctx.heads, -1).transpose(1, 2)
-        return of_x.view(shape), of_attended, None
+        of_attended = linear(of_x, block.attn.out_proj.weight.t()).view(*shape[:-1], ctx.heads, -1)
+        return of_x.view(shape), of_attended.transpose(1, 2), None
 
 
 def _check_once() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import frozen
 from .frozen import Projected, written_out
+from .kernels import attention
 from .norm import LayerNorm
 from .perceptron import Perceptron, QuickGELU, folds
 from .prompting import Prompts, behind, enter, replace_tokens
@@ -77,7 +78,7 @@ class ResidualAttentionBlock(nn.Module):
         mask = self.mask(projected.keys.shape[2], x)
         if mask is not None and rows is not None:
             mask = mask[:rows]
-        attended = F.scaled_dot_product_attention(*projected[1:], mask)
+        attended = attention(*projected[1:], mask)
         return self.finish(projected.residual, attended)
 
     def run_at(self, x: Tensor, position: int) -> Tensor:
@@ -94,7 +95,7 @@ class ResidualAttentionBlock(nn.Module):
         if folds(x):
             attended = self.attend_inputs(queries[:, :, 0], normed, mask)[:, :, None]
         else:  # rounded where OpenAI's is
-            attended = F.scaled_dot_product_attention(queries, *self.keys_values(normed), mask)
+            attended = attention(queries, *self.keys_values(normed), mask)
         return self.finish(x[:, one], attended)
 
     def attend_inputs(self, queries: Tensor, normed: Tensor, mask: Tensor | None) -> Tensor:

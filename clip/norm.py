@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .kernels import HALF
 
 
 class LayerNorm(nn.LayerNorm):
@@ -15,6 +16,8 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
     def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The input, weight and bias in the type that is computed in."""
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return wide, self.weight.to(wide.dtype), self.bias.to(wide.dtype)
+        """The input, weight and bias for a norm that computes in at least float32."""
+        if x.dtype not in HALF:
+            return x, self.weight.to(x.dtype), self.bias.to(x.dtype)
+        wide = x if x.device.type == "cpu" else x.float()  # a CPU's norm widens what it reads
+        return wide, self.weight.float(), self.bias.float()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels import attention
+
 
 class Bottleneck(nn.Module):
     """1×1, 3×3, 1×1 convolutions around a residual; a stride is an average pooling before the last one."""
@@ -74,7 +76,7 @@ class AttentionPool2d(nn.Module):
             tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for tokens in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
         )
-        pooled = F.scaled_dot_product_attention(queries, keys, values)
+        pooled = attention(queries, keys, values)
         return self.c_proj(pooled.transpose(1, 2).flatten(1))
 
 

@@ -8,6 +8,7 @@ attention of a CPU and would count it as nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,15 +19,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import clip
+from clip.kernels import ONEDNN_LINEAR
 from clip.model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
 from clip.prompting import behind
 from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.prompted_clip import PromptedCLIP
 
 
+def _of_linear(_x: object, weight: Sequence[int], *_: object, out_shape: Sequence[int]) -> int:
+    return 2 * math.prod(out_shape) * weight[1]
+
+
+# Operations of what torch's counter does not know.
+UNKNOWN = {} if ONEDNN_LINEAR is None else {ONEDNN_LINEAR: _of_linear}
+
+
 def count_flops(compute: Callable[[], object]) -> int:
     """Operations of `compute()`, which is run."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter, sdpa_kernel(SDPBackend.MATH):
         compute()
     return counter.get_total_flops()
 
