@@ -282,7 +282,7 @@ def report(
         "- Differences of ours: the largest over the largest value of the plain way's, in float64; in "
         "brackets, with how many classes",
         memory_line(),
-        f"- In each turn, a way takes as many steps as fill {FILLED[machine.device]} s",
+        f"- In each turn, a way takes a step to warm up, and then as many as fill {FILLED[machine.device]} s",
     ]
     if on_gpu:
         lines += [

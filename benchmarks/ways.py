@@ -41,8 +41,7 @@ PLAIN_BYTES = 50 * 2**20  # of a GPU's free memory for each class: twice what th
 SCALED_FROM = (50, 100)
 WARM_UPS = {"cpu": 1, "cuda": 5}  # on a GPU kernels are chosen, and steps recorded, in the first few
 MOST_WARM_UPS = 40  # a loss scaler may need 20 steps before one can be replayed
-# Seconds of a turn, at least. A GPU's step is too short for a clock; a short one on a CPU would mostly meet
-# what another way has left in caches and heap, as no training does.
+# Seconds of a turn, at least: a GPU's step is too short for a clock.
 FILLED = {"cpu": 1.0, "cuda": 0.3}
 CPU = torch.device("cpu")
 
@@ -71,6 +70,8 @@ class Rounds:
         self.times = max(1, math.ceil(FILLED[self.device.type] / max(self._seconds()[0], 1e-6)))
 
     def take_time(self) -> None:
+        """Computes once more first: that meets what another way has left in caches and heap."""
+        self.compute()
         wall, cpu = self._seconds()
         self.wall.append(wall)
         self.cpu.append(cpu)
