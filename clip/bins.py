@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -65,6 +65,7 @@ class Layout:
         ends: rows of EOT, `(class)`.
         classes: those of each bin, as many in each, `(slot)`; where there are fewer, the first.
         slots: of each class among them, `(class)`.
+        attentions: made so far, by the number of prompts that stand last, and type.
     """
 
     bins: int
@@ -76,6 +77,7 @@ class Layout:
     ends: Tensor
     classes: Tensor
     slots: Tensor
+    attentions: dict[tuple[int, torch.dtype], Attention] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, lengths: Sequence[int], prefix: int, device: torch.device) -> Layout:
@@ -99,24 +101,36 @@ class Layout:
         def in_rows(values: Tensor, padding: int) -> Tensor:
             return torch.full((bins * size,), padding).index_copy(0, rows, values).to(device)
 
+        def placed(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long).to(device)
+
         return cls(
             bins,
             size,
-            rows.to(device),
-            in_rows(torch.arange(len(rows)), 0),
-            in_rows(classes, PADDING),
-            in_rows(place, 0),
-            *(torch.tensor(each, dtype=torch.long).to(device) for each in (ends, of_slots, slots)),
+            rows=rows.to(device),
+            tokens=in_rows(torch.arange(len(rows)), 0),
+            of_class=in_rows(classes, PADDING),
+            place=in_rows(place, 0),
+            ends=placed(ends),
+            classes=placed(of_slots),
+            slots=placed(slots),
         )
 
-    def attention(self, places: Tensor, given: bool, like: Tensor) -> Attention:
-        """How these tokens attend, and the prefix behind them.
+    def attention(self, places: Tensor, ending: int, like: Tensor) -> Attention:
+        """How these tokens attend, and the prefix behind them; made once, for each type.
 
         Args:
-            places: in the sentence, of the prefix's tokens in their order.
-            given: whether the prefix is given, and not among the tokens.
+            places: in the sentence, of the prefix's tokens as they stand, see `prompts_last`.
+            ending: how many of them are prompts that stand last.
             like: of the type that is computed in.
         """
+        key = ending, like.dtype
+        if key not in self.attentions:
+            with torch.inference_mode(False):  # what is made in inference mode is of no use in training
+                self.attentions[key] = self._attention(places, like)
+        return self.attentions[key]
+
+    def _attention(self, places: Tensor, like: Tensor) -> Attention:
         if self.bins <= 1:
             prefix = torch.full_like(places, PREFIX)
             of_class, place = torch.cat([self.of_class, prefix]), torch.cat([self.place, places])
@@ -130,6 +144,11 @@ class Layout:
         among = sees(self.of_class.view(shape), self.place.view(shape))
         seen = torch.cat([among, among.new_ones(*shape, prefix)], dim=-1)
         return additive(seen, like)[:, None]
+
+
+def prompts_last(prefix: Tensor, ending: int) -> Tensor:
+    """The prefix in the order in which it stands: of `ending` prompts behind SOS, these are last."""
+    return torch.cat([prefix[:1], prefix[1 + ending :], prefix[1 : 1 + ending]])
 
 
 def sees(of_class: Tensor, place: Tensor) -> Tensor:

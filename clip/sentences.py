@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .bins import KeysValues, Layout
+from .bins import KeysValues, Layout, prompts_last
 from .chunks import AUTOMATIC, NEVER, bytes_kept, classes_at_once, free_memory
 from .model import CLIP
 from .prompting import Prompts, behind, enter
@@ -208,11 +208,10 @@ class Sentences(nn.Module):
         own = self.starts[first] + layout.tokens
         context, *deep = (self._leading(tokens) for tokens in (prompts.tokens, *prompts.deep))
         ending = max((each.shape[-2] for each in (context, *deep) if each is not None), default=0)
-        parts = [slice(1), slice(1 + ending, None), slice(1, 1 + ending)]
-        places = torch.cat([self.prefix_places[part] for part in parts])
+        places = prompts_last(self.prefix_places, ending)
         start = count + len(places) - ending  # of the prompts behind SOS
         position = clip_model.positional_embedding.to(clip_model.dtype)
-        attention = layout.attention(places, bool(given), position)
+        attention = layout.attention(places, ending, position)
         if given:  # nothing enters it
             context, deep, places = None, [None] * len(deep), places[:0]
 

@@ -301,6 +301,21 @@ def test_the_same_sentences_serve_a_frozen_teacher(models):
     compare(models[3], text, learned_tokens(1, 2), prompts=2)
 
 
+@pytest.mark.parametrize("names", [PETS, [f"{name} {number}" for name in PETS for number in range(20)]])
+def test_sentences_serve_prompts_of_any_number_and_type(names, models):
+    """What is made once for them, as masks, is not made for the first use alone: one bin, and several."""
+    text = sentences_of(names, 4)
+    sentences = Sentences(text, 4)
+    with torch.inference_mode():
+        sentences.encode(copy.deepcopy(models[3]).float())
+    for count in (4, 2, 4, 0):
+        learned = learned_tokens(count, 3)
+        prompts = Prompts(learned[0], learned[1:])
+        features = sentences.encode(models[3], prompts)
+        assert relative_error(features, models[3].encode_text(text, prompts)) <= EXACT
+        features.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near(dtype):
     exact = tiny_clip(dtype=torch.float32)
