@@ -239,8 +239,8 @@ def in_float64(trainer: Any) -> Iterator[PromptedCLIP]:
 
 
 def relative(one: Tensor, other: Tensor) -> float:
-    """The largest absolute difference over the largest absolute value of `other`."""
-    return float((one - other).abs().max() / other.abs().max())
+    """The largest absolute difference over the largest absolute value of `other`, if that is not 0."""
+    return float((one - other).abs().max() / (other.abs().max() or 1))
 
 
 def largest_plain(texts: int = 1) -> int:
