@@ -13,7 +13,7 @@ from test_methods import CASES, NAMES, options_of
 from torch import Tensor, nn
 
 import clip
-from clip import Prompts, Sentences
+from clip import Prompts, Sentences, chunks
 from clip import sentences as sentences_module
 from clip.bins import pack
 from clip.chunks import AUTOMATIC, NEVER, classes_at_once
@@ -248,6 +248,46 @@ def test_the_free_memory_of_this_machine_is_plausible():
     free = sentences_module.free_memory(torch.device("cpu"))
     assert free is None or 0 < free < 1 << 50
     assert sentences_module.free_memory(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_what_is_left_to_a_job(version, tmp_path, monkeypatch):
+    """The job's own limit counts, and that of what it runs in; not where there is none."""
+    mebibyte = 2**20
+    files = {
+        1: ("memory/", "limit_in_bytes", "usage_in_bytes", "total_inactive_file", str(2**63 - 4096)),
+        2: ("", "max", "current", "inactive_file", "max"),
+    }
+    root, limit, used, inactive, none = files[version]
+    groups = tmp_path / "groups"
+
+    def put(group: str, most: str, now: int, kept: int) -> None:
+        folder = groups / root / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"memory.{limit}").write_text(f"{most}\n")
+        (folder / f"memory.{used}").write_text(f"{now * mebibyte}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{inactive} {kept * mebibyte}\n")
+
+    meminfo, own = tmp_path / "meminfo", tmp_path / "cgroup"
+    meminfo.write_text("MemTotal: 9000000 kB\nMemAvailable: 819200 kB\n")
+    own.write_text("4:memory:/jobs/7/step\n3:cpuset:/\n" if version == 1 else "0::/jobs/7/step\n")
+    for name, path in (("MEMORY", meminfo), ("GROUPS", groups), ("GROUPS_OF_THIS", own)):
+        monkeypatch.setattr(chunks, name, path)
+
+    def free() -> int:
+        found = chunks.free_memory(torch.device("cpu"))
+        assert found is not None
+        return found // mebibyte
+
+    assert free() == 800  # no group has files: as in a container that sees none of them
+    put("jobs/7/step", none, 300, 0)
+    assert free() == 800
+    put("jobs/7", str(1000 * mebibyte), 700, 100)
+    assert free() == 400
+    put("jobs", str(500 * mebibyte), 900, 0)  # more than allowed, as after a change
+    assert free() == 0
+    own.unlink()
+    assert free() == 800
 
 
 def test_text_chunk_reaches_all_sentences(make_trainer):
