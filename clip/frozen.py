@@ -26,7 +26,7 @@ from .perceptron import STEEPNESS, Perceptron, autocasts, folds, is_just
 from .prompting import behind
 
 if TYPE_CHECKING:
-    from .model import ResidualAttentionBlock
+    from .transformer import ResidualAttentionBlock
 
 _twice = False
 
