@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -17,6 +19,14 @@ from dassl.utils.distributed import gather, interleave, is_shared_out, this_proc
 from dassl.utils.tools import atomic_open
 
 from .build import EVALUATOR_REGISTRY
+
+
+@contextmanager
+def _any_number_of_classes() -> Iterator[None]:
+    """Within, scikit-learn does not take many classes of few images for a regression, as some releases do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        yield
 
 
 class EvaluatorBase:
@@ -114,9 +124,10 @@ class Classification(EvaluatorBase):
         if not self._total:
             raise ValueError("there is nothing to evaluate: the test split is empty")
         accuracy = 100.0 * self._correct / self._total
-        macro_f1 = 100.0 * f1_score(
-            self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
-        )
+        with _any_number_of_classes():
+            macro_f1 = 100.0 * f1_score(
+                self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
+            )
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=float(macro_f1))
         print(
             "=> result\n"
@@ -162,7 +173,8 @@ class Classification(EvaluatorBase):
     def _save_confusion_matrix(self) -> None:
         if this_process()[0] > 0:  # one writes for all
             return
-        matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
+        with _any_number_of_classes():
+            matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
         with atomic_open(path, "wb") as file:
             torch.save(torch.from_numpy(matrix), file)
