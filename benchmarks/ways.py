@@ -286,6 +286,7 @@ def build_parser_of_ours(description: str | None, classes: Sequence[int]) -> arg
     add = parser.add_argument
     add("--trainers", nargs="+", default=["MaPLe"], help="methods of a sweep, or TRAINER:CONFIG")
     add("--classes", nargs="+", type=int, default=list(classes))
+    parser.set_defaults(usual_classes=list(classes))
     add("--backbone", default="ViT-B/16", help="with random weights, unless it is an embedded one")
     add("--prec", default="fp32", help="precision of ours")
     add_common(parser)
@@ -348,12 +349,14 @@ def model_line(args: argparse.Namespace) -> str:
 
 
 def result_name(kind: str, args: argparse.Namespace, *rest: str) -> str:
-    """Of the file in results/, with what is not as usual: another backbone than ViT-B/16, a GPU."""
+    """Of the file in results/, with what is not as usual: another backbone than ViT-B/16, classes, a GPU."""
     backbone = [] if args.backbone == "ViT-B/16" else [args.backbone]
     precision = getattr(args, "plain_prec", "fp32")
     plain = [] if precision == "fp32" else [f"plain-{precision}"]
+    usual = args.classes == args.usual_classes
+    classes = [] if usual else [*map(str, args.classes), "classes"]
     gpu = [torch.cuda.get_device_name().removeprefix("NVIDIA ")] if torch.cuda.is_available() else []
-    name = "_".join([kind, *args.trainers, *backbone, *rest, *plain, *gpu]).lower()
+    name = "_".join([kind, *args.trainers, *backbone, *rest, *plain, *classes, *gpu]).lower()
     return "".join("-" if each in "/: " else each for each in name) + ".md"
 
 

@@ -150,7 +150,9 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 def test_a_step_on_a_gpu(results):
     assert step.main([*COMMON, "3", "--batch-size", "1", "--ways", "ours", "eager", "plain"]) == 0
-    ours, eager, plain = rows_of(results / "step_maple_vit-shapes-8_batch1_fp32_ours_eager_plain.md")
+    ours, eager, plain = rows_of(
+        results / "step_maple_vit-shapes-8_batch1_fp32_ours_eager_plain_3_classes.md"
+    )
     assert [row["way"] for row in (ours, eager, plain)] == [
         *("ours (not replayed: there is none)", "ours, eager", "plain"),
     ]
@@ -159,7 +161,7 @@ def test_a_step_on_a_gpu(results):
 
 def test_seeds_on_a_gpu(results):
     assert seeds.main([*COMMON, "3", "--batch-size", "1", "--seeds", "2"]) == 0
-    (row,) = rows_of(results / "2seeds_maple_vit-shapes-8_batch1_fp32.md")
+    (row,) = rows_of(results / "2seeds_maple_vit-shapes-8_batch1_fp32_3_classes.md")
     for way in ("together", "one run"):
         assert "(not replayed: there is none)" in row[f"ms a step, {way}"]
     assert row["GiB more, together"] == row["GiB more, one run"] == "2.00"
@@ -167,7 +169,7 @@ def test_seeds_on_a_gpu(results):
 
 def test_an_evaluation_on_a_gpu(results):
     assert evaluate.main([*COMMON, "3", "--batch-size", "2", "--images", "4"]) == 0
-    (row,) = rows_of(results / "evaluate_maple_vit-shapes-8_4images_fp32.md")
+    (row,) = rows_of(results / "evaluate_maple_vit-shapes-8_4images_fp32_3_classes.md")
     assert float(row["images a second"].split()[0]) > 0
 
 
@@ -175,7 +177,7 @@ def test_a_training_on_a_gpu(results, monkeypatch):
     monkeypatch.setattr(CLIPPromptTrainer, "init_writer", lambda self, folder: None)
     given = ["--batch-size", "1", "--workers", "0", "--steps", "4", "--plain-steps", "2"]
     assert training.main([*COMMON, "3", *given]) == 0
-    ours, plain = rows_of(results / "training_maple_vit-shapes-8_batch1_fp32.md")
+    ours, plain = rows_of(results / "training_maple_vit-shapes-8_batch1_fp32_3_classes.md")
     assert (ours["way"], plain["way"]) == ("ours (not replayed: there is none)", "plain")
     assert ours["GiB: model + more"].endswith(" + 2.00")
 
