@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .perceptron import autocasts
+
 HALF = (torch.float16, torch.bfloat16)
 # oneDNN's product, which torch.compile takes for linear layers, too; None where torch was built without it.
 ONEDNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -32,9 +34,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.scaled_dot_product_attention`.
 
-    In half precision a CPU computes it in float32: the backward pass is quicker so, and rounds less.
+    In half precision a CPU computes it in float32: the backward pass is quicker so, and rounds less. Autocast
+    would cast it back.
     """
-    if queries.dtype not in HALF or queries.device.type != "cpu":
+    if queries.dtype not in HALF or queries.device.type != "cpu" or autocasts("cpu"):
         return F.scaled_dot_product_attention(queries, keys, values, mask)
     wide = None if mask is None else mask.float()
     attended = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float(), wide)
