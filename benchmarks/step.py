@@ -286,8 +286,8 @@ def report(
     ]
     if on_gpu:
         lines += [
-            "- Ours is replayed as a CUDA graph, unless the "
-            "table says why not; eager is ours with TRAIN.CUDA_GRAPHS off",
+            "- Ours is replayed as a CUDA graph, unless the table says why not; eager is ours with "
+            "TRAIN.CUDA_GRAPHS off",
             "- Kernels: of a step computed anew; a replayed one launches them with one call",
         ]
     if any(len(way.sizes) > 1 for way in ways):

@@ -56,12 +56,12 @@ def gradients_of(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("rows", [None, LENGTH, 3])
-@pytest.mark.parametrize("shape", [None, (2, WIDTH), (4, 2, WIDTH)])
-@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "constant"),
+    [(None, False), *((shape, each) for shape in ((2, WIDTH), (4, 2, WIDTH)) for each in (False, True))],
+)
 def test_written_out_is_what_the_modules_compute(rows, shape, constant, block, calls):
     """Some rows or all; tokens of all samples, of each, or none; behind constants, or behind what learns."""
-    if constant and shape is None:
-        return  # nothing to learn
     x = learned(4, LENGTH, WIDTH).detach().requires_grad_(not constant)
     tokens = None if shape is None else learned(*shape)
     inputs = [each for each in (x, tokens) if each is not None and each.requires_grad]
