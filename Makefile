@@ -19,12 +19,12 @@ test: $(VENV)/installed-dev
 
 install: $(VENV)/installed
 
-$(VENV)/installed: setup.py
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[experiments]"
 	touch $@
 
-$(VENV)/installed-dev: setup.py
+$(VENV)/installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
 	touch $@ $(VENV)/installed

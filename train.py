@@ -23,7 +23,7 @@ from experiments.record import Record
 __all__ = ["build_parser", "command_line", "extend_cfg", "load_plugin", "main", "reset_cfg", "setup_cfg"]
 
 ROOT = Path(__file__).resolve().parent
-OWN_CODE = {"clip", "dassl", "datasets", "experiments", "trainers", "train.py"}
+OWN_CODE = {"clip", "prompted_clip", "dassl", "datasets", "experiments", "trainers", "train.py"}
 
 
 def print_args(args: argparse.Namespace, cfg) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from clip.kernels import linear
 from experiments.costs.machine import wait_for
+from prompted_clip.kernels import linear
 
 # By the type of the device: a GPU's rate is reached with larger ones.
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices

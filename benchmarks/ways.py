@@ -24,14 +24,14 @@ from torch import Tensor
 
 from benchmarks.machine import trainers_device
 from benchmarks.report import load_average, spread
-from clip.chunks import free_memory
-from clip.clip import EMBEDDED
 from dassl.engine import build_trainer
 from experiments.costs.complexity import build_cfg, find_method
 from experiments.costs.flops import compute_as_reference
 from experiments.costs.machine import memory_source, peak_memory, wait_for
 from experiments.costs.stand_ins import batch_of_noise, class_names, image_size, random_weights
-from trainers.prompted_clip import PromptedCLIP
+from prompted_clip.chunks import free_memory
+from prompted_clip.factory import EMBEDDED
+from prompted_clip.prompted_clip import PromptedCLIP
 from trainers.step_graph import not_replayed
 
 BUSY = 0.5  # load average at the start above which nothing is measured

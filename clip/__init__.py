@@ -1,17 +1,12 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020), with OpenAI's API and encoders that take prompts."""
+"""OpenAI's API over `prompted_clip`: the same objects under the import paths that older code knows.
 
-from .clip import (
-    _MODELS,
-    _download,
-    available_models,
-    build_model,
-    load,
-    load_model,
-    pixel_statistics,
-    tokenize,
-)
-from .prompting import Prompts
-from .sentences import Sentences
+Not installed, since the name is that of OpenAI's own package. New code imports `prompted_clip`.
+"""
+
+from prompted_clip import Prompts, Sentences, load_model, pixel_statistics
+
+from . import model, simple_tokenizer
+from .clip import _MODELS, _download, available_models, build_model, load, tokenize
 
 __all__ = [
     "_MODELS",
@@ -22,6 +17,8 @@ __all__ = [
     "build_model",
     "load",
     "load_model",
+    "model",
     "pixel_statistics",
+    "simple_tokenizer",
     "tokenize",
 ]

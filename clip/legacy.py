@@ -8,7 +8,7 @@ then finds the names that it is used to:
 
     clip.build_model(state_dict, design_details)   also as clip.clip.build_model and clip.model.build_model
     clip.load(..., design_details=...)
-    clip.model.Bottleneck, AttentionPool2d, and ResidualAttentionBlock.attention
+    ResidualAttentionBlock.attention
 
 A model that these give is this project's CLIP, whose encoders take prompts in the old ways, too:
 
@@ -31,14 +31,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clip
+from prompted_clip.factory import build_model as plain_build_model
+from prompted_clip.factory import load as plain_load
+from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
+from prompted_clip.prompting import Prompts, behind, replace_tokens
 
 from . import clip as openai_clip
 from . import model as openai_model
-from .clip import build_model as plain_build_model
-from .clip import load as plain_load
-from .model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
-from .prompting import Prompts, behind, replace_tokens
-from .resnet import AttentionPool2d, Bottleneck
 
 PLANTED = ("IVLP", "VPT")  # the trainers whose prompts are parameters of the encoders
 
@@ -234,8 +233,6 @@ OLD_NAMES: list[tuple[Any, str, Any]] = [
     (openai_clip, "build_model", build_model),
     (openai_clip, "load", load),
     (openai_model, "build_model", build_model),
-    (openai_model, "Bottleneck", Bottleneck),
-    (openai_model, "AttentionPool2d", AttentionPool2d),
     (ResidualAttentionBlock, "attention", attention),
 ]
 for owner, name, value in OLD_NAMES:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import clip
-from clip.model import CLIP
-from clip.simple_tokenizer import default_tokenizer
 from dassl.engine.checkpoints import file_to_load
 from dassl.utils import load_checkpoint
+from prompted_clip import load_model
+from prompted_clip.model import CLIP
+from prompted_clip.simple_tokenizer import default_tokenizer
 from trainers.checkpoints import IDENTITY, learned_tensors
 from trainers.clip_trainer import fingerprint
 
@@ -166,11 +166,11 @@ def load_words(backbone: str, weights: str, learned: Learned) -> CLIP:
     """The CLIP whose words are compared.
 
     Args:
-        backbone: a name of `clip.load_model`; "" for the one that the checkpoint names.
+        backbone: a name of `load_model`; "" for the one that the checkpoint names.
         weights: a file of its weights; "" for those that the name stands for.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError: as `clip.load_model`; or the checkpoint names none; or
+        FileNotFoundError, ConnectionError, ValueError: as `load_model`; or the checkpoint names none; or
             it was trained on another CLIP.
     """
     name = backbone or learned.identity.get("backbone", "")
@@ -178,7 +178,7 @@ def load_words(backbone: str, weights: str, learned: Learned) -> CLIP:
         raise ValueError(
             f"{learned.path} does not say which CLIP it was trained on; give --backbone, as ViT-B/16."
         )
-    model = clip.load_model(name, weights)
+    model = load_model(name, weights)
     trained = learned.identity.get("backbone_sha256")
     if trained and trained != fingerprint(model):
         raise ValueError(

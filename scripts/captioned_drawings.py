@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import clip
-from clip.clip import MEAN, STD
+import prompted_clip
 from datasets import shapes
 from datasets.drawing import COLOURS, PATTERNS, SHAPES, SIZE, Chance, Style, draw
+from prompted_clip.factory import MEAN, STD
 
 ATTRIBUTES = ("pattern", "colour", "shape")  # in the order of a caption
 WORDS: tuple[list[str], ...] = (
@@ -82,7 +82,7 @@ def vocabulary() -> list[int]:
     """The token ids of all captions and the padding, in order; the last is EOT."""
     words = [word for list_of_words in WORDS for word in list_of_words] + ["object"]
     templates = COMMON_TEMPLATES + RARE_TEMPLATES
-    tokens = clip.tokenize([template.format(word) for template in templates for word in words])
+    tokens = prompted_clip.tokenize([template.format(word) for template in templates for word in words])
     return tokens.unique().tolist()
 
 
@@ -95,7 +95,7 @@ class Captions:
 
     @functools.lru_cache(maxsize=200_000)  # noqa: B019  (one object a run)
     def _encode(self, caption: str) -> tuple[int, ...]:
-        tokens = clip.tokenize(caption)[0]
+        tokens = prompted_clip.tokenize(caption)[0]
         return tuple(self._row[token] for token in tokens[: int(tokens.argmax()) + 1].tolist())
 
     def encode(self, captions: list[str]) -> Tensor:

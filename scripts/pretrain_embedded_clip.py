@@ -32,9 +32,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from clip.clip import EMBEDDED
-from clip.model import CLIP, VisionTransformer
 from datasets.drawing import SIZE
+from prompted_clip.factory import EMBEDDED
+from prompted_clip.model import CLIP, VisionTransformer
 from scripts.captioned_drawings import (
     ATTRIBUTES,
     COMMON_TEMPLATES,

@@ -1,4 +1,4 @@
-"""OpenAI's models: their names, the download of their files, and `clip.load`."""
+"""OpenAI's models: their names, the download of their files, and `prompted_clip.load`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-import clip
+import prompted_clip
+from prompted_clip import factory
 
 SHA256 = {
     "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
@@ -34,14 +35,14 @@ SHA256 = {
 
 
 def test_openai_s_nine_models():
-    from clip.clip import _MODELS
+    from prompted_clip.factory import _MODELS
 
     assert list(_MODELS) == list(SHA256)
     for name, sha256 in SHA256.items():
         file = name.replace("/", "-").replace("@", "-")
         assert _MODELS[name] == f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file}.pt"
         assert _MODELS[name] == get_pretrained_url(file.removesuffix("px"), "openai")
-    assert clip.available_models()[:9] == list(SHA256)
+    assert prompted_clip.available_models()[:9] == list(SHA256)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -97,14 +98,14 @@ def url(server: Server, file: str, content: bytes = Handler.content) -> str:
 
 @pytest.mark.parametrize("file", ["whole.pt", "unsized.pt"])
 def test_a_download(file, server, tmp_path, capsys):
-    path = clip._download(url(server, file), str(tmp_path / "new" / "folder"))
+    path = factory._download(url(server, file), str(tmp_path / "new" / "folder"))
     assert path == str(tmp_path / "new" / "folder" / file)
     assert Path(path).read_bytes() == Handler.content
     assert [each.name for each in Path(path).parent.iterdir()] == [file]
     shown = capsys.readouterr().err
     assert file in shown
     assert "1.28M" in shown
-    assert clip._download(url(server, file), str(tmp_path / "new" / "folder")) == path
+    assert factory._download(url(server, file), str(tmp_path / "new" / "folder")) == path
     assert server.asked == [file]  # once only
 
 
@@ -122,7 +123,7 @@ def test_a_download_that_fails_leaves_things_as_they_were(before, file, reason, 
     if before:
         (tmp_path / file).write_text("an older file")
     with pytest.raises(ConnectionError) as caught:
-        clip._download(url(server, file), str(tmp_path))
+        factory._download(url(server, file), str(tmp_path))
     message = str(caught.value)
     assert message.startswith(f"{url(server, file)} could not be downloaded (")
     assert reason in message
@@ -136,7 +137,7 @@ def test_a_download_that_fails_leaves_things_as_they_were(before, file, reason, 
 def test_a_server_that_is_not_there(server, tmp_path):
     address = url(server, "whole.pt").replace(f":{server.server_address[1]}/", ":1/")
     with pytest.raises(ConnectionError, match=r"could not be downloaded \(.*refused.*\); fetch http"):
-        clip._download(address, str(tmp_path))
+        factory._download(address, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -144,7 +145,7 @@ def test_a_wrong_checksum(server, tmp_path, capsys):
     address = url(server, "whole.pt", b"other content")
     (tmp_path / "whole.pt").write_text("an older file")
     with pytest.raises(ValueError, match=r"instead of [0-9a-f]{64}: not kept; fetch http") as caught:
-        clip._download(address, str(tmp_path))
+        factory._download(address, str(tmp_path))
     assert hashlib.sha256(Handler.content).hexdigest() in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "whole.pt").read_text() == "an older file"
@@ -154,7 +155,7 @@ def test_a_wrong_checksum(server, tmp_path, capsys):
 
 def test_a_file_with_a_wrong_checksum_is_downloaded_again(server, tmp_path):
     (tmp_path / "whole.pt").write_text("damaged")
-    assert clip._download(url(server, "whole.pt"), str(tmp_path)) == str(tmp_path / "whole.pt")
+    assert factory._download(url(server, "whole.pt"), str(tmp_path)) == str(tmp_path / "whole.pt")
     assert (tmp_path / "whole.pt").read_bytes() == Handler.content
 
 
@@ -167,29 +168,29 @@ def published(
     sha256 = hashlib.sha256((tmp_path / "source.pt").read_bytes()).hexdigest()
     (tmp_path / sha256).mkdir()
     (tmp_path / "source.pt").rename(tmp_path / sha256 / "ViT-B-32.pt")
-    monkeypatch.setitem(clip._MODELS, "ViT-B/32", (tmp_path / sha256 / "ViT-B-32.pt").as_uri())
+    monkeypatch.setitem(factory._MODELS, "ViT-B/32", (tmp_path / sha256 / "ViT-B-32.pt").as_uri())
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return clip_weights
 
 
 def test_load_downloads_and_builds(published, tmp_path):
-    model, preprocess = clip.load("ViT-B/32", device="cpu")
+    model, preprocess = prompted_clip.load("ViT-B/32", device="cpu")
     assert (tmp_path / "home" / ".cache" / "clip" / "ViT-B-32.pt").is_file()
     assert model.dtype == torch.float32
     assert torch.equal(model.visual.proj, published["visual.proj"].half().float())
-    clip.load("ViT-B/32", download_root=str(tmp_path / "elsewhere"))
+    prompted_clip.load("ViT-B/32", download_root=str(tmp_path / "elsewhere"))
     assert (tmp_path / "elsewhere" / "ViT-B-32.pt").is_file()
-    from_path, _ = clip.load(str(tmp_path / "elsewhere" / "ViT-B-32.pt"))
+    from_path, _ = prompted_clip.load(str(tmp_path / "elsewhere" / "ViT-B-32.pt"))
     assert torch.equal(from_path.visual.proj, model.visual.proj)
     image = preprocess(Image.new("RGB", (50, 40)))
-    logits, transposed = model(image[None], clip.tokenize(["a cat", "a dog"]))
+    logits, transposed = model(image[None], prompted_clip.tokenize(["a cat", "a dog"]))
     assert logits.shape == (1, 2)
     assert torch.equal(logits.t(), transposed)
 
 
 def test_load_is_in_float16_elsewhere_than_on_a_cpu(clip_weights, tmp_path):
     save_file(clip_weights, tmp_path / "a.safetensors")
-    model, _ = clip.load(str(tmp_path / "a.safetensors"), device="meta")
+    model, _ = prompted_clip.load(str(tmp_path / "a.safetensors"), device="meta")
     assert model.dtype == model.text_projection.dtype == torch.float16
     assert model.ln_final.weight.dtype == torch.float32
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -197,7 +198,7 @@ def test_load_is_in_float16_elsewhere_than_on_a_cpu(clip_weights, tmp_path):
 
 def test_load_has_no_jit(clip_weights):
     with pytest.raises(ValueError, match=r"^clip\.load\(jit=True\): only the plain model is to be had"):
-        clip.load("ViT-B/16", jit=True)
+        prompted_clip.load("ViT-B/16", jit=True)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_load_has_no_jit(clip_weights):
 )
 def test_preprocessing_is_openai_s(mode, size, clip_weights, tmp_path):
     save_file(clip_weights, tmp_path / "a.safetensors")
-    _, preprocess = clip.load(str(tmp_path / "a.safetensors"))
+    _, preprocess = prompted_clip.load(str(tmp_path / "a.safetensors"))
     pixels = preprocess(Image.new(mode, size, 0))
     assert pixels.shape == (3, 32, 32)
     expected = -torch.tensor([0.48145466 / 0.26862954, 0.4578275 / 0.26130258, 0.40821073 / 0.27577711])

@@ -10,8 +10,8 @@ import torch
 from helpers import relative_error, tiny_clip
 from torch import Tensor, nn
 
-from clip import Prompts, frozen
-from clip.model import ResidualAttentionBlock
+from prompted_clip import Prompts, frozen
+from prompted_clip.model import ResidualAttentionBlock
 
 EXACT = 1e-12
 LENGTH, WIDTH = 7, 24

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from helpers import relative_error
 from torch import Tensor
 
-from clip import kernels
-from clip.model import ResidualAttentionBlock
-from clip.norm import LayerNorm
 from experiments.costs.flops import count_flops
+from prompted_clip import kernels
+from prompted_clip.model import ResidualAttentionBlock
+from prompted_clip.norm import LayerNorm
 
 ROUNDING = 1e-6  # of a sum in float32
 

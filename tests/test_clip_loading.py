@@ -18,7 +18,7 @@ from helpers import SIZES, half, put, randomise, save_archive, tiny_clip, write_
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import clip
+import prompted_clip
 
 StateDict = dict[str, Tensor]
 WORDS = "a photo of a cat. a dog"
@@ -27,7 +27,7 @@ WORDS = "a photo of a cat. a dog"
 @pytest.fixture(scope="module")
 def small_weights(clip_weights: StateDict) -> StateDict:
     """The same, with an embedding of few words."""
-    rows = clip.tokenize(WORDS)[0].unique().long()
+    rows = prompted_clip.tokenize(WORDS)[0].unique().long()
     small = {key: value for key, value in clip_weights.items() if key != "token_embedding.weight"}
     return small | {
         "token_embedding.rows": rows.int(),
@@ -38,7 +38,7 @@ def small_weights(clip_weights: StateDict) -> StateDict:
 def refuses(path: Path, *parts: str, name: str = "ViT-B/16") -> str:
     """Loading fails with one line that names the file and holds `parts`."""
     with pytest.raises(ValueError, match=r"\S") as caught:
-        clip.load_model(name, path)
+        prompted_clip.load_model(name, path)
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -75,8 +75,8 @@ WRITERS: dict[str, Callable[[StateDict, Path], Any]] = {
 def test_every_kind_of_file_gives_the_same_model(file, clip_weights, tmp_path):
     """All are of OpenAI's name, and so float16 in their matrices."""
     WRITERS[file](clip_weights, tmp_path / file)
-    expected = clip.build_model(clip_weights).float().state_dict()
-    model = clip.load_model("ViT-B/16", tmp_path / file)
+    expected = prompted_clip.build_model(clip_weights).float().state_dict()
+    model = prompted_clip.load_model("ViT-B/16", tmp_path / file)
     rounded = file in ("archive.pt", "half.pt")  # all of it is float16 there, embeddings too
     assert not model.training
     assert model.state_dict().keys() == expected.keys()
@@ -97,9 +97,9 @@ def test_a_traced_resnet(tmp_path):
     del theirs.context_length, theirs.vocab_size
     for name, value in SIZES.items():
         theirs.register_buffer(name, value)
-    images, text = torch.randn(2, 3, 64, 64), clip.tokenize(["a cat", "a dog"])
+    images, text = torch.randn(2, 3, 64, 64), prompted_clip.tokenize(["a cat", "a dog"])
     save_archive(theirs, tmp_path / "RN.pt", (images, text))
-    model = clip.load_model("RN50", tmp_path / "RN.pt")
+    model = prompted_clip.load_model("RN50", tmp_path / "RN.pt")
     assert torch.allclose(model.encode_image(images), theirs.encode_image(images), rtol=0.02, atol=0.02)
     assert torch.allclose(model.encode_text(text), theirs.encode_text(text), rtol=0.02, atol=0.02)
 
@@ -112,9 +112,9 @@ def test_float16_rounding_is_of_openai_s_only(clip_weights, tmp_path, monkeypatc
     }
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small", config)
     save_file(clip_weights, tmp_path / "a.safetensors")
-    kept = clip.load_model("open_clip:small/any", tmp_path / "a.safetensors").state_dict()
+    kept = prompted_clip.load_model("open_clip:small/any", tmp_path / "a.safetensors").state_dict()
     assert all(torch.equal(kept[key], clip_weights[key]) for key in clip_weights)
-    openai = clip.load_model("ViT-B/16", tmp_path / "a.safetensors").state_dict()
+    openai = prompted_clip.load_model("ViT-B/16", tmp_path / "a.safetensors").state_dict()
     changed = {key for key in clip_weights if not torch.equal(openai[key], clip_weights[key])}
     assert {"visual.conv1.weight", "visual.proj", "text_projection"} < changed
     assert {"token_embedding.weight", "positional_embedding", "visual.class_embedding"}.isdisjoint(changed)
@@ -204,9 +204,9 @@ def test_other_files_are_refused(tmp_path):
         archive.writestr("images/1.jpg", "x")
     refuses(tmp_path / "zip.pt", "fetch it again.")
     with pytest.raises(FileNotFoundError, match=r"no file of CLIP weights at .*/none\.pt; check MODEL"):
-        clip.load_model("ViT-B/16", tmp_path / "none.pt")
+        prompted_clip.load_model("ViT-B/16", tmp_path / "none.pt")
     with pytest.raises(FileNotFoundError):
-        clip.load_model("ViT-B/16", tmp_path)
+        prompted_clip.load_model("ViT-B/16", tmp_path)
 
 
 @pytest.mark.parametrize("file", ["archive.pt", "plain.pt", "old.pt", "plain.safetensors"])
@@ -227,11 +227,11 @@ def test_a_damaged_file_is_refused_or_harmless(file, small_weights, tmp_path):
         changed[place] ^= draw.randrange(1, 256)
         damaged.write_bytes(changed)
         try:
-            model = clip.load_model("ViT-B/16", damaged)
+            model = prompted_clip.load_model("ViT-B/16", damaged)
         except ValueError as error:
             outcomes.append(str(error))
         else:
-            assert model.encode_text(clip.tokenize("a")).shape == (1, 32)
+            assert model.encode_text(prompted_clip.tokenize("a")).shape == (1, 32)
     assert outcomes
     assert all(str(damaged) in message and "\n" not in message for message in outcomes)
 
@@ -284,12 +284,12 @@ def test_a_state_dict_that_is_not_whole_is_refused(change, part, clip_weights, t
     torch.save(changed, tmp_path / "part.pt")
     refuses(tmp_path / "part.pt", part)
     with pytest.raises(ValueError, match=r"^The state dict (holds|embeds) "):
-        clip.build_model(changed)
+        prompted_clip.build_model(changed)
 
 
 def test_a_whole_model_is_no_state_dict(tmp_path):
     torch.save(tiny_clip(1, 1), tmp_path / "model.pt")
-    refuses(tmp_path / "model.pt", "it calls clip.model.CLIP", "save the model's state dict alone")
+    refuses(tmp_path / "model.pt", "it calls prompted_clip.model.CLIP", "save the model's state dict alone")
 
 
 # --- a small embedding ----------------------------------------------------------------------------------
@@ -299,16 +299,16 @@ def test_a_whole_model_is_no_state_dict(tmp_path):
 def test_a_small_embedding_is_widened(file, clip_weights, small_weights, tmp_path):
     WRITERS["plain.safetensors"](clip_weights, tmp_path / "whole.safetensors")
     WRITERS[file](small_weights, tmp_path / file)
-    whole = clip.load_model("ViT-B/16", tmp_path / "whole.safetensors")
-    small = clip.load_model("ViT-B/16", tmp_path / file)
-    text = clip.tokenize(WORDS)
+    whole = prompted_clip.load_model("ViT-B/16", tmp_path / "whole.safetensors")
+    small = prompted_clip.load_model("ViT-B/16", tmp_path / file)
+    text = prompted_clip.tokenize(WORDS)
     assert small.token_embedding.weight.shape == (49408, 64)
     tolerance = 1e-2 if file == "half.pt" else 0
     assert torch.allclose(small.encode_text(text), whole.encode_text(text), atol=tolerance)
     assert whole.embedded_words is None
     assert int(small.embedded_words.sum()) == len(small_weights["token_embedding.rows"])
     with pytest.raises(ValueError, match=r"no 'german', 'shorthaired'; use other words, or a checkpoint"):
-        small.encode_text(clip.tokenize(["a cat", "a german shorthaired"]))
+        small.encode_text(prompted_clip.tokenize(["a cat", "a german shorthaired"]))
     assert "embedded_words" not in small.state_dict()
 
 

@@ -22,9 +22,9 @@ from open_clip.model import convert_weights_to_fp16
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import clip
-from clip import Prompts
-from clip.model import CLIP, ResidualAttentionBlock, Transformer, convert_weights
+import prompted_clip
+from prompted_clip import Prompts
+from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer, convert_weights
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 VIT = {"image_size": 32, "layers": 2, "width": 128, "patch_size": 16}
@@ -64,7 +64,7 @@ def compare(ours: CLIP, theirs: nn.Module, image_size: int) -> None:
     ours, theirs = ours.double(), theirs.double()
     images = torch.randn(3, 3, image_size, image_size, dtype=torch.float64)
     sentences = ["a cat", "a photo of a german shorthaired.", "x", ""]
-    text = clip.tokenize(sentences, ours.context_length)
+    text = prompted_clip.tokenize(sentences, ours.context_length)
     assert relative_error(ours.encode_image(images), theirs.encode_image(images)) < 1e-12
     assert relative_error(ours.encode_text(text), theirs.encode_text(text)) < 1e-12
     logits, transposed = theirs.get_logits(images, text)
@@ -78,7 +78,7 @@ def test_openai_models_are_open_clip_s(name, tmp_path):
     config = OPENAI[name]
     theirs = their_clip(config, TEXT, quick=True)
     save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
-    ours = clip.load_model(name, tmp_path / "weights.safetensors")
+    ours = prompted_clip.load_model(name, tmp_path / "weights.safetensors")
     assert ours.visual.input_resolution == config["image_size"]
     assert not ours.training
     assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
@@ -93,13 +93,13 @@ def test_open_clip_models_are_open_clip_s(case, tmp_path, monkeypatch):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small", config | {"custom_text": custom})
     theirs = their_clip(vision, text, quick, custom)
     save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
-    ours = clip.load_model("open_clip:small", tmp_path / "weights.safetensors")
+    ours = prompted_clip.load_model("open_clip:small", tmp_path / "weights.safetensors")
     compare(ours, theirs, vision["image_size"])
 
 
 def test_float16_is_where_openai_has_it():
     theirs = their_clip(VIT, TEXT, quick=True)
-    ours = clip.build_model(theirs.state_dict())
+    ours = prompted_clip.build_model(theirs.state_dict())
     convert_weights_to_fp16(theirs)
     expected = {key: tensor.dtype for key, tensor in theirs.state_dict().items()}
     assert {key: tensor.dtype for key, tensor in ours.state_dict().items()} == expected
@@ -110,7 +110,7 @@ def test_float16_is_where_openai_has_it():
 def test_state_dict_has_openai_s_names():
     state_dict = golden_script.make_state_dict(**golden_script.PRESETS["tiny_public"])
     weights = {key: torch.from_numpy(value) for key, value in state_dict.items()}
-    ours = clip.build_model(weights).state_dict()
+    ours = prompted_clip.build_model(weights).state_dict()
     assert {key: tensor.shape for key, tensor in ours.items()} == {
         key: tensor.reshape(()).shape if key == "logit_scale" else tensor.shape
         for key, tensor in weights.items()
@@ -121,7 +121,7 @@ def test_a_resnet_keeps_its_counters():
     """Whole numbers stay whole numbers."""
     theirs = their_clip(OPENAI["RN101"], TEXT, quick=True).state_dict()
     theirs["visual.bn1.num_batches_tracked"] += 7
-    ours = clip.build_model(theirs).state_dict()
+    ours = prompted_clip.build_model(theirs).state_dict()
     assert ours["visual.bn1.num_batches_tracked"] == 7
     assert ours["visual.bn1.num_batches_tracked"].dtype == torch.int64
     assert ours.keys() == theirs.keys()
@@ -131,7 +131,7 @@ def test_built_models_share_nothing():
     """A trained student does not move the teacher that was built of the same state dict."""
     weights = tiny_clip(dtype=torch.float32).state_dict()
     before = copy.deepcopy(weights)
-    student, teacher = clip.build_model(weights), clip.build_model(weights)
+    student, teacher = prompted_clip.build_model(weights), prompted_clip.build_model(weights)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 1
@@ -171,7 +171,7 @@ def test_one_position_is_that_position():
 
 def test_text_blocks_see_no_later_word():
     model = tiny_clip()
-    text = clip.tokenize(["a photo of a cat."])
+    text = prompted_clip.tokenize(["a photo of a cat."])
     x = model.embed_words(text).transpose(0, 1)
     changed = x.clone()
     changed[4:] += torch.randn_like(changed[4:])
@@ -191,7 +191,7 @@ def test_blocks_take_openai_s_arguments():
 
 def test_use_in_inference_mode_does_not_spoil_training():
     model = tiny_clip(dtype=torch.float32).double()  # the mask is brought to float64 in its first use
-    text = clip.tokenize("a cat")
+    text = prompted_clip.tokenize("a cat")
     with torch.inference_mode():
         model.encode_text(text)
     tokens = torch.randn(2, 64, requires_grad=True)
@@ -246,7 +246,9 @@ def test_image_prompts(shape, depth):
 def test_text_prompts(shape, depth):
     """Behind SOS, before the positions are added; the deep ones take their places before the next blocks."""
     model = tiny_clip()
-    text = clip.tokenize(["a photo of a cat.", "X X X X german shorthaired.", "a photo of a dog house."])
+    text = prompted_clip.tokenize(
+        ["a photo of a cat.", "X X X X german shorthaired.", "a photo of a dog house."]
+    )
     tokens, deep = prompts_of((*shape, 64), depth)
     compare_with_prompts(
         lambda prompts: model.encode_text(text, prompts),
@@ -260,7 +262,7 @@ def test_text_prompts(shape, depth):
 def test_without_prompts_the_encoders_are_plain_clip():
     model = tiny_clip()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
-    text = clip.tokenize(["a cat", "a photo of a dog."])
+    text = prompted_clip.tokenize(["a cat", "a photo of a dog."])
     expected = plain_image_features(model, images)
     for features in (model.encode_image(images), model.visual(images), model.encode_image(images, Prompts())):
         assert relative_error(features, expected) < 1e-12
@@ -306,7 +308,10 @@ def test_half_precision_runs_on_a_cpu(dtype, everything):
     else:
         convert_weights(model, dtype)
         assert model.ln_final.weight.dtype == model.token_embedding.weight.dtype == torch.float32
-    images, text = torch.randn(2, 3, 32, 32), clip.tokenize(["a photo of a cat.", "a photo of a dog."])
+    images, text = (
+        torch.randn(2, 3, 32, 32),
+        prompted_clip.tokenize(["a photo of a cat.", "a photo of a dog."]),
+    )
     for encode, reference, batch, width in (
         (model.encode_image, exact.encode_image, images, 128),
         (model.encode_text, exact.encode_text, text, 64),
@@ -335,7 +340,7 @@ def test_a_resnet_runs_in_half_precision():
 def test_float32_prompts_in_a_float64_model_are_only_widened():
     model = tiny_clip()
     tokens = torch.randn(2, 64, requires_grad=True)
-    features = model.encode_text(clip.tokenize("a photo of a cat."), Prompts(tokens))
+    features = model.encode_text(prompted_clip.tokenize("a photo of a cat."), Prompts(tokens))
     assert features.dtype == torch.float64
     features.sum().backward()
     assert tokens.grad.dtype == torch.float32
@@ -353,7 +358,7 @@ def test_training_from_scratch_starts_as_openai_s():
     for weight in (block.attn.out_proj.weight, block.mlp.c_proj.weight):
         assert float(weight.detach().std()) == pytest.approx((128 * 8) ** -0.5, rel=0.02)
     assert float(model.logit_scale.detach().exp()) == pytest.approx(1 / 0.07)
-    images, text = torch.randn(2, 3, 32, 32), clip.tokenize(["a", "b"]).clamp(max=3999)
+    images, text = torch.randn(2, 3, 32, 32), prompted_clip.tokenize(["a", "b"]).clamp(max=3999)
     loss = model(images, text)[0].diagonal().sum()
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -361,7 +366,7 @@ def test_training_from_scratch_starts_as_openai_s():
 
 def test_pickled_and_copied_models_are_the_same(tmp_path: Path):
     model = tiny_clip()
-    text = clip.tokenize("a photo of a cat.")
+    text = prompted_clip.tokenize("a photo of a cat.")
     expected = model.encode_text(text)
     assert torch.equal(copy.deepcopy(model).encode_text(text), expected)
     torch.save(model, tmp_path / "model.pt")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import clip
-from clip import open_clip_models
-from clip.model import QuickGELU
+import prompted_clip
+from prompted_clip import open_clip_models
+from prompted_clip.model import QuickGELU
 
 
 def accepted(architecture: str) -> bool:
@@ -60,8 +60,8 @@ def test_an_accepted_model_has_open_clip_s_weights(architecture):
         config = open_clip.get_model_config(architecture)
         custom = config.pop("custom_text", False)
         theirs = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
-    state_dict = clip.weights.clean_state_dict(theirs.state_dict(), "open_clip")
-    ours = clip.clip._build(state_dict, "open_clip", f"open_clip:{architecture}")
+    state_dict = prompted_clip.weights.clean_state_dict(theirs.state_dict(), "open_clip")
+    ours = prompted_clip.factory._build(state_dict, "open_clip", f"open_clip:{architecture}")
     tower = theirs.text.transformer if custom else theirs.transformer
     for mine, other in (
         (ours.visual.transformer, theirs.visual.transformer),
@@ -79,7 +79,7 @@ def test_every_other_model_is_refused_with_a_reason(no_download):
         with pytest.raises(
             ValueError, match=rf"'open_clip:{architecture}/x', which cannot take prompts"
         ) as caught:
-            clip.load_model(f"open_clip:{architecture}/x")
+            prompted_clip.load_model(f"open_clip:{architecture}/x")
         message = str(caught.value)
         assert "\n" not in message
         assert REFUSED.get(architecture, "") in message
@@ -108,7 +108,7 @@ def test_options_that_this_clip_has_not_are_refused(change, reason, monkeypatch,
         config[key] = config[key] | value if isinstance(value, dict) else value
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "changed", config)
     with pytest.raises(ValueError, match="cannot take prompts here") as caught:
-        clip.load_model("open_clip:changed/tag")
+        prompted_clip.load_model("open_clip:changed/tag")
     assert reason in str(caught.value)
 
 
@@ -139,7 +139,7 @@ def test_a_config_of_one_s_own_may_leave_out_defaults(tmp_path, monkeypatch):
 )
 def test_unknown_names_are_refused_before_any_download(name, parts, no_download):
     with pytest.raises(ValueError, match=r"^MODEL\.BACKBONE\.NAME") as caught:
-        clip.load_model(name)
+        prompted_clip.load_model(name)
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
@@ -164,7 +164,7 @@ def test_weights_of_another_architecture_are_refused(clip_weights, tmp_path):
     with pytest.raises(
         ValueError, match=f"'{name}', whose vision_width is 768, but the weights given have 128"
     ):
-        clip.load_model(name, tmp_path / "a.safetensors")
+        prompted_clip.load_model(name, tmp_path / "a.safetensors")
 
 
 def test_open_clip_s_weights_are_fetched_by_open_clip(clip_weights, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_open_clip_s_weights_are_fetched_by_open_clip(clip_weights, tmp_path, mo
         return str(tmp_path / "a.safetensors")
 
     monkeypatch.setattr(open_clip_models, "download_pretrained", download)
-    model = clip.load_model("open_clip:ViT-B-16/laion2b_s34b_b88k")
+    model = prompted_clip.load_model("open_clip:ViT-B-16/laion2b_s34b_b88k")
     assert asked == ["laion/CLIP-ViT-B-16-laion2B-s34B-b88K/"]
     assert model.transformer.resblocks[0].attn.num_heads == 2
 
@@ -190,7 +190,7 @@ def test_open_clip_s_weights_are_fetched_by_open_clip(clip_weights, tmp_path, mo
 
     monkeypatch.setattr(open_clip_models, "download_pretrained", fail)
     with pytest.raises(ConnectionError) as caught:
-        clip.load_model("open_clip:ViT-B-16/laion2b_s34b_b88k")
+        prompted_clip.load_model("open_clip:ViT-B-16/laion2b_s34b_b88k")
     assert str(caught.value) == (
         "The weights of open_clip:ViT-B-16/laion2b_s34b_b88k could not be downloaded (no route to the hub); "
         "fetch the file elsewhere and give it as MODEL.BACKBONE.PATH."
@@ -198,6 +198,12 @@ def test_open_clip_s_weights_are_fetched_by_open_clip(clip_weights, tmp_path, mo
 
 
 def test_normalisation_is_the_one_of_the_weights():
-    assert clip.pixel_statistics("ViT-B/16") == (clip.clip.MEAN, clip.clip.STD)
-    assert clip.pixel_statistics("open_clip:ViT-B-16/laion2b_s34b_b88k") == (clip.clip.MEAN, clip.clip.STD)
-    assert clip.pixel_statistics("open_clip:ViT-L-14/laion2b_s32b_b82k") == ((0.5,) * 3, (0.5,) * 3)
+    assert prompted_clip.pixel_statistics("ViT-B/16") == (
+        prompted_clip.factory.MEAN,
+        prompted_clip.factory.STD,
+    )
+    assert prompted_clip.pixel_statistics("open_clip:ViT-B-16/laion2b_s34b_b88k") == (
+        prompted_clip.factory.MEAN,
+        prompted_clip.factory.STD,
+    )
+    assert prompted_clip.pixel_statistics("open_clip:ViT-L-14/laion2b_s32b_b82k") == ((0.5,) * 3, (0.5,) * 3)

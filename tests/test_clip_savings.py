@@ -12,14 +12,14 @@ from helpers import plain_block, plain_image_features, relative_error, tiny_clip
 from test_methods import CASES, NAMES, options_of
 from torch import Tensor, nn
 
-import clip
-from clip import Prompts, Sentences, chunks
-from clip import sentences as sentences_module
-from clip.bins import pack
-from clip.chunks import AUTOMATIC, NEVER, classes_at_once
-from clip.model import CLIP, ResidualAttentionBlock, Transformer
-from clip.perceptron import Perceptron, QuickGELU
-from trainers.prompted_clip import PromptedCLIP
+import prompted_clip
+from prompted_clip import Prompts, Sentences, chunks
+from prompted_clip import sentences as sentences_module
+from prompted_clip.bins import pack
+from prompted_clip.chunks import AUTOMATIC, NEVER, classes_at_once
+from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer
+from prompted_clip.perceptron import Perceptron, QuickGELU
+from prompted_clip.prompted_clip import PromptedCLIP
 
 EXACT = 1e-12
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -154,7 +154,7 @@ def learned_prompts(depth: int, *groups: int) -> tuple[Prompts, list[Tensor]]:
 
 
 def sentences_of(names: list[str], chunk: int = AUTOMATIC) -> Sentences:
-    sentences = Sentences(clip.tokenize([f"a photo of a {name}." for name in names]), prompts=2)
+    sentences = Sentences(prompted_clip.tokenize([f"a photo of a {name}." for name in names]), prompts=2)
     sentences.chunk = chunk
     return sentences
 

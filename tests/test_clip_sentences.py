@@ -10,9 +10,9 @@ import torch
 from helpers import plain_block, plain_text_features, relative_error, tiny_clip
 from torch import Tensor
 
-import clip
-from clip import Prompts, Sentences
-from clip.model import CLIP, convert_weights
+import prompted_clip
+from prompted_clip import Prompts, Sentences
+from prompted_clip.model import CLIP, convert_weights
 
 EXACT = 1e-12
 PETS = ["german shorthaired", "cat", "staffordshire bull terrier", "a", "x y z"]
@@ -38,7 +38,7 @@ def models() -> dict[int, CLIP]:
 
 def sentences_of(names: list[str], context: int) -> Tensor:
     words = " ".join(["X"] * context) if context else "a photo of a"
-    return clip.tokenize([f"{words} {name}." for name in names])
+    return prompted_clip.tokenize([f"{words} {name}." for name in names])
 
 
 def learned_tokens(count: int, depth: int, *groups: int) -> list[Tensor]:
@@ -105,20 +105,20 @@ def test_every_depth_and_beyond_the_blocks(depth, layers, models):
 def test_prompts_that_overwrite_class_names(count, models):
     """A CTX_INIT shorter than the context: learned tokens stand where class names begin."""
     names = ["german shorthaired", "dog in a house", "old dog in a house", "new dog in a house"]
-    text = clip.tokenize([f"a {name}." for name in names])
+    text = prompted_clip.tokenize([f"a {name}." for name in names])
     compare(models[3], text, learned_tokens(count, 3))
 
 
 def test_names_up_to_the_limit(models):
     longest = "word " * 73 + "end"
-    text = clip.tokenize([f"{longest}.", f"{longest}.", "cat."])
+    text = prompted_clip.tokenize([f"{longest}.", f"{longest}.", "cat."])
     assert text[0, -1] == text.max()
     compare(models[2], text, [])
-    compare(models[2], clip.tokenize([f"X {'word ' * 73}."] * 2), learned_tokens(1, 2))
+    compare(models[2], prompted_clip.tokenize([f"X {'word ' * 73}."] * 2), learned_tokens(1, 2))
 
 
 def test_names_with_nothing_in_common(models):
-    compare(models[2], clip.tokenize(["cat", "dog house", "old"]), [])
+    compare(models[2], prompted_clip.tokenize(["cat", "dog house", "old"]), [])
 
 
 def test_sentences_may_be_shorter_than_the_context(models):
@@ -150,8 +150,8 @@ def own_places(names: list[str], before: int, after: int) -> tuple[Tensor, Tenso
     """Sentences "X .. name X .." with `before` and `after` prompt tokens, and the places of these."""
     rows, places = [], []
     for name in names:
-        length = len(clip.tokenize(name)[0].nonzero()) - 2
-        rows.append(clip.tokenize(" ".join(["X"] * before + [name] + ["X"] * after)))
+        length = len(prompted_clip.tokenize(name)[0].nonzero()) - 2
+        rows.append(prompted_clip.tokenize(" ".join(["X"] * before + [name] + ["X"] * after)))
         places.append([*range(1, 1 + before), *range(1 + before + length, 1 + before + length + after)])
     return torch.cat(rows), torch.tensor(places)
 
@@ -273,7 +273,7 @@ def test_buffers_follow_the_module_and_stay_out_of_checkpoints():
 
 
 def test_a_sentence_that_ends_among_its_prompts_is_an_error():
-    text = clip.tokenize(["a photo of a cat.", "a cat."])
+    text = prompted_clip.tokenize(["a photo of a cat.", "a cat."])
     with pytest.raises(ValueError, match=r"A sentence of 3 tokens ends before its 4 prompt tokens do\."):
         Sentences(text, prompts=4)
     Sentences(text, prompts=3)
@@ -282,7 +282,7 @@ def test_a_sentence_that_ends_among_its_prompts_is_an_error():
 def test_prompts_of_another_number_are_an_error(models):
     """They would be wrong numbers, and no error, otherwise."""
     model = models[2]
-    differing = Sentences(clip.tokenize(["a german cat.", "a dog house."]), prompts=2)
+    differing = Sentences(prompted_clip.tokenize(["a german cat.", "a dog house."]), prompts=2)
     for prompts in (None, Prompts(torch.randn(1, 64)), Prompts(None, [torch.randn(2, 64)])):
         with pytest.raises(ValueError, match=r"prompt tokens; these sentences take 2 to 2\."):
             differing.encode(model, prompts)
@@ -337,7 +337,7 @@ def test_half_precision_is_near(dtype):
 
 def test_a_small_vocabulary_names_the_word_it_lacks(models):
     model = copy.deepcopy(models[2])
-    text = clip.tokenize(["a photo of a cat.", "a photo of a dog."])
+    text = prompted_clip.tokenize(["a photo of a cat.", "a photo of a dog."])
     model.embedded_words = torch.zeros(49408, dtype=torch.bool)
     model.embedded_words[text[0].long()] = True
     compare(model, text[:1], [])

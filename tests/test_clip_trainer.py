@@ -9,7 +9,7 @@ import torch
 from helpers import ROOT
 from torch import nn
 
-import clip
+import prompted_clip
 from dassl.config import get_cfg_default
 from train import extend_cfg
 
@@ -66,8 +66,8 @@ def test_a_test_encodes_the_text_once(maple, monkeypatch):
     run.test_loader = batches
     run.dm = SimpleNamespace(dataset=run.dm.dataset)
     calls = []
-    encode = clip.Sentences.encode
-    monkeypatch.setattr(clip.Sentences, "encode", lambda *words: calls.append(1) or encode(*words))
+    encode = prompted_clip.Sentences.encode
+    monkeypatch.setattr(prompted_clip.Sentences, "encode", lambda *words: calls.append(1) or encode(*words))
     run.test()
     assert len(calls) == 1
     run.model_inference(batches[0]["img"])

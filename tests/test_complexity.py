@@ -13,8 +13,8 @@ import torch
 from helpers import ROOT, relative_error, tiny_clip
 from safetensors.torch import save_file
 
-import clip
 import experiments.costs.complexity as measuring
+import prompted_clip
 import scripts.complexity as command
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from experiments.costs.complexity import (
@@ -35,8 +35,8 @@ from experiments.costs.flops import (
 )
 from experiments.costs.machine import is_busy, peak_memory, time_of
 from experiments.costs.stand_ins import architecture, batch_of_noise, class_names, image_size, random_weights
-from trainers.prompt_learner import PromptLearner, class_sentences
-from trainers.prompted_clip import PromptedCLIP
+from prompted_clip.prompt_learner import PromptLearner, class_sentences
+from prompted_clip.prompted_clip import PromptedCLIP
 
 CPU = torch.device("cpu")
 NAMES = ["cat", "german shepherd dog", "red fox"]
@@ -105,7 +105,7 @@ def test_last_block_for_one_position_costs_less_by_just_that() -> None:
 
 def test_vit_b16_has_35_gflops_an_image() -> None:
     with torch.device("meta"):
-        visual = clip.model.CLIP(**architecture("ViT-B/16")).visual
+        visual = prompted_clip.model.CLIP(**architecture("ViT-B/16")).visual
         pixels = torch.zeros(1, 3, 224, 224)
     every_position = count_flops(lambda: visual.transformer(torch.zeros(197, 1, 768, device="meta")))
     one_position = count_flops(lambda: visual(pixels))
@@ -185,7 +185,7 @@ def test_text_of_the_reference_grows_with_the_classes_ours_less(weights: Path) -
 def zero_b16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of ViT-B/16 whose weights are all 0."""
     with torch.device("meta"):
-        shapes = clip.model.CLIP(**architecture("ViT-B/16")).state_dict()
+        shapes = prompted_clip.model.CLIP(**architecture("ViT-B/16")).state_dict()
     file = tmp_path_factory.mktemp("b16") / "zeros.safetensors"
     save_file({key: torch.zeros(value.shape, dtype=torch.float16) for key, value in shapes.items()}, file)
     return file
@@ -211,7 +211,7 @@ def test_other_settings_have_no_published_number(weights: Path) -> None:
 
 
 def test_words_that_are_not_embedded_are_no_parameters() -> None:
-    embedded = clip.load_model("ViT-Shapes/8")
+    embedded = prompted_clip.load_model("ViT-Shapes/8")
     width = embedded.token_embedding.embedding_dim
     all_of_them = sum(each.numel() for each in embedded.parameters())
     assert embedded.embedded_words is not None
@@ -220,10 +220,12 @@ def test_words_that_are_not_embedded_are_no_parameters() -> None:
     assert measuring.count_clip_parameters(embedded) == all_of_them - missing * width
 
 
-@pytest.mark.parametrize("backbone", [name for name in clip.available_models() if name != "ViT-Shapes/8"])
+@pytest.mark.parametrize(
+    "backbone", [name for name in prompted_clip.available_models() if name != "ViT-Shapes/8"]
+)
 def test_random_weights_have_the_architecture(backbone: str) -> None:
     with torch.device("meta"):
-        model = clip.model.CLIP(**architecture(backbone))
+        model = prompted_clip.model.CLIP(**architecture(backbone))
     assert model.visual.input_resolution == image_size(backbone)
     published = {
         "ViT-B/16": 149_620_737,
@@ -239,7 +241,7 @@ def test_random_weights_are_loaded_like_real_ones(monkeypatch: pytest.MonkeyPatc
     small = {**architecture("ViT-B/32"), "vision_layers": 1, "transformer_layers": 1, "vocab_size": 49408}
     monkeypatch.setattr("experiments.costs.stand_ins.architecture", lambda backbone: small)
     with random_weights("ViT-B/32") as file:
-        model = clip.load_model("ViT-B/32", file)
+        model = prompted_clip.load_model("ViT-B/32", file)
     assert model.visual.conv1.weight.std() > 0
     assert not file.exists()
 

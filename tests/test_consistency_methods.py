@@ -12,7 +12,7 @@ from helpers import plain_image_features, plain_text_features, relative_error
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-import clip
+import prompted_clip
 
 NAMES = ["abyssinian", "american_bulldog", "bengal", "german shorthaired"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -36,7 +36,7 @@ def make_trainer(bare_trainer, golden_checkpoint):
 
 
 def sentences(template: str) -> Tensor:
-    return clip.tokenize([template.replace("{}", name.replace("_", " ")) for name in NAMES])
+    return prompted_clip.tokenize([template.replace("{}", name.replace("_", " ")) for name in NAMES])
 
 
 def unit(x: Tensor) -> Tensor:

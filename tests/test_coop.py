@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import relative_error
 
-import clip
+import prompted_clip
 
 # Names that end in signs run together with the full stop.
 NAMES = ["crane (bird)", "st. bernard", "american_bulldog", "cat", "oh, no!"]
@@ -36,10 +36,10 @@ def test_the_context_stands_around_the_name(position, before, csc, make_trainer)
     run.model.double()
     model, context = run.model.clip_model, run.model.prompt_learner.ctx
     assert context.shape == ((5, 5, 64) if csc else (5, 64))
-    tokenizer = clip.simple_tokenizer.default_tokenizer()
+    tokenizer = prompted_clip.simple_tokenizer.default_tokenizer()
     expected = []
     for k, name in enumerate(NAMES):
-        words = clip.tokenize(f"X X X X X {name.replace('_', ' ')}.")[0].long()
+        words = prompted_clip.tokenize(f"X X X X X {name.replace('_', ' ')}.")[0].long()
         length = len(tokenizer.encode(name.replace("_", " ")))
         embedded = model.token_embedding.weight[words]
         own = context[k] if csc else context
@@ -53,7 +53,7 @@ def test_the_context_stands_around_the_name(position, before, csc, make_trainer)
 
 def test_as_many_tokens_as_there_are_words(make_trainer):
     run = make_trainer(CTX_INIT="this_is_one of the many photos of a", N_CTX=16)
-    words = run.model.clip_model.embed_words(clip.tokenize("this is one of the many photos of a")[0])
+    words = run.model.clip_model.embed_words(prompted_clip.tokenize("this is one of the many photos of a")[0])
     assert run.model.prompt_learner.ctx.shape == (7, 64), "the words are counted before _ becomes a space"
     assert torch.equal(run.model.prompt_learner.ctx, words[1:8])
 
@@ -91,7 +91,7 @@ def test_cocoop_gives_the_same_in_parts(make_trainer, monkeypatch):
     run, images = make_trainer("CoCoOp", N_CTX=4), torch.randn(5, 3, 32, 32)
     whole = run.model(images)
     own = len(run.model.prompt_learner.sentences.own_tokens)
-    monkeypatch.setattr("trainers.prompted_clip.MOST_TOKENS", 2 * own)
+    monkeypatch.setattr("prompted_clip.prompted_clip.MOST_TOKENS", 2 * own)
     assert relative_error(run.model(images), whole) < 1e-5
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip.clip import EMBEDDED
 from experiments.interpret import Vocabulary, load_words, read_learned, text_tokens
+from prompted_clip.factory import EMBEDDED
 from scripts.interpret import main
 
 BACKBONE = "ViT-Shapes/8"

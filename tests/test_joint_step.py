@@ -11,8 +11,8 @@ import torch
 from helpers import relative_error
 from stand_in_gpu import StandIn
 
-from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY
+from prompted_clip.model import CLIP
 from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.seeds_together import Seed, SeedsTogether
 from trainers.step_graph import WARM_UPS, ReplayedStep

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import plain_image_features, plain_text_features, relative_error
 
-import clip
+import prompted_clip
 
 NAMES = ["abyssinian", "american_bulldog", "bengal", "german shorthaired"]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -43,7 +43,7 @@ def logits_of(run: Any, source: str, text_depth: int, image_depth: int) -> torch
             coupled.append(tokens @ state[f"{key}.weight"].t() + state[f"{key}.bias"])
     text, image = (own, coupled) if source == "text" else (coupled, own)
     text, image = text[:text_depth], image[:image_depth]
-    sentences = clip.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in NAMES])
+    sentences = prompted_clip.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in NAMES])
     image_features = plain_image_features(model, IMAGES, image[0] if image else None, image[1:])
     text_features = plain_text_features(model, sentences, text[0] if text else None, text[1:])
     return (
@@ -85,7 +85,7 @@ def test_the_default_is_the_published_design(make_trainer):
 
 def test_deep_prompts_that_start_from_words(make_trainer):
     run = make_trainer(DEEP_INIT="words")
-    words = run.model.clip_model.embed_words(clip.tokenize("a photo of a")[0, 1:3])
+    words = run.model.clip_model.embed_words(prompted_clip.tokenize("a photo of a")[0, 1:3])
     learner = run.model.prompt_learner
     for tokens in [learner.ctx, *learner.compound_prompts_text]:
         assert torch.equal(tokens, words)

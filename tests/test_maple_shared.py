@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers import plain_image_features, plain_text_features, relative_error
 from torch import Tensor
 
-import clip
+import prompted_clip
 
 NAMES = ["german_shorthaired", "cat", "staffordshire bull terrier"]
 
@@ -40,7 +40,7 @@ def make_trainer(bare_trainer, golden_checkpoint):
 def plain_logits(model: Any, images: Tensor, words: str) -> Tensor:
     """One linear layer makes the image's tokens of the text's, at every depth."""
     learner, frozen = model.prompt_learner, model.clip_model
-    text = clip.tokenize([f"{words} {name.replace('_', ' ')}." for name in NAMES])
+    text = prompted_clip.tokenize([f"{words} {name.replace('_', ' ')}." for name in NAMES])
     context, deep = learner.ctx, list(learner.compound_prompts_text)
     tokens, *further = (each @ learner.proj.weight.t() + learner.proj.bias for each in [context, *deep])
     image_features = plain_image_features(frozen, images, tokens, further)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-import clip
+import prompted_clip
 from dassl.engine import TRAINER_REGISTRY
 from train import command_line
 from trainers.clip_trainer import CLIPPromptTrainer
@@ -144,8 +144,8 @@ def test_text_is_encoded_once_a_test_unless_it_depends_on_the_image(name, form, 
     run = make_trainer(name, **form)
     run.test_loader = [batch(), batch()]
     calls = []
-    encode = clip.Sentences.encode
-    monkeypatch.setattr(clip.Sentences, "encode", lambda *words: calls.append(1) or encode(*words))
+    encode = prompted_clip.Sentences.encode
+    monkeypatch.setattr(prompted_clip.Sentences, "encode", lambda *words: calls.append(1) or encode(*words))
     run.test()
     once = len(getattr(run.model.prompt_learner, "ensemble", [1]))
     assert len(calls) == (2 if run.model.prompt_learner.conditional else once)
@@ -258,7 +258,7 @@ COUNTED = {
 def base_16(tmp_path_factory):
     """A CLIP with the widths and depths of ViT-B/16 and no memory behind its weights but the words'."""
     with torch.device("meta"):
-        model = clip.model.CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
+        model = prompted_clip.model.CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
     model.token_embedding = torch.nn.Embedding.from_pretrained(torch.zeros(1, 512).expand(49408, 512))
     return model
 

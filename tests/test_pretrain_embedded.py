@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import clip
-from clip.clip import EMBEDDED
+import prompted_clip
 from datasets import shapes
+from prompted_clip.factory import EMBEDDED
 from scripts import captioned_drawings, pretrain_embedded_clip
 from scripts.captioned_drawings import DRAWN, WITHHELD, Captions, draw_pool, make_batch
 from scripts.pretrain_embedded_clip import Settings, accuracies, pretrain
@@ -34,7 +34,7 @@ def test_writes_a_file_that_clip_reads(tmp_path):
     rows = tensors.pop("token_embedding.rows")
     assert rows.tolist() == sorted(set(rows.tolist()))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    model = clip.load_model("ViT-Shapes/8", out)
+    model = prompted_clip.load_model("ViT-Shapes/8", out)
     for name, tensor in model.state_dict().items():
         if name != "token_embedding.weight":
             assert torch.equal(tensor, tensors[name].float()), name
@@ -105,17 +105,17 @@ def test_each_drawing_has_its_caption_on_the_page():
 def test_the_embedded_file_knows_its_words_and_drawings():
     path = EMBEDDED["ViT-Shapes/8"]
     assert path.stat().st_size < 5_000_000
-    model = clip.load_model("ViT-Shapes/8")
+    model = prompted_clip.load_model("ViT-Shapes/8")
     names = [" ".join(words) for words in shapes.class_table()]
     for template in TEMPLATES:
-        model.encode_text(clip.tokenize([template.format(name) for name in names]))
+        model.encode_text(prompted_clip.tokenize([template.format(name) for name in names]))
     assert load_file(path)["token_embedding.rows"].tolist() == Captions().rows
 
 
 def test_the_embedded_file_tells_new_drawings_apart():
     torch.manual_seed(0)
     captions = Captions()
-    model = clip.load_model("ViT-Shapes/8")
+    model = prompted_clip.load_model("ViT-Shapes/8")
     model.token_embedding.weight.data = model.token_embedding.weight.data[captions.rows]
     model.embedded_words = None
     told = accuracies(model, draw_pool(96, 9, WITHHELD, ""), captions)

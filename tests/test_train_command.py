@@ -14,7 +14,7 @@ import torch
 from helpers import ROOT
 from safetensors.torch import load_file, save_file
 
-import clip.clip
+import prompted_clip.factory
 from train import command_line
 
 CLASSES = ["banded", "blotchy", "braided", "bubbly"]
@@ -258,7 +258,7 @@ def test_wrong_checksum(job, tmp_path, capsys, monkeypatch):
     file = tmp_path / ("0" * 64) / "ViT-B-16.pt"
     file.parent.mkdir()
     file.write_bytes(b"not what was published")
-    monkeypatch.setitem(clip.clip._MODELS, "ViT-B/16", file.as_uri())
+    monkeypatch.setitem(prompted_clip.factory._MODELS, "ViT-B/16", file.as_uri())
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     message_of = job("MODEL.BACKBONE.PATH", "")
     assert command_line(message_of) == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .prompted_clip import PromptedCLIP
+from prompted_clip.prompted_clip import PromptedCLIP
 
 IDENTITY = "_extra_state"  # where torch keeps a module's own state among its tensors
 MOST_DIFFERENCES = 6

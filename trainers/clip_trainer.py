@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import clip
-from clip.chunks import AUTOMATIC, NEVER
-from clip.model import CLIP, Transformer, VisionTransformer
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
+from prompted_clip import load_model, pixel_statistics
+from prompted_clip.chunks import AUTOMATIC, NEVER
+from prompted_clip.model import CLIP, Transformer, VisionTransformer
+from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
+from prompted_clip.prompted_clip import PromptedCLIP
 
 from .checkpoints import check_fit, check_same_run, learned_tensors
 from .data_parallel import Losses, is_first_process, of_all_processes, processes
 from .precision import PRECISIONS, Precision
-from .prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
-from .prompted_clip import PromptedCLIP
 from .step_graph import Gpu, Outcome, ReplayedStep, Step, as_backward_leaves_them, not_replayed, replayable
 
 SAMPLE_FILE = "few_shot.json"
@@ -140,7 +140,7 @@ class CLIPPromptTrainer(TrainerX):
         backbone = cfg.MODEL.BACKBONE
         path = getattr(backbone, "PATH", "")
         print(f"Loading CLIP (backbone: {backbone.NAME}{f', weights: {path}' if path else ''})")
-        clip_model = clip.load_model(backbone.NAME, path).requires_grad_(False)
+        clip_model = load_model(backbone.NAME, path).requires_grad_(False)
         if self.has_image_tokens(cfg) and not isinstance(clip_model.visual, VisionTransformer):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {path} is"))
         self.check_input(clip_model)
@@ -176,7 +176,7 @@ class CLIPPromptTrainer(TrainerX):
                 f"INPUT.SIZE is {size}, but this CLIP ({self.cfg.MODEL.BACKBONE.NAME}) takes images of "
                 f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
             )
-        trained = clip.pixel_statistics(self.cfg.MODEL.BACKBONE.NAME)
+        trained = pixel_statistics(self.cfg.MODEL.BACKBONE.NAME)
         for key, values in zip(("PIXEL_MEAN", "PIXEL_STD"), trained, strict=True):
             given = tuple(self.cfg.INPUT[key])
             if any(abs(a - b) > 1e-3 for a, b in zip(given, values, strict=True)):

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-import clip
-from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY
+from prompted_clip import Prompts
+from prompted_clip.model import CLIP
+from prompted_clip.prompt_learner import PromptLearner
 
 from .clip_trainer import CLIPPromptTrainer
 from .coop import ContextLearner
-from .prompt_learner import PromptLearner
 
 
 class ConditionalContextLearner(ContextLearner):
@@ -51,10 +51,10 @@ class ConditionalContextLearner(ContextLearner):
             layers[f"linear{number}"] = nn.Linear(given, made)
         self.meta_net = nn.Sequential(layers)
 
-    def text_prompts(self, image_features: Tensor | None = None) -> clip.Prompts:
+    def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
         """A context for each image: tokens `(batch n width)` of `image_features`, `(batch feature)`."""
         bias = self.meta_net(image_features)
-        return clip.Prompts(self.ctx + bias[:, None])
+        return Prompts(self.ctx + bias[:, None])
 
 
 @TRAINER_REGISTRY.register()

@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-import clip
-from clip.model import CLIP
-from clip.simple_tokenizer import default_tokenizer
 from dassl.engine import TRAINER_REGISTRY
+from prompted_clip import Prompts, Sentences
+from prompted_clip.model import CLIP
+from prompted_clip.prompt_learner import PromptLearner, initial_context, noise, tokenize_classes
+from prompted_clip.simple_tokenizer import default_tokenizer
 
 from .clip_trainer import CLIPPromptTrainer
-from .prompt_learner import PromptLearner, initial_context, noise, tokenize_classes
 
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 
@@ -49,15 +49,15 @@ class ContextLearner(PromptLearner):
         tokens = tokenize_classes(clip_model, classnames, f"{words} {{}}.")
         names = [len(default_tokenizer().encode(name.replace("_", " "))) for name in classnames]
         tokens, slots = arrange(tokens, n_ctx, torch.tensor(names), position)
-        super().__init__(clip.Sentences(tokens, slots, class_specific))
+        super().__init__(Sentences(tokens, slots, class_specific))
         print(f"Initializing {'class-specific contexts' if class_specific else 'a generic context'}")
         print(f'Initial context: "{words}"')
         print(f"Number of context words (tokens): {n_ctx}")
         self.ctx = nn.Parameter(context)
         self.class_specific = class_specific
 
-    def text_prompts(self, image_features: Tensor | None = None) -> clip.Prompts:
-        return clip.Prompts(self.ctx)
+    def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
+        return Prompts(self.ctx)
 
 
 def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> tuple[Tensor, Tensor]:

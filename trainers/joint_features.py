@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import clip
-from clip.model import CLIP
+from prompted_clip import Prompts
+from prompted_clip.model import CLIP
+from prompted_clip.prompt_learner import PromptLearner, at_least_float32
+from prompted_clip.prompted_clip import PromptedCLIP
 
 from .clip_trainer import CLIPPromptTrainer
-from .prompt_learner import PromptLearner, at_least_float32
-from .prompted_clip import PromptedCLIP
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(at_least_float32(features), dim=-1)
 
 
-def joined(prompts: Sequence[clip.Prompts | None], sizes: Sequence[int]) -> clip.Prompts | None:
+def joined(prompts: Sequence[Prompts | None], sizes: Sequence[int]) -> Prompts | None:
     """The prompts of several learners as those of one batch, in which each sample has its learner's.
 
     Args:
@@ -128,7 +128,7 @@ def joined(prompts: Sequence[clip.Prompts | None], sizes: Sequence[int]) -> clip
 
     tokens = [each.tokens for each in given if each.tokens is not None]
     deep = zip(*(each.deep for each in given), strict=True)
-    return clip.Prompts(of_samples(tokens) if tokens else None, [of_samples(level) for level in deep])
+    return Prompts(of_samples(tokens) if tokens else None, [of_samples(level) for level in deep])
 
 
 class JointTeacher:

@@ -15,12 +15,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-import clip
-from clip.model import CLIP, VisionTransformer
 from dassl.engine import TRAINER_REGISTRY
+from prompted_clip import Prompts
+from prompted_clip.model import CLIP, VisionTransformer
+from prompted_clip.prompt_learner import PromptLearner, class_sentences, initial_context, noise
 
 from .clip_trainer import CLIPPromptTrainer
-from .prompt_learner import PromptLearner, class_sentences, initial_context, noise
 
 COUPLINGS = ("per_layer", "shared")
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -83,22 +83,22 @@ class MultiModalPromptLearner(PromptLearner):
         clones = max(0, self.target_depth - 1) if coupling == "per_layer" else 0
         self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(first) for _ in range(clones))
 
-    def text_prompts(self, image_features: torch.Tensor | None = None) -> clip.Prompts | None:
+    def text_prompts(self, image_features: torch.Tensor | None = None) -> Prompts | None:
         return self._prompts_of("text")
 
-    def image_prompts(self) -> clip.Prompts | None:
+    def image_prompts(self) -> Prompts | None:
         return self._prompts_of("image")
 
-    def _prompts_of(self, encoder: str) -> clip.Prompts | None:
+    def _prompts_of(self, encoder: str) -> Prompts | None:
         depth = self.source_depth if encoder == self.source else self.target_depth
         if not depth:
             return None
         deep = list(self.get_submodule(f"compound_prompts_{self.source}").parameters())[: depth - 1]
         if encoder == self.source:
-            return clip.Prompts(self.ctx, deep)
+            return Prompts(self.ctx, deep)
         couplings = list(self.compound_prompt_projections) or [self.proj] * len(deep)
         coupled = [coupling(tokens) for coupling, tokens in zip(couplings, deep, strict=True)]
-        return clip.Prompts(self.proj(self.ctx), coupled)
+        return Prompts(self.proj(self.ctx), coupled)
 
 
 @TRAINER_REGISTRY.register()

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
-from clip.model import convert_weights
+from prompted_clip.model import convert_weights
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 

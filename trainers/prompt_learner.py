@@ -1,209 +1,23 @@
-"""What a prompt-learning method learns, and the sentences that it learns them in."""
+"""`prompted_clip.prompt_learner` under its earlier name."""
 
-from __future__ import annotations
+from prompted_clip.prompt_learner import (
+    IndependentPromptLearner,
+    PromptLearner,
+    TemplateEnsemble,
+    at_least_float32,
+    class_sentences,
+    initial_context,
+    noise,
+    tokenize_classes,
+)
 
-from collections.abc import Sequence
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-import clip
-from clip.model import CLIP, VisionTransformer
-
-MAX_CONTEXT_WORDS = 4  # longer contexts start from noise, as published
-NOISE_STD = 0.02  # of all prompts that start from noise
-
-
-class PromptLearner(nn.Module):
-    """All that a method learns, and nothing else; frozen sentences, and no prompts, unless a method says so.
-
-    Args:
-        sentences: of all classes; see `class_sentences`.
-    """
-
-    # Whether text prompts are made of the image features (CoCoOp), so that each image has its own.
-    conditional = False
-    # Whether the learned tensors belong to these very classes.
-    class_specific = False
-
-    def __init__(self, sentences: clip.Sentences) -> None:
-        super().__init__()
-        self.sentences = sentences
-        # What this learner is for, kept in its state dict: plain names, numbers and lists of them.
-        self.identity: dict = {}
-        self.loaded_identity: dict = {}
-
-    def text_prompts(self, image_features: Tensor | None = None) -> clip.Prompts | None:
-        """Prompts of the text encoder; `image_features`, `(batch feature)`, for a conditional learner."""
-        return None
-
-    def image_prompts(self) -> clip.Prompts | None:
-        """Prompts of the image encoder."""
-        return None
-
-    def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
-        """`(class feature)`, or `(batch class feature)` of a conditional learner; of any length."""
-        return self.sentences.encode(clip_model, self.text_prompts(image_features))
-
-    def get_extra_state(self) -> dict:
-        return self.identity
-
-    def set_extra_state(self, state: dict) -> None:
-        """Keeps what the loaded checkpoint was for; the trainer compares it."""
-        self.loaded_identity = state
-
-
-class IndependentPromptLearner(PromptLearner):
-    """Tokens of either encoder, or of both, that know nothing of each other.
-
-    Deep prompts beyond an encoder's blocks do not exist, as in the reference.
-
-    Args:
-        words: stand before the class name; the text context starts from them.
-        text_tokens: learned tokens a depth of the text encoder; 0 for a fixed sentence.
-        text_depth: how many blocks they enter.
-        image_tokens: learned tokens a depth of the image encoder; 0 for none.
-        image_depth: how many blocks they enter.
-    """
-
-    def __init__(
-        self,
-        clip_model: CLIP,
-        classnames: Sequence[str],
-        words: str,
-        text_tokens: int = 0,
-        text_depth: int = 1,
-        image_tokens: int = 0,
-        image_depth: int = 1,
-    ) -> None:
-        context = None
-        if text_tokens:
-            context, words = initial_context(clip_model, text_tokens, words)
-        super().__init__(class_sentences(clip_model, classnames, f"{words} {{}}.", text_tokens))
-        print(f'Initial text context: "{words}"')
-        print(f"Number of context words (tokens) for Language prompting: {text_tokens}")
-        print(f"Number of context words (tokens) for Vision prompting: {image_tokens}")
-        self.ctx = self.image_tokens = None
-        if context is not None:
-            text = clip_model.transformer
-            self.ctx = nn.Parameter(context)
-            self.deep_text = noise(min(text_depth, text.layers) - 1, text_tokens, text.width)
-        if image_tokens:
-            assert isinstance(clip_model.visual, VisionTransformer)
-            image = clip_model.visual.transformer
-            (self.image_tokens,) = noise(1, image_tokens, image.width)
-            self.deep_image = noise(min(image_depth, image.layers) - 1, image_tokens, image.width)
-
-    def text_prompts(self, image_features: Tensor | None = None) -> clip.Prompts | None:
-        return None if self.ctx is None else clip.Prompts(self.ctx, list(self.deep_text))
-
-    def image_prompts(self) -> clip.Prompts | None:
-        return None if self.image_tokens is None else clip.Prompts(self.image_tokens, list(self.deep_image))
-
-
-class TemplateEnsemble(PromptLearner):
-    """Nothing is learned: a class is the mean over several hand-written sentences.
-
-    Args:
-        templates: such as "a photo of a {}.".
-        normalise_each: whether each sentence's features are brought to length 1 before the mean.
-    """
-
-    def __init__(
-        self,
-        clip_model: CLIP,
-        classnames: Sequence[str],
-        templates: Sequence[str],
-        normalise_each: bool = True,
-    ) -> None:
-        each = [class_sentences(clip_model, classnames, template) for template in templates]
-        super().__init__(each[0])
-        self.ensemble = nn.ModuleList(each)
-        self.normalise_each = normalise_each
-
-    def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
-        total = None
-        for sentences in self.ensemble:
-            assert isinstance(sentences, clip.Sentences)
-            features = at_least_float32(sentences.encode(clip_model))
-            if self.normalise_each:
-                features = F.normalize(features, dim=-1)
-            total = features if total is None else total + features
-        assert total is not None
-        return total / len(self.ensemble)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Widens what half-precision encoders give: what is computed with it shall add no rounding."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def noise(depths: int, count: int, width: int) -> nn.ParameterList:
-    """Learned tokens that start from N(0, 0.02): `depths` of `(count width)`."""
-    tokens = [nn.Parameter(torch.empty(count, width)) for _ in range(depths)]
-    for each in tokens:
-        nn.init.normal_(each, std=NOISE_STD)
-    return nn.ParameterList(tokens)
-
-
-def initial_context(
-    clip_model: CLIP, n_ctx: int, ctx_init: str, most_words: int = MAX_CONTEXT_WORDS
-) -> tuple[Tensor, str]:
-    """The context vectors to start from, `(n_ctx width)`, and the words that stand before a class name.
-
-    The words of `ctx_init` are used if there are some and `n_ctx` is at most `most_words`: the vectors are
-    the embeddings of its first `n_ctx` tokens, and the sentence keeps all of it. N_CTX=2 learns "a photo";
-    "of a" stays text, as published. Otherwise the vectors are drawn from N(0, 0.02) and the words are
-    "X X ...".
-
-    Source: `MultiModalPromptLearner.__init__` in the reference's `trainers/maple.py`.
-    """
-    if ctx_init and n_ctx <= most_words:
-        words = ctx_init.replace("_", " ")
-        tokens = clip.tokenize(words, clip_model.context_length, truncate=True)[0]
-        given = int(tokens.argmax()) - 1
-        if given < n_ctx:
-            print(
-                f'Warning: "{words}" has {given} tokens, the context {n_ctx}: as in the reference, the '
-                "learned tokens overwrite the first tokens of the class names"
-            )
-        return clip_model.embed_words(tokens[1 : 1 + n_ctx]).float(), words
-    (vectors,) = noise(1, n_ctx, clip_model.transformer.width)
-    return vectors.detach(), " ".join(["X"] * n_ctx)
-
-
-def class_sentences(
-    clip_model: CLIP, classnames: Sequence[str], template: str, prompts: int = 0
-) -> clip.Sentences:
-    """The sentence of each class, such as "a photo of a german shorthaired."
-
-    Args:
-        template: has `{}` where the class name is to stand.
-        prompts: how many positions behind SOS belong to learned tokens.
-
-    Raises:
-        ValueError: a sentence is longer than the text encoder takes, or ends before the prompts do.
-    """
-    return clip.Sentences(tokenize_classes(clip_model, classnames, template), prompts)
-
-
-def tokenize_classes(clip_model: CLIP, classnames: Sequence[str], template: str) -> Tensor:
-    """Token ids of a template with each class name in it, `(class length)`.
-
-    Raises:
-        ValueError: a sentence is longer than the text encoder takes; names the class.
-    """
-    rows = []
-    for name in classnames:
-        sentence = template.replace("{}", name.replace("_", " "))
-        try:
-            rows.append(clip.tokenize(sentence, clip_model.context_length))
-        except RuntimeError as error:
-            raise ValueError(
-                f"The sentence of class {name!r} is longer than the {clip_model.context_length} tokens that "
-                f'the text encoder takes: "{sentence}". Shorten the class name, or the context before it.'
-            ) from error
-    tokens = torch.cat(rows)
-    clip_model.check_words(tokens)
-    return tokens
+__all__ = [
+    "IndependentPromptLearner",
+    "PromptLearner",
+    "TemplateEnsemble",
+    "at_least_float32",
+    "class_sentences",
+    "initial_context",
+    "noise",
+    "tokenize_classes",
+]

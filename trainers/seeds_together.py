@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from dassl.engine.trainer import AverageMeter, MetricMeter
+from prompted_clip.prompted_clip import PromptedCLIP
 
 from .clip_trainer import CLIPPromptTrainer
 from .joint_features import JointEncoders, JointTeacher, OneOfSeveral
 from .joint_step import JointStep
-from .prompted_clip import PromptedCLIP
 
 
 class Seed:

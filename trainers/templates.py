@@ -7,8 +7,8 @@ from typing import Any
 
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-import clip
-from clip.model import CLIP
+from prompted_clip import tokenize
+from prompted_clip.model import CLIP
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -41,7 +41,7 @@ def embedded_templates(clip_model: CLIP, templates: Sequence[str]) -> list[str]:
     usable: list[str] = []
     for template in templates:
         try:
-            clip_model.check_words(clip.tokenize(template.replace("{}", "")))
+            clip_model.check_words(tokenize(template.replace("{}", "")))
         except ValueError:
             if template == templates[-1] and not usable:
                 raise

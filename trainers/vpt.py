@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from clip.model import CLIP, VisionTransformer
 from dassl.engine import TRAINER_REGISTRY
+from prompted_clip.model import CLIP, VisionTransformer
+from prompted_clip.prompt_learner import IndependentPromptLearner, PromptLearner
 
 from .clip_trainer import CLIPPromptTrainer
-from .prompt_learner import IndependentPromptLearner, PromptLearner
 
 
 @TRAINER_REGISTRY.register()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY
+from prompted_clip.model import CLIP
+from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, class_sentences
 
 from .clip_trainer import CLIPPromptTrainer
-from .prompt_learner import PromptLearner, TemplateEnsemble, class_sentences
 from .templates import SELECTED_TEMPLATES, template_of
 
 

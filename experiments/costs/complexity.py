@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-from clip.clip import EMBEDDED
-from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from experiments.configuration import ROOT, build_parser, setup_cfg
 from experiments.costs.flops import (
@@ -28,6 +26,8 @@ from experiments.costs.flops import (
 from experiments.costs.machine import Timing, peak_memory, time_of
 from experiments.costs.stand_ins import NoImages, batch_of_noise, batches_of_noise, template_for
 from experiments.methods import read_methods
+from prompted_clip.factory import EMBEDDED
+from prompted_clip.model import CLIP
 from trainers.clip_trainer import CLIPPromptTrainer
 
 EMBEDDED_DATASET = "shapes"  # whose settings are those of the embedded CLIP

@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import clip
-from clip.kernels import ONEDNN_LINEAR
-from clip.model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
-from clip.prompting import behind
+from prompted_clip import Prompts, Sentences
+from prompted_clip.kernels import ONEDNN_LINEAR
+from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
+from prompted_clip.prompted_clip import PromptedCLIP
+from prompted_clip.prompting import behind
 from trainers.clip_trainer import CLIPPromptTrainer
-from trainers.prompted_clip import PromptedCLIP
 
 
 def _of_linear(_x: object, weight: Sequence[int], *_: object, out_shape: Sequence[int]) -> int:
@@ -48,7 +48,7 @@ def shapes_only(model: PromptedCLIP) -> Iterator[None]:
     embedded, clip_model.embedded_words = clip_model.embedded_words, None  # which words there are is a value
     # What is made once and kept would be without values afterwards.
     masks = [(block, block.attn_mask) for block in clip_model.transformer.blocks()]
-    sentences = [each for each in model.modules() if isinstance(each, clip.Sentences)]
+    sentences = [each for each in model.modules() if isinstance(each, Sentences)]
     layouts = {each: each.layouts for each in sentences if hasattr(each, "layouts")}
     for each in layouts:
         each.layouts = {}
@@ -128,7 +128,7 @@ def compute_as_reference(model: PromptedCLIP) -> None:
     """
     for parent in list(model.prompt_learner.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, clip.Sentences):
+            if isinstance(child, Sentences):
                 setattr(parent, name, FullLengthSentences(child, model.clip_model.context_length))
     visual = model.clip_model.visual
     towers = [model.clip_model.transformer]
@@ -139,7 +139,7 @@ def compute_as_reference(model: PromptedCLIP) -> None:
         block.__class__ = ReferenceBlock
 
 
-class FullLengthSentences(clip.Sentences):
+class FullLengthSentences(Sentences):
     """Sentences that share nothing, each at CLIP's full length, as `CLIP.encode_text` takes them.
 
     Prompts stand behind SOS. Where CoOp has them elsewhere the work is the same, and the features are not.
@@ -150,7 +150,7 @@ class FullLengthSentences(clip.Sentences):
 
     tokens: Tensor  # (class length)
 
-    def __init__(self, sentences: clip.Sentences, length: int) -> None:
+    def __init__(self, sentences: Sentences, length: int) -> None:
         nn.Module.__init__(self)
         self.class_specific = sentences.class_specific
         tokens = sentences.own_tokens.new_zeros(len(sentences.places), length)
@@ -160,12 +160,12 @@ class FullLengthSentences(clip.Sentences):
         # By their number a conditional learner's images are taken in parts.
         self.register_buffer("own_tokens", tokens.flatten(), persistent=False)
 
-    def encode(self, clip_model: CLIP, prompts: clip.Prompts | None = None) -> Tensor:
+    def encode(self, clip_model: CLIP, prompts: Prompts | None = None) -> Tensor:
         """Text features, `(class feature)`; `(image class feature)` for prompts `(image n width)`."""
         contexts = None if prompts is None else prompts.tokens
         if prompts is None or contexts is None or contexts.dim() == 2 or self.class_specific:
             return clip_model.encode_text(self.tokens, prompts)
-        each = [clip_model.encode_text(self.tokens, clip.Prompts(own, prompts.deep)) for own in contexts]
+        each = [clip_model.encode_text(self.tokens, Prompts(own, prompts.deep)) for own in contexts]
         return torch.stack(each)
 
 

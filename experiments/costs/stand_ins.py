@@ -13,13 +13,13 @@ import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from safetensors.torch import save_file
 
-import clip
-from clip.clip import EMBEDDED
-from clip.model import CLIP
-from clip.open_clip_models import PREFIX, model_options, split_name
 from dassl.data.data_manager import LOADER_REGISTRY
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from datasets.shapes import Shapes, class_table
+from prompted_clip import available_models, load_model, tokenize
+from prompted_clip.factory import EMBEDDED
+from prompted_clip.model import CLIP
+from prompted_clip.open_clip_models import PREFIX, model_options, split_name
 from trainers.templates import DEFAULT_TEMPLATE
 
 # --- images -----------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def template_for(backbone: str) -> str:
 
 def tokens_of_names(names: Sequence[str]) -> float:
     """How many tokens a class name has in the mean, SOS and EOT not counted."""
-    ends = clip.tokenize(list(names), truncate=True).argmax(dim=-1)
+    ends = tokenize(list(names), truncate=True).argmax(dim=-1)
     return float(ends.float().mean()) - 1
 
 
@@ -100,10 +100,10 @@ def architecture(backbone: str) -> dict[str, Any]:
         options, name = model_options(backbone), split_name(backbone)[0]
     elif backbone in EMBEDDED:
         raise ValueError(f"--random-weights: {backbone} comes with its own weights; leave the option out.")
-    elif backbone in clip.available_models():
+    elif backbone in available_models():
         options, name = {}, backbone.replace("/", "-").replace("@336px", "-336")
     else:
-        allowed = ", ".join(clip.available_models())
+        allowed = ", ".join(available_models())
         raise ValueError(f"--backbone is {backbone!r}; allowed are {allowed} and {PREFIX}ARCHITECTURE/TAG.")
     config = open_clip.get_model_config(name)
     vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
@@ -133,7 +133,7 @@ def image_size(backbone: str) -> int:
         ValueError: the name is not known.
     """
     if backbone in EMBEDDED:
-        return clip.load_model(backbone).visual.input_resolution
+        return load_model(backbone).visual.input_resolution
     return architecture(backbone)["image_resolution"]
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip.model import VisionTransformer
-from clip.prompting import Prompts, replace_tokens
 from dassl.utils import read_image
 from experiments.trained import load_trainer, test_transform
+from prompted_clip.model import VisionTransformer
+from prompted_clip.prompting import Prompts, replace_tokens
 
 from .style import Drawn, finish, panels, styled, wrapped
 from .training import labels_of

@@ -1,0 +1,256 @@
+"""CLIP from weights: `load_model` for trainers, and OpenAI's `load`, `build_model` and `tokenize`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from tqdm import tqdm
+
+from . import open_clip_models
+from .model import CLIP, convert_weights
+from .simple_tokenizer import default_tokenizer
+from .weights import clean_state_dict, model_arguments, read_state_dict, widen_embedding
+
+__all__ = ["available_models", "build_model", "load", "load_model", "pixel_statistics", "tokenize"]
+
+_BASE_URL = "https://openaipublic.azureedge.net/clip/models"
+_MODELS = {
+    name: f"{_BASE_URL}/{sha256}/{name.replace('/', '-').replace('@', '-')}.pt"
+    for name, sha256 in {
+        "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+        "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+        "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+        "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+        "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+        "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+        "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    }.items()
+}
+
+# Weights that are part of the project: see docs/embedded_default.md.
+EMBEDDED = {"ViT-Shapes/8": Path(__file__).parent / "embedded" / "vit_shapes_8.safetensors"}
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def available_models() -> list[str]:
+    """The names that `load` takes; any model of open_clip's that fits is `"open_clip:ARCHITECTURE/TAG"`."""
+    return [*_MODELS, *EMBEDDED]
+
+
+def _download(url: str, root: str | None = None) -> str:
+    """Downloads one of OpenAI's files, whose URL holds its sha256, and returns its path.
+
+    The file appears under its name only when it is whole and its checksum is right.
+
+    Raises:
+        ConnectionError: the download failed.
+        ValueError: what was downloaded has another checksum.
+    """
+    folder = Path(root or os.path.expanduser("~/.cache/clip"))
+    expected = url.split("/")[-2]
+    target = folder / url.split("/")[-1]
+    if target.is_file():
+        if _sha256(target) == expected:
+            return str(target)
+        print(f"{target} has another sha256 than {expected}: it is downloaded again")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")  # runs may start side by side
+    by_hand = f"fetch {url} by another way and give the file as MODEL.BACKBONE.PATH"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as source, open(partial, "wb") as output:
+            size = int(source.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=target.name) as progress:
+                while chunk := source.read(1 << 20):
+                    output.write(chunk)
+                    progress.update(len(chunk))
+        if partial.stat().st_size < size:
+            raise ConnectionError(f"it broke off after {partial.stat().st_size} of {size} bytes")
+        found = _sha256(partial)
+        if found != expected:
+            raise ValueError(
+                f"{url} gave a file with sha256 {found} instead of {expected}: not kept; {by_hand}."
+            )
+        partial.replace(target)
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = " ".join(str(error).split())
+        raise ConnectionError(f"{url} could not be downloaded ({reason}); {by_hand}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return str(target)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _transform(n_px: int) -> Compose:
+    """OpenAI's preprocessing of an image, for a square of `n_px` pixels."""
+    return Compose(
+        [
+            Resize(n_px, interpolation=InterpolationMode.BICUBIC),
+            CenterCrop(n_px),
+            _to_rgb,
+            ToTensor(),
+            Normalize(MEAN, STD),
+        ]
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
+    """OpenAI's function: state dict → CLIP for evaluation, with float16 weights where OpenAI has them.
+
+    Raises:
+        ValueError: the state dict is not of a CLIP that can be built here.
+    """
+    source = "The state dict"
+    own = {key: value.detach().clone() for key, value in clean_state_dict(state_dict, source).items()}
+    model = _build(own, source)
+    convert_weights(model)
+    return model
+
+
+def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
+    """A CLIP in float32 and evaluation mode, made of the very tensors given, which have OpenAI's names.
+
+    Raises:
+        ValueError: the weights are not of the model `name`, or not of a CLIP that can be built here;
+            `source` names where they are from.
+    """
+    vocabulary = len(default_tokenizer().encoder)
+    embedded_words = widen_embedding(state_dict, vocabulary, source)
+    arguments = model_arguments(state_dict, source)
+    if arguments["vocab_size"] > vocabulary:
+        raise ValueError(
+            f"{source} embeds {arguments['vocab_size']} words, and CLIP's tokenizer has {vocabulary}: "
+            "it was trained with another tokenizer."
+        )
+    if name.startswith(open_clip_models.PREFIX):
+        options = open_clip_models.model_options(name)
+        open_clip_models.check_widths(name, arguments)
+        arguments |= options
+    try:
+        with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
+            model = CLIP(**arguments)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{source} holds encoders that do not divide into heads: {error}.") from error
+    wanted = model.state_dict()
+    differing = [f"no {key}" for key in wanted if key not in state_dict]
+    differing += [f"{key} too many" for key in state_dict if key not in wanted]
+    differing += [
+        f"{key} is {tuple(state_dict[key].shape)} and should be {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state_dict and wanted[key].shape != state_dict[key].shape
+    ]
+    if differing:
+        raise ValueError(
+            f"{source} holds no whole CLIP ({len(differing)} differences): {'; '.join(differing[:4])}."
+        )
+    model.load_state_dict({key: state_dict[key].to(wanted[key].dtype) for key in wanted}, assign=True)
+    model.embedded_words = embedded_words
+    return model.eval()
+
+
+def load_model(name: str, path: str | Path = "", download_root: str | None = None) -> CLIP:
+    """Loads a CLIP on the CPU, in float32 and evaluation mode.
+
+    OpenAI's weights carry the float16 rounding with which they are published; others keep their precision.
+
+    Args:
+        name: one of `available_models()`, or `"open_clip:ARCHITECTURE/TAG"`.
+        path: a file of weights, read instead of the ones that `name` stands for. Widths, depth, patch and
+            resolution are those of the file; heads, activation and rounding are still those of `name`.
+
+    Raises:
+        FileNotFoundError: there is no file at `path`.
+        ConnectionError: a download failed.
+        ValueError: the name is not known, or the file does not fit or is damaged.
+    """
+    if name.startswith(open_clip_models.PREFIX):
+        open_clip_models.model_options(name)  # refuse before anything is downloaded
+        path = path or open_clip_models.fetch_weights(name)
+        return _build(read_state_dict(path), str(path), name)
+    if name not in available_models():
+        near = difflib.get_close_matches(name, available_models(), n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME is {name!r}; allowed are {', '.join(available_models())} "
+            f"and open_clip:ARCHITECTURE/TAG.{hint}"
+        )
+    if not path:
+        path = EMBEDDED[name] if name in EMBEDDED else _download(_MODELS[name], download_root)
+    model = _build(read_state_dict(path), str(path))
+    convert_weights(model)
+    return model.float()
+
+
+def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each colour by which a model's images are normalised; OpenAI's for most."""
+    known = open_clip_models.pixel_statistics(name) if name.startswith(open_clip_models.PREFIX) else None
+    return known or (MEAN, STD)
+
+
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | None = None,
+) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
+    """OpenAI's function: a name of `available_models()` or a path → the model and its preprocessing.
+
+    As OpenAI's, the model is in float16 on a GPU and in float32 on a CPU; a GPU is taken if there is one.
+
+    Raises:
+        ValueError: `jit` is asked for; and as `load_model`.
+    """
+    if jit:
+        raise ValueError("clip.load(jit=True): only the plain model is to be had; leave jit out.")
+    model = load_model("ViT-B/16", name) if os.path.isfile(name) else load_model(name, "", download_root)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type != "cpu":
+        convert_weights(model)
+    return model.to(device), _transform(model.visual.input_resolution)
+
+
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
+    """Sentences → token ids `(sentence length)`, int32, between SOS and EOT, zeros behind.
+
+    Raises:
+        RuntimeError: a sentence is too long and `truncate` is not set (OpenAI's error).
+    """
+    tokenizer = default_tokenizer()
+    start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+    texts = [texts] if isinstance(texts, str) else texts
+    result = torch.zeros(len(texts), context_length, dtype=torch.int)
+    for row, text in zip(result, texts, strict=True):
+        tokens = [start, *tokenizer.encode(text), end]
+        if len(tokens) > context_length:
+            if not truncate:
+                raise RuntimeError(f"Input {text} is too long for context length {context_length}")
+            tokens = [*tokens[: context_length - 1], end]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return result

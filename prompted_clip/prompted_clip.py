@@ -1,0 +1,83 @@
+"""A frozen CLIP with a learner's prompts in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .chunks import AUTOMATIC
+from .model import CLIP
+from .prompt_learner import PromptLearner, at_least_float32
+from .sentences import Sentences
+
+# Text that depends on the image is encoded for as many images at once as make this many tokens of classes.
+MOST_TOKENS = 1 << 15
+
+
+class PromptedCLIP(nn.Module):
+    """Images → logits over the classes that the learner has sentences for.
+
+    The learner's parameters have the names of published checkpoints: `prompt_learner.ctx`, ...
+
+    Args:
+        text_chunk: classes that run through the text encoder at once, see `Sentences`.
+    """
+
+    def __init__(self, clip_model: CLIP, prompt_learner: PromptLearner, text_chunk: int = AUTOMATIC) -> None:
+        super().__init__()
+        for module in prompt_learner.modules():
+            if isinstance(module, Sentences):
+                module.chunk = text_chunk
+        self.prompt_learner = prompt_learner
+        self.clip_model = clip_model
+        self._text_features: Tensor | None = None
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """`(batch 3 height width)` → image features of length 1, `(batch feature)`."""
+        features = self.clip_model.encode_image(image, self.prompt_learner.image_prompts())
+        return F.normalize(at_least_float32(features), dim=-1)
+
+    def encode_text(self, image_features: Tensor | None = None) -> Tensor:
+        """Text features of length 1, `(class feature)`; `(batch class feature)` if made of the image's."""
+        if self._text_features is not None:
+            return self._text_features
+        features = self.prompt_learner.text_features(self.clip_model, image_features)
+        return F.normalize(at_least_float32(features), dim=-1)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosines of features of length 1, in at least float32: `(batch class)`.
+
+        Args:
+            image_features: `(batch feature)`.
+            text_features: `(class feature)`, or `(batch class feature)` where each image has its own.
+        """
+        if text_features.dim() == 3:
+            cosines = torch.einsum("bf,bcf->bc", image_features, text_features)
+        else:
+            cosines = image_features @ text_features.t()
+        return at_least_float32(self.clip_model.logit_scale.exp() * cosines)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(batch 3 height width)` → logits in at least float32, `(batch class)`."""
+        image_features = self.encode_image(image)
+        if not self.prompt_learner.conditional:
+            return self.logits(image_features, self.encode_text())
+        images_at_once = max(1, MOST_TOKENS // len(self.prompt_learner.sentences.own_tokens))
+        return torch.cat(
+            [self.logits(part, self.encode_text(part)) for part in image_features.split(images_at_once)]
+        )
+
+    @contextmanager
+    def text_encoded_once(self) -> Iterator[None]:
+        """Within, text features that do not depend on the image are those of the entry."""
+        if not self.prompt_learner.conditional:
+            with torch.no_grad():
+                self._text_features = self.encode_text()
+        try:
+            yield
+        finally:
+            self._text_features = None
