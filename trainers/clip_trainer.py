@@ -16,10 +16,10 @@ from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 from prompted_clip import load_model, pixel_statistics
-from prompted_clip.chunks import AUTOMATIC, NEVER
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
+from prompted_clip.shared_prefix import AUTOMATIC, NEVER
 
 from .checkpoints import check_fit, check_same_run, learned_tensors
 from .data_parallel import Losses, is_first_process, of_all_processes, processes
@@ -335,7 +335,7 @@ class CLIPPromptTrainer(TrainerX):
 
     @torch.no_grad()
     def test(self, split=None, **kwargs):
-        with self.precision.autocast(), self.model.text_encoded_once():
+        with self.precision.autocast(), self.model.cached_text_features():
             return super().test(split, **kwargs)
 
     # --- the frozen CLIP, for methods that stay near it ---------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
-from prompted_clip import Prompts, Sentences
+from prompted_clip import Prompts, SharedPrefixText
 from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import PromptLearner, initial_context, noise, tokenize_classes
 from prompted_clip.simple_tokenizer import default_tokenizer
@@ -49,7 +49,7 @@ class ContextLearner(PromptLearner):
         tokens = tokenize_classes(clip_model, classnames, f"{words} {{}}.")
         names = [len(default_tokenizer().encode(name.replace("_", " "))) for name in classnames]
         tokens, slots = arrange(tokens, n_ctx, torch.tensor(names), position)
-        super().__init__(Sentences(tokens, slots, class_specific))
+        super().__init__(SharedPrefixText(tokens, slots))
         print(f"Initializing {'class-specific contexts' if class_specific else 'a generic context'}")
         print(f'Initial context: "{words}"')
         print(f"Number of context words (tokens): {n_ctx}")
@@ -57,7 +57,7 @@ class ContextLearner(PromptLearner):
         self.class_specific = class_specific
 
     def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
-        return Prompts(self.ctx)
+        return Prompts(self.ctx, class_specific=self.class_specific)
 
 
 def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> tuple[Tensor, Tensor]:
