@@ -10,7 +10,6 @@ from PIL import Image
 from tabulate import tabulate
 
 from datasets.contact_sheet import draw_sheet
-from datasets.download import NoRoom
 from datasets.prepare import prepare
 from datasets.sources import Entry, WrongArgument, find, known
 from datasets.verify import images_of_classes, open_dataset, read_rows, status, verify
@@ -24,11 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     args.root = Path(args.root).expanduser()
     try:
         return args.run(args)
-    except (ValueError, OSError, RuntimeError, NoRoom) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"python -m datasets: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG if isinstance(error, WrongArgument) else DEVIATES
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print("\nStopped. The same command continues.", file=sys.stderr)
         return STOPPED
 
 
@@ -45,15 +44,15 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     command(
-        "list", run_list, "Every dataset: is it there, its config file, its numbers, what a person must do."
+        "list", run_list, "Every dataset: whether it is present, its config file, its numbers, how to get it."
     )
 
     each = command(
-        "prepare", run_prepare, "Downloads, unpacks, lays out and verifies; goes on where it stopped."
+        "prepare", run_prepare, "Downloads, unpacks, lays out and verifies; continues where it stopped."
     )
     each.add_argument("names", nargs="+", metavar="NAME", help="a dataset of `list`, or all")
     each.add_argument(
-        "--keep-archives", action="store_true", help="keep what was downloaded, in FOLDER/.prepare"
+        "--keep-archives", action="store_true", help="keep downloaded archives, in FOLDER/.prepare"
     )
 
     each = command(
@@ -104,7 +103,7 @@ def run_list(args: argparse.Namespace) -> int:
     print(
         tabulate(
             rows,
-            ("Dataset", "There", "Config", "Train/val/test", "Classes", "To be had"),
+            ("Dataset", "Present", "Config", "Train/val/test", "Classes", "How to get it"),
             maxcolwidths=[None, 28, None, None, None, 44],
             disable_numparse=True,
             colalign=("left", "left", "left", "right", "right", "left"),
@@ -114,24 +113,20 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def needs(entry: Entry) -> str:
-    """How a dataset is had, in a few words."""
+    """How to get a dataset, in a few words."""
     if entry.drawn:
-        return "drawn by itself"
-    if not entry.parts:
-        return "by hand"
-    if entry.by_hand:
-        return f"by hand (login): {', '.join(source.file for source in entry.by_hand)}"
-    needed = [part.sources for part in entry.parts if not part.optional]
-    addresses = [[each for source in sources for each in source.addresses] for sources in needed]
-    drive = any(all(each.startswith("gdrive:") for each in some) for some in addresses)
-    return "prepare (Google Drive only)" if drive else "prepare"
+        return "drawn by the project"
+    files = [file.file for file in entry.files if file.by_hand]
+    if not entry.files or (files and not entry.mirror):
+        return f"by hand (login): {', '.join(files)}" if files else "by hand"
+    return f"prepare (mirror), or by hand (login): {', '.join(files)}" if files else "prepare"
 
 
 def run_prepare(args: argparse.Namespace) -> int:
     entries = chosen(args.names)
     failed = []
     for entry in entries:
-        print(f"== {entry.name} ==")
+        print(f"== {entry.name}{f' (licence: {entry.licence})' if entry.licence else ''} ==")
         problems = prepare(entry, args.root, args.keep_archives)
         if problems:
             print(*(f"  still missing: {line}" for line in problems), sep="\n")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dassl.config import get_cfg_default
 from datasets.catalog_dataset import CatalogDataset
-from datasets.sources import Entry, known
+from datasets.sources import Entry, checksum_problem, known
 from datasets.splits import Row, Split, load_split, to_rows
 
 SAMPLE = 300  # images decoded unless all are asked for
@@ -123,13 +123,10 @@ def _listing(folder: Path) -> set[str]:
 
 
 def _split_file_problems(entry: Entry, folder: Path, again: str) -> list[str]:
-    for source in (source for part in entry.parts for source in part.sources):
-        if entry.split and source.file == entry.split:
-            problem = source.checks.problem(folder / entry.split)
-            if problem:
-                return [
-                    f"{folder / entry.split} is not the published file ({problem}): delete it, and {again}"
-                ]
+    for file in entry.files:
+        problem = checksum_problem(folder / file.file, file.hash) if file.file == entry.split else ""
+        if problem:
+            return [f"{folder / file.file} is not the published file ({problem}): delete it, and {again}"]
     return []
 
 
@@ -230,6 +227,6 @@ def status(entry: Entry, root: Path) -> str:
         return "no"
     needed = Counter({entry.images: 1})
     needed.update([entry.split] if entry.split else [])
-    needed.update(place for part in entry.parts if not part.optional for place in part.gives)
+    needed.update(place for file in entry.files for place in file.places)
     missing = [place for place in needed if not (folder / place).exists()]
     return f"without {', '.join(missing)}" if missing else "yes"
