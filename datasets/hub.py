@@ -7,6 +7,7 @@ files are read with pyarrow instead. See `configs/datasets/hub.yaml` and docs/ow
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import importlib
 import io
 import json
@@ -31,9 +32,10 @@ Files = dict[str, list[str]]  # the parquet files of each of the hub's splits
 
 @DATASET_REGISTRY.register()
 class hub(csv):
-    """Writes the images once to `DATASET.ROOT/hub/<id>`, beside a table of them; from then on it is as `csv`.
+    """Writes the images once to `DATASET.ROOT/hub/<id>`, with a table of them; then reads that, as `csv` does.
 
-    That folder is made beside its place and moved there when it is whole. The hub is not asked again.
+    Other subsets, revisions, columns or local copies get folders of their own. A folder is written under
+    another name and renamed when it is complete. The hub is not asked again.
     """
 
     def find_table(self, cfg: Any) -> str:
@@ -48,10 +50,7 @@ class hub(csv):
                 f"DATASET.OWN.PATH is {self.own.PATH!r}; allowed is the id of a dataset on the hub, such as "
                 "ethz/food101, or the whole path of a folder with a copy of one."
             )
-        words = [os.path.basename(self.repository.rstrip("/")) if local else self.own.PATH]
-        words += [self.own.SUBSET, self.own.REVISION]
-        words += [self.own.LABEL_COLUMN] if self.own.LABEL_COLUMN != "label" else []
-        name = "--".join(re.sub(r"[^\w.-]+", "--", word) for word in words if word)
+        name = self._folder_name(local)
         root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         self.dataset_dir = os.path.join(root, "hub", name)
         table = os.path.join(self.dataset_dir, "photos.csv")
@@ -60,6 +59,16 @@ class hub(csv):
         if not os.path.isfile(table):
             raise FileNotFoundError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it anew.")
         return table
+
+    def _folder_name(self, local: bool) -> str:
+        """The id, or the last part of a path; behind it a hash of all settings that choose the images."""
+        own = self.own
+        path = os.path.realpath(self.repository) if local else own.PATH
+        name = re.sub(r"[^\w.-]+", "--", os.path.basename(path) if local else path)
+        choice = [own.SUBSET, own.REVISION, own.PATH_COLUMN, own.LABEL_COLUMN]
+        if not local and choice == ["", "", "path", "label"]:
+            return name
+        return f"{name}--{hashlib.sha256(json.dumps([path, *choice]).encode()).hexdigest()[:10]}"
 
     def columns(self) -> tuple[str, str, str]:
         return COLUMNS
