@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dassl.data.datasets import Datum
-from datasets.index import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from datasets.index import list_images, progress, rows_of_folders
-from datasets.rows import Rows
-from datasets.splits import Row, Shuffle, Split, split_trainval, to_datums
+from dassl.data.folder_index import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from dassl.data.folder_index import list_images, progress, rows_of_folders
+from dassl.data.packed_rows import Rows
+from dassl.data.splits import Row, Shuffle, Split, split_trainval, to_datums
 
 Parsed = TypeVar("Parsed")
 

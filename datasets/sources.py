@@ -34,7 +34,7 @@ from typing import Any
 import yaml
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.catalog_dataset import CatalogDataset
+from dassl.data.few_shot_dataset import FewShotDataset
 
 SOURCES = Path(__file__).with_name("sources.json")
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
@@ -70,7 +70,7 @@ class Entry:
     folder: str
     images: str
     split: str | None
-    dataset: type[CatalogDataset] | None
+    dataset: type[FewShotDataset] | None
     also: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     licence: str = ""
@@ -90,7 +90,7 @@ class Entry:
     @property
     def drawn(self) -> bool:
         """Whether the project draws it itself."""
-        return self.dataset is not None and self.dataset.make is not CatalogDataset.make
+        return self.dataset is not None and self.dataset.make is not FewShotDataset.make
 
 
 def read_sources(content: dict[str, Any]) -> dict[str, Entry]:
@@ -127,11 +127,11 @@ def known() -> dict[str, Entry]:
     return read_sources(json.loads(SOURCES.read_text(encoding="utf-8")))
 
 
-def registered() -> dict[str, type[CatalogDataset]]:
+def registered() -> dict[str, type[FewShotDataset]]:
     """The registered datasets that have a fixed folder under the root, by name."""
     classes = {name: DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()}
     kinds = {name: own for name, own in classes.items() if isinstance(own, type)}
-    return {name: own for name, own in kinds.items() if issubclass(own, CatalogDataset) and own.dataset_dir}
+    return {name: own for name, own in kinds.items() if issubclass(own, FewShotDataset) and own.dataset_dir}
 
 
 def find(name: str) -> Entry:

@@ -15,9 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from dassl.config import get_cfg_default
-from datasets.catalog_dataset import CatalogDataset
+from dassl.data.few_shot_dataset import FewShotDataset
+from dassl.data.splits import Row, Split, load_split, to_rows
 from datasets.sources import Entry, checksum_problem, known
-from datasets.splits import Row, Split, load_split, to_rows
 
 SAMPLE = 300  # images decoded unless all are asked for
 SHOWN = 10  # lines of one kind
@@ -84,7 +84,7 @@ def read_rows(entry: Entry, root: Path) -> Split:
     )
 
 
-def open_dataset(entry: Entry, root: Path) -> CatalogDataset:
+def open_dataset(entry: Entry, root: Path) -> FewShotDataset:
     """The dataset as a run would have it, with all its images and classes. Quiet."""
     assert entry.dataset is not None
     cfg = get_cfg_default()

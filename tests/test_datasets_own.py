@@ -116,7 +116,7 @@ def test_a_read_only_folder_gets_a_line_and_the_same_split(tmp_path, capsys, mon
     def write_json(content, path, replace=True):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("datasets.splits.write_json", write_json)
+    monkeypatch.setattr("dassl.data.splits.write_json", write_json)
     first, second = open_folder(tmp_path), open_folder(tmp_path, "SEED", 5)
     assert paths(first.test, tmp_path) == paths(second.test, tmp_path)
     assert files(tmp_path) == before

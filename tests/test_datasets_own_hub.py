@@ -231,7 +231,7 @@ def test_nothing_half_written_is_taken_for_whole(repository, tmp_path, monkeypat
         return ".png"
 
     with monkeypatch.context() as patched:
-        patched.setattr("datasets.hub._write_image", stop)
+        patched.setattr("dassl.data.own_hub._write_image", stop)
         with pytest.raises(KeyboardInterrupt):
             open_hub(tmp_path / "data")
     assert written == [0, 1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,24 @@ def test_photos_of_textures(job, tmp_path, capsys):
     assert "epoch [1/1]" in base
     assert "* total: 6" in base
     assert "* total: 6" in new
+
+
+def test_own_data_can_be_read_without_the_benchmarks(tmp_path):
+    """As where the project is installed: its folder `datasets` is not, and another `datasets` may be."""
+    program = """
+import sys
+from types import ModuleType, SimpleNamespace as Config
+sys.modules["datasets"] = ModuleType("datasets")  # somebody else's
+from dassl.data import own_hub
+from dassl.data.datasets import DATASET_REGISTRY
+own = Config(PATH="", TEMPLATE="a {}.", CLASS_NAMES={}, CLASS_LIST=[], NOVEL_CLASSES=[], SPLIT=[0.5, 0.2, 0.3])
+data = Config(OWN=own, ROOT=sys.argv[1], NUM_SHOTS=2, SUBSAMPLE_CLASSES="all")
+folder = DATASET_REGISTRY.get("folder")(Config(SEED=1, DATASET=data))
+print(len(folder.train_x), {"csv", "hub"} <= {*DATASET_REGISTRY.registered_names()})
+"""
+    command = [sys.executable, "-c", program, str(draw(tmp_path / "photos"))]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines()[-1:] == ["6 True"], run.stderr
 
 
 def test_a_wrong_setting_is_one_line_and_leaves_nothing(job, tmp_path, capsys):

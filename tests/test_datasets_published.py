@@ -14,8 +14,8 @@ import pytest
 from benchmark_trees import open_dataset
 from helpers import ROOT
 
+from dassl.data import splits
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import catalog_dataset, splits
 
 SHARED = ROOT.parent / "shared"
 pytestmark = pytest.mark.skipif(
@@ -45,7 +45,7 @@ def make_folder(name: str, root: Path) -> Path:
 
 @pytest.fixture
 def no_images(monkeypatch):
-    monkeypatch.setattr(catalog_dataset.splits, "check_images", lambda *args: None)
+    monkeypatch.setattr(splits, "check_images", lambda *args: None)
 
 
 @pytest.mark.parametrize("name", SPLITS)

@@ -1,11 +1,12 @@
 """`DATASET.NAME hub`: an image-classification dataset of the Hugging Face hub, by its id.
 
-The hub's own package is called `datasets`, like this folder, so that both cannot be imported; its parquet
-files are read with pyarrow instead. See `configs/datasets/hub.yaml` and docs/own_data.md.
+Its parquet files are read with pyarrow: the hub's own package is called `datasets`, as the folder of the
+benchmarks is, so that a checkout cannot import it. See `configs/datasets/hub.yaml` and docs/own_data.md.
 """
 
 from __future__ import annotations
 
+import csv
 import fnmatch
 import hashlib
 import importlib
@@ -13,26 +14,24 @@ import io
 import json
 import os
 import re
-from csv import writer as write_table
 from typing import Any
 
 import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from dassl.data.datasets import DATASET_REGISTRY
-from datasets.own import few
-from datasets.own_table import csv
-from datasets.readers import IMAGE_SUFFIXES
+from dassl.data.folder_index import IMAGE_SUFFIXES
+from dassl.data.own_data import few, register_as
+from dassl.data.own_table import OwnTable
 
 PART_OF = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 COLUMNS = ("path", "label", "split")  # of the table that is written here
 Files = dict[str, list[str]]  # the parquet files of each of the hub's splits
 
 
-@DATASET_REGISTRY.register()
-class hub(csv):
-    """Writes the images once to `DATASET.ROOT/hub/<id>`, with a table of them; then reads that, as `csv` does.
+@register_as("hub")
+class OwnHub(OwnTable):
+    """Writes the images once to `DATASET.ROOT/hub/<id>`, with a table, and reads that as `csv` does.
 
     Other subsets, revisions, columns or local copies get folders of their own. A folder is written under
     another name and renamed when it is complete. The hub is not asked again.
@@ -103,7 +102,7 @@ class hub(csv):
         if unlabelled:
             print(f"Left out: {unlabelled} images without a label")
         with open(os.path.join(folder, "photos.csv"), "w", encoding="utf-8", newline="") as file:
-            write_table(file).writerows([COLUMNS, *lines])
+            csv.writer(file).writerows([COLUMNS, *lines])
 
     def _download(self) -> str:
         from huggingface_hub import snapshot_download

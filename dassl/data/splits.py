@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from dassl.data.datasets import Datum
-from datasets.index import listing, progress
-from datasets.rows import Datums, Row, Rows, unpack_names
+from dassl.data.folder_index import listing, progress
+from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
 
 LAZY_FROM = 100_000  # images, from which on a split is no list of Datums but makes them when asked for
 Shuffle = Callable[[list[Any]], None]  # random.shuffle, or that of a random.Random

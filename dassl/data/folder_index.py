@@ -28,7 +28,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from datasets.rows import END, Row, Rows, pack_names, unpack_names
+from dassl.data.packed_rows import END, Row, Rows, pack_names, unpack_names
 
 Item = TypeVar("Item")
 

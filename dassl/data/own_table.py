@@ -1,22 +1,20 @@
-"""`DATASET.NAME csv`: own photos that a table names. See `configs/datasets/csv.yaml` and docs/own_data.md."""
+"""`DATASET.NAME csv`: own photos, listed in a table. See `configs/datasets/csv.yaml` and docs/own_data.md."""
 
 from __future__ import annotations
 
+import csv
 import os
-from csv import Error as TableError
-from csv import reader as read_table
 from typing import Any
 
-from dassl.data.datasets import DATASET_REGISTRY
-from datasets.own import PARTS, OwnDataset, Photo, few, own_path, plain
+from dassl.data.own_data import PARTS, OwnDataset, Photo, few, own_path, plain, register_as
 
 
-@DATASET_REGISTRY.register()
-class csv(OwnDataset):
-    """A table with a line for each photo: its path from the table's folder, its class and perhaps its part.
+@register_as("csv")
+class OwnTable(OwnDataset):
+    """A table with one line per photo: its path relative to the table, its class and, optionally, its part.
 
-    The first line names the columns; others than those asked for may be there. Nothing is written before all
-    lines were found to be in order, and all photos to be there.
+    The first line names the columns; further columns are ignored. All lines and photos are checked before
+    anything is written.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -88,9 +86,9 @@ class csv(OwnDataset):
         """Line numbers and cells, without empty lines."""
         try:
             with open(self.table, encoding="utf-8-sig", newline="") as file:
-                table = read_table(file, strict=True)
+                table = csv.reader(file, strict=True)
                 return [(table.line_num, cells) for cells in table if cells]
-        except (TableError, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{self.table} is not readable as csv ({error}). Save it as UTF-8, separated by commas."
             ) from error

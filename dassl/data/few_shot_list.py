@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from datasets.splits import Row, Split, read_json, write_json
+from dassl.data.splits import Row, Split, read_json, write_json
 
 FIELDS = {"dataset": str, "shots": int, "seed": int, "sha256": str, "train": list, "val": list}
 
