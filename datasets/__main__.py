@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
 from tabulate import tabulate
 
+from dassl.utils.tools import atomic_open
 from datasets.contact_sheet import draw_sheet
 from datasets.prepare import prepare
 from datasets.sources import Entry, WrongArgument, find, known
@@ -181,20 +181,10 @@ def run_show(args: argparse.Namespace) -> int:
             note += f"; here {start + 1} to {start + len(page)}"
         cells = [(name, [image_dir / path for path in images[: args.images]]) for name, images in page]
         path = out if number == 1 else out.with_name(f"{out.stem}-{number}{out.suffix}")
-        save(draw_sheet(cells, entry.name, note, args.columns), path)
+        with atomic_open(str(path), "wb") as file:
+            draw_sheet(cells, entry.name, note, args.columns).save(file, format="PNG", optimize=True)
         print(f"Drawn: {path}")
     return OK
-
-
-def save(sheet: Image.Image, path: Path) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        sheet.save(part, format="PNG", optimize=True)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

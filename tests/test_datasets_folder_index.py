@@ -41,7 +41,8 @@ def listed(monkeypatch) -> list[str]:
     listdir = os.listdir
 
     def record(path):
-        folders.append(Path(path).name)
+        if Path(path).name in ("one", "two", "three"):  # and not where the index itself is written
+            folders.append(Path(path).name)
         return listdir(path)
 
     monkeypatch.setattr(folder_index.os, "listdir", record)
@@ -160,14 +161,14 @@ def test_damaged_or_other_index_is_made_anew(tree, listed, capsys, damage):
 
 
 def test_dataset_that_cannot_be_written_has_its_index_in_the_cache_folder(tree, listed, monkeypatch):
-    write = folder_index._write
+    atomic_open = folder_index.atomic_open
 
-    def guarded(path, parts):
+    def guarded(path, mode):
         if path.startswith(str(tree)):
             raise PermissionError(13, "Permission denied", path)
-        write(path, parts)
+        return atomic_open(path, mode)
 
-    monkeypatch.setattr(folder_index, "_write", guarded)
+    monkeypatch.setattr(folder_index, "atomic_open", guarded)
     look(tree)
     look(tree)
     assert listed == ["one", "two"]
@@ -176,10 +177,10 @@ def test_dataset_that_cannot_be_written_has_its_index_in_the_cache_folder(tree, 
 
 
 def test_index_that_can_be_saved_nowhere_is_told(tree, monkeypatch, capsys):
-    def denied(path, parts):
+    def denied(path, mode):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(folder_index, "_write", denied)
+    monkeypatch.setattr(folder_index, "atomic_open", denied)
     assert look(tree) == [IMAGES, IMAGES]
     assert "is not saved, so that its folders are listed each time: [Errno 13]" in capsys.readouterr().out
 

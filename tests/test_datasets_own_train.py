@@ -110,7 +110,8 @@ from types import ModuleType, SimpleNamespace as Config
 sys.modules["datasets"] = ModuleType("datasets")  # somebody else's
 from dassl.data import own_hub
 from dassl.data.datasets import DATASET_REGISTRY
-own = Config(PATH="", TEMPLATE="a {}.", CLASS_NAMES={}, CLASS_LIST=[], NOVEL_CLASSES=[], SPLIT=[0.5, 0.2, 0.3])
+own = Config(PATH="", TEMPLATE="a {}.", SPLIT=[0.5, 0.2, 0.3], CLASS_NAMES={}, CLASS_LIST=[])
+own.NOVEL_CLASSES = []
 data = Config(OWN=own, ROOT=sys.argv[1], NUM_SHOTS=2, SUBSAMPLE_CLASSES="all")
 folder = DATASET_REGISTRY.get("folder")(Config(SEED=1, DATASET=data))
 print(len(folder.train_x), {"csv", "hub"} <= {*DATASET_REGISTRY.registered_names()})

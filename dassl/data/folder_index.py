@@ -18,9 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
@@ -29,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dassl.data.packed_rows import END, Row, Rows, pack_names, unpack_names
+from dassl.utils.tools import atomic_open
 
 Item = TypeVar("Item")
 
@@ -127,10 +126,7 @@ def opened(dataset_dir: str, rebuild: bool = False) -> Iterator[Index]:
 
 def places(dataset_dir: str) -> list[str]:
     """Where the index of a dataset may lie: in its folder, or in the user's cache folder."""
-    if sys.platform == "win32":
-        cache = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
-    else:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     key = hashlib.sha256(os.path.realpath(dataset_dir).encode("utf-8", "surrogatepass")).hexdigest()[:24]
     return [
         # In a folder of its own, so that writing it does not change the times of one that it lists.
@@ -198,7 +194,8 @@ class Index:
         content = b"".join([len(table).to_bytes(8, "little"), table, *packed])
         for path in places(self.root):
             try:
-                _write(path, [MAGIC, hashlib.sha256(content).digest(), content])
+                with atomic_open(path, "wb") as file:
+                    file.writelines([MAGIC, hashlib.sha256(content).digest(), content])
                 return
             except OSError as error:
                 reason = error
@@ -241,16 +238,3 @@ def _list(folder: str) -> Listing:
         is_image = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         (images if is_image else others).append(name)
     return Listing(pack_names(images), pack_names(others))
-
-
-def _write(path: str, parts: Iterable[bytes]) -> None:
-    """Writes a file whole or not at all."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{path}.{uuid.uuid4().hex}.part"
-    try:
-        with open(part, "xb") as file:
-            file.writelines(parts)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(part)

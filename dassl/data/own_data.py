@@ -173,8 +173,9 @@ class OwnDataset(FewShotDataset):
         """The name of each class in the sentence: the config's, or what the data calls it."""
         mapping = {plain(key): plain(name) for key, name in self.own.CLASS_NAMES.items()}
         listed = [plain(name) for name in self.own.CLASS_LIST]
+        known = set(classes)
         for key in mapping:
-            if key not in classes:
+            if key not in known:
                 raise ValueError(f"DATASET.OWN.CLASS_NAMES names {key!r}; {_no_class(key, classes)}")
         if listed and len(listed) != len(classes):
             raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from dassl.data.datasets import Datum
 from dassl.data.folder_index import listing, progress
 from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
+from dassl.utils.tools import atomic_open
 
 LAZY_FROM = 100_000  # images, from which on a split is no list of Datums but makes them when asked for
 Shuffle = Callable[[list[Any]], None]  # random.shuffle, or that of a random.Random
@@ -75,28 +76,25 @@ def as_rows(content: Any, where: str) -> list[Row]:
 
 
 def write_json(content: Any, path: str, replace: bool = True) -> None:
-    """Writes the file whole or not at all.
+    """Writes a JSON file whole or not at all.
 
     Raises:
-        FileExistsError: the file is there, and is not to be replaced.
+        FileExistsError: the file exists, and `replace` is False.
     """
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    part = f"{path}.{uuid.uuid4().hex}.part"
+    new = path if replace else f"{path}.{uuid.uuid4().hex}.part"
+    with atomic_open(new) as file:
+        json.dump(content, file)
+    if replace:
+        return
     try:
-        with open(part, "x", encoding="utf-8") as file:
-            json.dump(content, file)
-        if not replace:
-            try:
-                os.link(part, path)
-                return
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without hard links
-                pass
-        os.replace(part, path)
+        os.link(new, path)  # unlike a rename, it fails where another process was faster
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.replace(new, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(new)
 
 
 # Checking ---------------------------------------------------------------------------------------------------
@@ -254,8 +252,8 @@ def select_labels(labels: Collection[int], subsample: str, novel: Collection[int
     labels = sorted(labels)
     if subsample == "all":
         return labels
-    new = [label for label in labels if label in novel] if novel else labels[(len(labels) + 1) // 2 :]
-    selected = new if subsample == "new" else [label for label in labels if label not in new]
+    new = set(labels) & set(novel) if novel else set(labels[(len(labels) + 1) // 2 :])
+    selected = [label for label in labels if (label in new) == (subsample == "new")]
     if not selected:
         raise ValueError(
             f"DATASET.SUBSAMPLE_CLASSES {subsample!r} leaves none of {len(labels)} classes; use 'all'."
