@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from PIL import Image
 from train import command_line
 
 CONFIG = ROOT / "configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"
-PHOTOS = ROOT.parent / "shared/photos/dtd/images"
 
 
 @pytest.fixture
@@ -88,13 +86,18 @@ def test_a_table_of_photos(job, tmp_path, capsys):
     assert {name for _, _, name in saved["test"]} == {"brown bear", "kitten", "zebra"}
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the photos of textures in ../shared/photos")
-def test_photos_of_textures(job, tmp_path, capsys):
-    root = tmp_path / "textures"
-    for folder in sorted(PHOTOS.iterdir()):
-        (root / folder.name).mkdir(parents=True)
-        for photo in sorted(folder.glob("*.jpg"))[:8]:
-            shutil.copy(photo, root / folder.name)
+def test_photos_of_many_kinds(job, tmp_path, capsys):
+    """Photos as people have them: of other sizes, in grey, for print (CMYK), turned, or with a palette."""
+    root = tmp_path / "photos"
+    for label, name in enumerate(["banded", "blotchy", "braided", "bubbly", "bumpy", "chequered"]):
+        (root / name).mkdir(parents=True)
+        for index, mode in enumerate(["RGB", "L", "CMYK", "RGB", "P", "RGBA", "1", "RGB"]):
+            shape = (40 + 30 * label, 64 + 50 * index, 3)
+            pixels = np.random.RandomState(8 * label + index).randint(0, 256, shape, dtype=np.uint8)
+            exif = Image.Exif()
+            exif[0x0112] = 1 + index  # the camera was held otherwise
+            suffix = "jpg" if mode in ("RGB", "L", "CMYK") else "png"
+            Image.fromarray(pixels).convert(mode).save(root / name / f"{index}.{suffix}", exif=exif)
     base, new = train_and_test(job, capsys, "folder", root, "DATASET.OWN.TEMPLATE", "{} texture.")
     assert "48 photos of 6 classes" in base
     assert "epoch [1/1]" in base
