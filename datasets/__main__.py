@@ -19,7 +19,7 @@ OK, DEVIATES, WRONG, STOPPED = 0, 1, 2, 130  # exit codes
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns 0, 1 where something is missing or differs, 2 for a wrong argument."""
-    args = parser().parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     args.root = Path(args.root).expanduser()
     try:
         return args.run(args)
@@ -31,11 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         return STOPPED
 
 
-def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="python -m datasets", description="Fetches and checks the benchmarks."
     )
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     each.add_argument(
         "--columns", type=positive, default=0, help="classes in a row; by default as many as look well"
     )
-    return whole
+    return parser
 
 
 def positive(text: str) -> int:
@@ -134,7 +134,7 @@ def run_prepare(args: argparse.Namespace) -> int:
         elif report(entry, args.root):
             failed.append(entry.name)
     if failed:
-        print(f"Not whole: {', '.join(failed)}. What to do stands above.")
+        print(f"Incomplete: {', '.join(failed)}. See above for what to do.")
     return DEVIATES if failed else OK
 
 

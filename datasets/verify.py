@@ -1,4 +1,4 @@
-"""Is a dataset whole? Its folder, split file, each listed image, and the published numbers."""
+"""Checks the folder, split file, images and numbers of a dataset against the published ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def verify(entry: Entry, root: Path, decode_all: bool = False) -> tuple[str, lis
     """Checks a dataset. Changes nothing, but for a benchmark without a published split, which makes its own.
 
     Returns:
-        What was found, and a line for each deviation, with the way out; none if all is as published.
+        A summary, and one line per deviation that says what to do.
     """
     folder, image_dir = root / entry.folder, root / entry.folder / entry.images
     again = f"run: python -m datasets prepare {entry.name} --root {root}"
@@ -61,7 +61,7 @@ def verify(entry: Entry, root: Path, decode_all: bool = False) -> tuple[str, lis
 
 
 def read_rows(entry: Entry, root: Path) -> Split:
-    """What a dataset lists: its split file, or where none is published what its class reads.
+    """The rows of a dataset: of its split file or, if none is published, as its class reads them.
 
     Raises:
         FileNotFoundError: the split file or the folder is not there.
@@ -85,7 +85,7 @@ def read_rows(entry: Entry, root: Path) -> Split:
 
 
 def open_dataset(entry: Entry, root: Path) -> FewShotDataset:
-    """The dataset as a run would have it, with all its images and classes. Quiet."""
+    """Opens a dataset with all its images and classes, without output."""
     assert entry.dataset is not None
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATASET.ROOT = entry.name, str(root)

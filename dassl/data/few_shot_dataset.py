@@ -1,4 +1,4 @@
-"""From a folder of images to a dataset: read the split, draw the shots, keep the base or the new classes."""
+"""The base class of datasets: reads the split, draws the shots, selects base or new classes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class FewShotDataset(DatasetBase):
     """A dataset in a folder under `DATASET.ROOT`. Subclasses say what is in it, see `datasets/catalog.py`.
 
     Reads `DATASET.ROOT`, `DATASET.NUM_SHOTS` (-1: all training images), `DATASET.SUBSAMPLE_CLASSES` (all,
-    base or new), `SEED`, and `DATASET.FEW_SHOT_LIST`, the `few_shot.json` of a run whose sample is to be
-    used, whatever the shots and the seed are. Otherwise, which shots are drawn depends on the split,
-    `NUM_SHOTS` and `SEED` alone. With `DATASET.REBUILD_INDEX` the folders of images are listed anew: see
-    `folder_index.py`. The static methods are those by which datasets written for CoOp call each other.
+    base or new), `SEED`, and `DATASET.FEW_SHOT_LIST`, the `few_shot.json` of a run whose images are used
+    whatever the shots and the seed are. Without it, the shots depend only on the split, `NUM_SHOTS` and
+    `SEED`. `DATASET.REBUILD_INDEX` lists all folders again: see `folder_index.py`. The static methods are
+    API: datasets written for CoOp call each other by them.
 
     Raises:
         FileNotFoundError: no such folder, or a split file that lists images that are not there.
@@ -31,12 +31,12 @@ class FewShotDataset(DatasetBase):
 
     test_only = False  # nothing to train on: no shots are drawn, and `train_x` is empty
 
-    # Relative here; on an instance `dataset_dir` and `image_dir` are whole paths.
+    # Relative here; absolute on an instance.
     dataset_dir = ""
     image_dir = ""
     split_file = ""
     template = "a photo of a {}."
-    novel_labels: Collection[int] = ()  # which labels are `new`; without any, the second half
+    novel_labels: Collection[int] = ()  # the `new` labels; if empty, the second half
 
     def __init__(self, cfg: Any) -> None:
         name, shots, subsample = type(self).__name__, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
@@ -52,7 +52,7 @@ class FewShotDataset(DatasetBase):
         self.split_path = os.path.join(self.dataset_dir, self.split_file)
         self.split_fewshot_dir = os.path.join(self.dataset_dir, "split_fewshot")
         if not os.path.isdir(self.dataset_dir):
-            self._make_whole()
+            self._create()
         for folder in (self.dataset_dir, self.image_dir):
             if not os.path.isdir(folder):
                 raise FileNotFoundError(
@@ -89,10 +89,10 @@ class FewShotDataset(DatasetBase):
         return Sample(name, shots, seed, *splits.few_shot(split.train, split.val, shots, seed, cache))
 
     def make(self, folder: str) -> None:
-        """Makes the dataset as `folder`, which is not there yet. Only what is drawn here can; others pass."""
+        """Creates the dataset as `folder`, if the project can draw it; by default it does nothing."""
 
     def beside_images(self) -> str:
-        """What the folder holds beside its images, for the error where it is not there."""
+        """What the folder holds besides images, for error messages."""
         return f"the split file {self.split_path}"
 
     def make_split(self, shuffle: Shuffle) -> Split:
@@ -114,14 +114,14 @@ class FewShotDataset(DatasetBase):
         try:
             splits.write_json(split._asdict(), self.split_path, replace=False)
             print(f"Saved split to {self.split_path}")
-        except FileExistsError:  # a run beside this one was faster: its split holds for both
+        except FileExistsError:  # another process was faster: both use its split
             split = splits.load_split(self.split_path)
         except OSError as error:
-            print(f"Split not saved, so that a run with another seed will split otherwise: {error}")
+            print(f"Split not saved, so a run with another seed will have another split: {error}")
         return split
 
-    def _make_whole(self) -> None:
-        # Made beside its place and then moved there, so that half a dataset is never taken for whole.
+    def _create(self) -> None:
+        # Under another name until it is complete, so that a part of it is never used.
         part = f"{self.dataset_dir}.{uuid.uuid4().hex}.part"
         try:
             self.make(part)

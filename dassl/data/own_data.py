@@ -24,7 +24,7 @@ from dassl.data.splits import Row, Shuffle, Split
 Kind = TypeVar("Kind")
 
 PARTS = Split._fields  # train, val, test
-FEWSHOT_FOLDER = "split_fewshot"  # where `FewShotDataset` keeps its shots: beside the data, and no class
+FEWSHOT_FOLDER = "split_fewshot"  # the cache of `FewShotDataset`, which is no class
 
 
 def register_as(name: str) -> Callable[[type[Kind]], type[Kind]]:
@@ -53,12 +53,12 @@ class Photo(NamedTuple):
 
 
 class OwnDataset(FewShotDataset):
-    """What `folder`, `csv` and `hub` share: from a list of photos to a split that stays the same.
+    """Base class of `folder`, `csv` and `hub`: turns a list of photos into a split that stays the same.
 
-    A split that the data itself gives is taken as it is. Otherwise each class is split by the shares
-    `DATASET.OWN.SPLIT`, in an order that depends on the names in it alone (not on the run's seed, the file
-    system or other classes), and saved in the published form beside the data. A saved split holds: photos
-    that come later are told and left out. Labels are numbered in the order of the sorted classes.
+    If the data defines a split, it is used. Otherwise each class is split by the shares `DATASET.OWN.SPLIT`,
+    in an order that depends only on the file names in the class (not on the seed, the file system or other
+    classes). That split is saved beside the data and used from then on: photos that are added later are
+    skipped, with a message. Labels follow the sorted class names.
 
     Raises:
         FileNotFoundError: no data there, or photos that the saved split lists are gone.
@@ -79,9 +79,9 @@ class OwnDataset(FewShotDataset):
     def find_split(self, shuffle: Shuffle) -> Split:
         """The split of the data, or the saved one, or a new one; without `shuffle`, which the run seeds."""
         photos = sorted(self.photos(), key=lambda photo: (plain(photo.path), photo.path))
-        given = [photo for photo in photos if photo.part]
-        if given:
-            parts = {part: [photo for photo in given if photo.part == part] for part in PARTS}
+        assigned = [photo for photo in photos if photo.part]
+        if assigned:
+            parts = {part: [photo for photo in assigned if photo.part == part] for part in PARTS}
             return self._labelled(parts, self.dataset_dir)
         if os.path.exists(self.split_path):
             return self._saved_split(photos)
@@ -90,10 +90,10 @@ class OwnDataset(FewShotDataset):
         try:
             splits.write_json(content, self.split_path, replace=False)
             print(f"Saved split to {self.split_path}")
-        except FileExistsError:  # a run beside this one was faster: its split holds for both
+        except FileExistsError:  # another process was faster: both use its split
             return self._saved_split(photos)
         except OSError as error:
-            print(f"Split not saved (it is made anew each time, the same from the same photos): {error}")
+            print(f"Split not saved (it is computed at each start, the same for the same photos): {error}")
         return split
 
     def _saved_split(self, photos: list[Photo]) -> Split:
@@ -119,7 +119,7 @@ class OwnDataset(FewShotDataset):
                 f"Not used: {len(added)} photos that came after the split was saved, the first: {added[0]}. "
                 f"{anew}"
             )
-        # Which photo is in which part is the file's to say; how a class is called, the data's and config's.
+        # The file decides the part of each photo; the data and configuration decide the names of classes.
         parts = {part: [now[path] for path, _, _ in rows] for part, rows in zip(PARTS, saved, strict=True)}
         return self._labelled(parts, self.split_path)
 
@@ -193,7 +193,7 @@ class OwnDataset(FewShotDataset):
         return names
 
     def _novel_labels(self, classes: Sequence[str], names: Sequence[str]) -> list[int]:
-        """The labels of NOVEL_CLASSES, each given as the data or as the config calls it."""
+        """The labels of NOVEL_CLASSES, which may have the names of the data or of the configuration."""
         labels = {
             **{name: k for k, name in enumerate(names)},
             **{label: k for k, label in enumerate(classes)},
@@ -218,16 +218,16 @@ class OwnDataset(FewShotDataset):
                 "and test, with train and test above 0, such as [0.5, 0.2, 0.3]."
             )
         if self.own.CLASS_LIST and self.own.CLASS_NAMES:
-            raise ValueError("DATASET.OWN.CLASS_NAMES and CLASS_LIST are both given; take one of them.")
+            raise ValueError("DATASET.OWN.CLASS_NAMES and CLASS_LIST are both set; set one of them.")
 
 
 def plain(name: object) -> str:
-    """A name as typed or as a folder has it: file systems differ in how they compose an ü."""
+    """A name in Unicode's composed form: file systems differ in how they store an ü."""
     return unicodedata.normalize("NFC", str(name))
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, for a message."""
+    """The first eight names, for a message."""
     more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
 
@@ -239,7 +239,7 @@ def _no_class(name: str, known: Sequence[str]) -> str:
 
 
 def own_path(cfg: Any) -> str:
-    """`DATASET.OWN.PATH`, whole; a relative one starts from DATASET.ROOT."""
+    """`DATASET.OWN.PATH` as an absolute path; a relative one starts from DATASET.ROOT."""
     root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
     return os.path.normpath(os.path.join(root, os.path.expanduser(cfg.DATASET.OWN.PATH)))
 
@@ -305,7 +305,7 @@ class OwnFolder(OwnDataset):
         others = [name for name in folders if name not in parts and holds.get(name) != (False, False)]
         if not others and {"train", "test"} <= set(parts):
             return True
-        problem = f"beside {few(others)}" if others else "but not both train and test"
+        problem = f"and {few(others)}" if others else "but not both train and test"
         raise ValueError(
             f"{place} holds {' and '.join(parts)} with folders in it, {problem}. Allowed are folders of "
             "classes, or only train, test and, if you like, val with folders of classes in them."
@@ -338,7 +338,7 @@ def _holds(place: str) -> tuple[bool, bool]:
 
 
 class Skipped:
-    """Counts what is not used, for one line."""
+    """Counts files and folders that are not used, for one line of output."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = defaultdict(list)

@@ -54,13 +54,13 @@ class OwnHub(OwnTable):
         self.dataset_dir = os.path.join(root, "hub", name)
         table = os.path.join(self.dataset_dir, "photos.csv")
         if not os.path.isdir(self.dataset_dir):
-            self._make_whole()
+            self._create()
         if not os.path.isfile(table):
-            raise FileNotFoundError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it anew.")
+            raise FileNotFoundError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it again.")
         return table
 
     def _folder_name(self, local: bool) -> str:
-        """The id, or the last part of a path; behind it a hash of all settings that choose the images."""
+        """The id, or the last part of a path, followed by a hash of all settings that choose the images."""
         own = self.own
         path = os.path.realpath(self.repository) if local else own.PATH
         name = re.sub(r"[^\w.-]+", "--", os.path.basename(path) if local else path)
@@ -149,7 +149,7 @@ def _parquet() -> Any:
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
-    """What a list of a card holds; of a card that is written otherwise, nothing."""
+    """The mappings in a list of a card; empty if the card has another structure."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 

@@ -61,7 +61,9 @@ class OwnTable(OwnDataset):
             seen[path] = number, label
             photos.append((where, Photo(path, label, part)))
         if not photos:
-            raise ValueError(f"{self.table} lists no photos. Expected is a line for each behind the first.")
+            raise ValueError(
+                f"{self.table} lists no photos. Expected is one line per photo after the first line."
+            )
         self._check_parts(photos)
         self._check_files(photos)
         found = [photo for _, photo in photos]
@@ -69,10 +71,10 @@ class OwnTable(OwnDataset):
         return found
 
     def _places(self, header: list[str]) -> list[int | None]:
-        """Where in a line path, label and split stand; the split perhaps nowhere."""
+        """The positions of the columns path, label and split; None if there is no split."""
         keys = ("PATH_COLUMN", "LABEL_COLUMN", "SPLIT_COLUMN")
         for key, column in zip(keys, self.columns(), strict=True):
-            # without a split's column there is no split, unless the config asks for one by another name
+            # the column of the split may be missing, unless the configuration renames it
             optional = key == "SPLIT_COLUMN" and column in ("", "split")
             if header.count(column) > 1 or (column not in header and not optional):
                 count = "more than one" if column in header else "no"
@@ -105,11 +107,11 @@ class OwnTable(OwnDataset):
         return inside
 
     def _check_parts(self, photos: list[tuple[str, Photo]]) -> None:
-        """Either no photo says its part, or each: a misspelt one would else be split as we like."""
+        """Checks that either no photo or each one has a part: a typo would otherwise be split at random."""
         column = self.columns()[2]
-        given = any(photo.part for _, photo in photos)
+        assigned = any(photo.part for _, photo in photos)
         for where, photo in photos:
-            if given and photo.part not in PARTS:
+            if assigned and photo.part not in PARTS:
                 raise ValueError(
                     f"{where}: {column} is {photo.part!r}; allowed are {', '.join(PARTS)}, or all empty."
                 )
