@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from yacs.config import CfgNode
 
+from dassl.config import key_or_default
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
 from dassl.data.samplers import DistributedEvalSampler, SharedBatches, build_sampler
@@ -51,10 +52,14 @@ class DataManager:
         dataset_wrapper: Callable[..., Dataset] | None = None,
     ) -> None:
         nodes = cfg.DATALOADER
-        node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
+        node_u = getattr(nodes, "TRAIN_U", None)  # a foreign configuration may lack it
+        if node_u is None or node_u.SAME_AS_X:
+            node_u = nodes.TRAIN_X
         # Looked up before anything is read.
-        names = [node.LOADER for node in (nodes.TRAIN_X, node_u, nodes.TEST)]
-        builders = {name: LOADER_REGISTRY.get(name) for name in names}
+        build_x, build_u, build_test = (
+            LOADER_REGISTRY.get(key_or_default(node, "DATALOADER.TEST.LOADER"))
+            for node in (nodes.TRAIN_X, node_u, nodes.TEST)
+        )
 
         self.dataset = build_dataset(cfg)
         if custom_tfm_train is None:
@@ -68,11 +73,11 @@ class DataManager:
             print("* Using custom transform for testing")
             tfm_test = custom_tfm_test
 
-        def loader(split: Sequence[Datum] | None, node: CfgNode, is_train: bool) -> Any:
+        def loader(build: Any, split: Sequence[Datum] | None, node: CfgNode, is_train: bool) -> Any:
             if not split:
                 return None
             domains = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
-            return builders[node.LOADER](
+            return build(
                 cfg,
                 sampler_type=node.SAMPLER,
                 data_source=split,
@@ -83,10 +88,10 @@ class DataManager:
                 **domains,
             )
 
-        self.train_loader_x = loader(self.dataset.train_x, nodes.TRAIN_X, is_train=True)
-        self.train_loader_u = loader(self.dataset.train_u, node_u, is_train=True)
-        self.val_loader = loader(self.dataset.val, nodes.TEST, is_train=False)
-        self.test_loader = loader(self.dataset.test, nodes.TEST, is_train=False)
+        self.train_loader_x = loader(build_x, self.dataset.train_x, nodes.TRAIN_X, is_train=True)
+        self.train_loader_u = loader(build_u, self.dataset.train_u, node_u, is_train=True)
+        self.val_loader = loader(build_test, self.dataset.val, nodes.TEST, is_train=False)
+        self.test_loader = loader(build_test, self.dataset.test, nodes.TEST, is_train=False)
 
         self._num_classes = self.dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
@@ -242,7 +247,7 @@ class DatasetWrapper(Dataset):
         budget, disk = (_budget(cfg, key) for key in ("CACHE_GB", "TEST_CACHE_GB"))
         if is_train and budget:
             self.cache = ImageCache(budget * GB, len(data_source), _read)
-        folder, settings = getattr(cfg.DATALOADER, "TEST_CACHE", ""), crop_settings(transform)
+        folder, settings = key_or_default(cfg.DATALOADER, "DATALOADER.TEST_CACHE"), crop_settings(transform)
         if folder and disk and settings is not None and not (is_train or self.return_img0):
             self.test_cache = CropCache(folder, disk * GB, cfg.DATASET.NAME, cfg.DATASET.ROOT, settings)
 
@@ -285,8 +290,8 @@ class DatasetWrapper(Dataset):
 
 
 def _budget(cfg: CfgNode, key: str) -> float:
-    """How much a cache may take, in 2**30 bytes; a configuration from elsewhere has no such key."""
-    budget = getattr(cfg.DATALOADER, key, 0)
+    """How much a cache may take, in 2**30 bytes."""
+    budget = key_or_default(cfg.DATALOADER, f"DATALOADER.{key}") or 0  # None: no cache
     if not budget >= 0:
         raise ValueError(f"DATALOADER.{key} is {budget}; allowed is 0 (no cache) or more.")
     return budget
