@@ -13,10 +13,10 @@ from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl.config import key_or_default
+from dassl.data.crop_cache import CropCache, crop_settings
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
 from dassl.data.samplers import DistributedEvalSampler, SharedBatches, build_sampler
-from dassl.data.test_cache import CropCache, crop_settings
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import Registry, read_image
 from dassl.utils.distributed import this_process
@@ -182,14 +182,12 @@ class _Loader(DataLoader):
     """A DataLoader that does not warn about more workers than cores.
 
     Their number decides with which random numbers an image is augmented: no machine may change it.
-    Before they are started, the images are decoded that the dataset's cache can hold for them, and the index
-    of crops on the disk is read.
+    Before they are started, the dataset's caches are filled, which they share.
     """
 
     def __iter__(self) -> Any:
-        test_cache = getattr(self.dataset, "test_cache", None)
-        if isinstance(test_cache, CropCache):
-            test_cache.refresh()
+        if isinstance(self.dataset, DatasetWrapper):
+            self.dataset.fill_crop_cache(max(self.num_workers, 1))
         cache = getattr(self.dataset, "cache", None)
         if self.num_workers > 0 and isinstance(cache, ImageCache) and ImageCache.is_shared(self):
             data_source = getattr(self.dataset, "data_source", ())
@@ -207,7 +205,7 @@ class DatasetWrapper(Dataset):
     `img` is a list of `DATALOADER.K_TRANSFORMS` images if that is above 1. Further transforms add `img2`, ...
     and `DATALOADER.RETURN_IMG0` adds `img0`, the image resized but not augmented.
 
-    Training images are decoded once and kept, up to `DATALOADER.CACHE_GB` (see `ImageCache`). Others are
+    Training images are decoded once and cached, up to `DATALOADER.CACHE_GB` (see `ImageCache`). Others are
     decoded once for all runs where `DATALOADER.TEST_CACHE` names a folder and the transform is the one that
     `build_transform` makes for testing (see `CropCache`).
 
@@ -225,7 +223,7 @@ class DatasetWrapper(Dataset):
 
     # Also where a subclass does not call this __init__.
     cache: ImageCache | None = None
-    test_cache: CropCache | None = None
+    crop_cache: CropCache | None = None
 
     def __init__(
         self,
@@ -249,7 +247,7 @@ class DatasetWrapper(Dataset):
             self.cache = ImageCache(budget * GB, len(data_source), _read)
         folder, settings = key_or_default(cfg.DATALOADER, "DATALOADER.TEST_CACHE"), crop_settings(transform)
         if folder and disk and settings is not None and not (is_train or self.return_img0):
-            self.test_cache = CropCache(folder, disk * GB, cfg.DATASET.NAME, cfg.DATASET.ROOT, settings)
+            self.crop_cache = CropCache(folder, disk * GB, cfg.DATASET.NAME, settings)
 
         resize = T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg))
         to_tensor: list[Transform] = [resize, T.ToTensor()]
@@ -263,8 +261,10 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        if self.test_cache is not None and crop_settings(self.transform) == self.test_cache.settings:
-            output["img"] = self._read_crop(item.impath, self.test_cache)
+        crop = self.crop_cache.read(idx, item.impath) if self.crop_cache is not None else None
+        if crop is not None and self._takes_crops():
+            transform: Any = self.transform
+            output["img"] = transform(crop, done=2)
             return output
         img0 = _read(item.impath) if self.cache is None else self.cache.read(item.impath)
         if self.transform is None:
@@ -278,11 +278,17 @@ class DatasetWrapper(Dataset):
             output["img0"] = self.to_tensor(img0)
         return output
 
-    def _read_crop(self, path: str, cache: CropCache) -> Any:
-        transform: Any = self.transform
-        resize, center_crop = transform.transforms[:2]
-        crop = cache.read(path, lambda: center_crop(resize(_read(path))))
-        return transform(crop, done=2)
+    def fill_crop_cache(self, threads: int) -> None:
+        """Opens the file of crops, where the configuration has one; makes it where it is not there yet."""
+        if self.crop_cache is not None and self._takes_crops():
+            transform: Any = self.transform
+            resize, center_crop = transform.transforms[:2]
+            paths = [item.impath for item in self.data_source]
+            self.crop_cache.fill(paths, lambda path: center_crop(resize(_read(path))), threads)
+
+    def _takes_crops(self) -> bool:
+        # Asked each time, as a transform may be changed.
+        return self.crop_cache is not None and crop_settings(self.transform) == self.crop_cache.settings
 
     def _transform_image(self, transform: Any, img0: Image.Image) -> Any:
         images = [transform(img0) for _ in range(self.k_tfm)]
