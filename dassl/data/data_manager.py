@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+import torch.multiprocessing
 from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
@@ -189,9 +189,11 @@ class _Loader(DataLoader):
         if isinstance(self.dataset, DatasetWrapper):
             self.dataset.fill_crop_cache(max(self.num_workers, 1))
         cache = getattr(self.dataset, "cache", None)
-        if self.num_workers > 0 and isinstance(cache, ImageCache) and ImageCache.is_shared(self):
+        if self.num_workers > 0 and isinstance(cache, ImageCache):
             data_source = getattr(self.dataset, "data_source", ())
             cache.fill((item.impath for item in data_source), self.num_workers)
+            if (self.multiprocessing_context or torch.multiprocessing).get_start_method() != "fork":
+                cache.share()
         return super().__iter__()
 
     def check_worker_number_rationality(self) -> None:
