@@ -62,20 +62,22 @@ def load_plugin(name: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such module or file.
-        ValueError: the file is called like a module that is in use.
+        ValueError: the file has the name of another module.
     """
     path = Path(name)
     if path.suffix == ".py":
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None or not path.is_file():
+        if not path.is_file():
             raise FileNotFoundError(f"--plugin {name}: there is no such file.")
-        if path.stem in sys.modules:
+        # Workers that are spawned import it by its name, from the same sys.path.
+        sys.path.append(str(path.resolve().parent))
+        importlib.invalidate_caches()
+        known = path.stem in sys.modules or "." in path.stem
+        spec = None if known else importlib.util.find_spec(path.stem)
+        if spec is None or not spec.origin or not path.samefile(spec.origin):
             raise ValueError(
-                f"--plugin {name}: a module {path.stem} is loaded already; give the file another name."
+                f"--plugin {name}: {path.stem} stands for another module; give the file another name."
             )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        importlib.import_module(path.stem)
         return
     try:
         found = importlib.util.find_spec(name)

@@ -128,7 +128,7 @@ def test_budget_is_kept(items):
         assert cache.used == sum(sizes[:4])
 
 
-def test_nothing_is_kept_where_few_images_would_fit(items):
+def test_nothing_is_cached_where_few_images_would_fit(items):
     size = bytes_of(items, 1)
     for count, kept in ((8, 1), (9, 0)):
         cache = ImageCache(2 * size, count, read_image)
@@ -142,7 +142,7 @@ def test_filling_looks_at_no_more_paths_than_fit(items):
     assert len(list(paths)) >= 8000 - 4
 
 
-def test_only_training_images_are_kept(cfg, items):
+def test_only_training_images_are_cached(cfg, items):
     assert DatasetWrapper(cfg, items, is_train=False).cache is None
     assert DatasetWrapper(cfg, items, is_train=True).cache is not None
     cfg.DATALOADER.CACHE_GB = 0.0
@@ -158,24 +158,14 @@ def test_negative_budget_is_refused(cfg, items, value):
         DatasetWrapper(cfg, items, is_train=True)
 
 
-def test_process_that_is_not_forked_gets_an_empty_cache(cfg, items):
-    """Otherwise each would be sent all images; it decodes them, and the pixels are the same."""
+def test_a_copy_has_an_empty_cache(cfg, items):
+    """Otherwise a pickle would hold all images; the copy decodes them, and the pixels are the same."""
     wrapper = DatasetWrapper(cfg, items, transform=T.ToTensor(), is_train=True)
     first = [wrapper[index]["img"] for index in range(len(items))]
     assert len(wrapper.cache) == len(items)
     there = pickle.loads(pickle.dumps(wrapper))
     assert all(torch.equal(there[index]["img"], image) for index, image in enumerate(first))
     assert len(there.cache) == 0
-
-
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked_are_not_decoded_for(cfg, items, method):
-    if method not in torch.multiprocessing.get_all_start_methods():
-        pytest.skip(f"no {method} here")
-    keeping = loader(cfg, items, 1, workers=1)
-    assert ImageCache.is_shared(keeping) == (torch.multiprocessing.get_start_method() == "fork")
-    keeping.multiprocessing_context = method
-    assert not ImageCache.is_shared(keeping)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from dassl.utils import (
     Logger,
     MetricMeter,
     Registry,
+    atomic_open,
     check_availability,
     check_isfile,
     collect_env_info,
@@ -337,14 +336,34 @@ def test_extra_state_of_a_module_is_left_alone(tmp_path: Path) -> None:
     assert model.seen == 3
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for name in (f".a.{ended.pid}.tmp", f".a.{os.getppid()}.tmp", f".b.{ended.pid}.tmp", ".a.x.tmp"):
-        (tmp_path / name).write_text("half")
-    write_json([1], str(tmp_path / "a"))
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"a", f".a.{os.getppid()}.tmp", f".b.{ended.pid}.tmp", ".a.x.tmp"}
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a"
+    with atomic_open(path) as first, atomic_open(path, "wb") as second:
+        unfinished = {entry.name for entry in path.parent.iterdir()}
+        first.write("first")
+        second.write(b"second")
+    assert path.read_text() == "first"  # closed last
+    assert len(unfinished) == 2
+    assert [entry.name for entry in path.parent.iterdir()] == ["a"]
+
+    foreign = path.parent / ".a.0123.tmp"  # may be of another machine that shares the disk
+    foreign.write_text("half")
+    write_json([1], str(path))
+    assert foreign.read_text() == "half"
+
+
+def test_what_fails_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+
+    def write() -> None:
+        with atomic_open(tmp_path / "a") as file:
+            file.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "before"
 
 
 def test_an_unknown_name_says_whose_it_is() -> None:

@@ -170,13 +170,13 @@ def test_a_clip_of_the_same_widths_but_other_patches_is_noticed(trainer, save, s
         trainer().load_model(save(state_dict), epoch=5)
 
 
-def test_a_file_that_calls_a_function_is_refused_by_its_name(trainer, save, state_dict, tmp_path):
+def test_a_file_that_calls_a_function_is_not_loaded(trainer, save, state_dict, tmp_path):
     class Harm:
         def __reduce__(self):
             return (print, ("executed",))
 
     state_dict["prompt_learner.ctx"] = Harm()
-    with pytest.raises(ValueError, match="print"):
+    with pytest.raises(ValueError, match=r"prompt_learner\.ctx is no tensor"):
         trainer().load_model(save(state_dict), epoch=5)
 
 

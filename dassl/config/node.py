@@ -98,7 +98,9 @@ def _coerce(given: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
     value = _decode(given)
     if isinstance(known, str) and isinstance(given, str) and value is not None and not isinstance(value, str):
         value = given  # a name may look like a number
-    if known is None or (value is None and not isinstance(known, (bool, int, float, tuple, list))):
+    if value is None:  # "not set", in place of any type, as in yacs
+        return None
+    if known is None:
         return _checked_type(value, path, source)
     if type(value) is type(known):
         return value

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+import torch.multiprocessing
 from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from yacs.config import CfgNode
 
+from dassl.config import key_or_default
+from dassl.data.crop_cache import CropCache, crop_settings
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
 from dassl.data.samplers import DistributedEvalSampler, SharedBatches, build_sampler
-from dassl.data.test_cache import CropCache, crop_settings
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import Registry, read_image
 from dassl.utils.distributed import this_process
@@ -51,10 +52,14 @@ class DataManager:
         dataset_wrapper: Callable[..., Dataset] | None = None,
     ) -> None:
         nodes = cfg.DATALOADER
-        node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
+        node_u = getattr(nodes, "TRAIN_U", None)  # a foreign configuration may lack it
+        if node_u is None or node_u.SAME_AS_X:
+            node_u = nodes.TRAIN_X
         # Looked up before anything is read.
-        names = [node.LOADER for node in (nodes.TRAIN_X, node_u, nodes.TEST)]
-        builders = {name: LOADER_REGISTRY.get(name) for name in names}
+        build_x, build_u, build_test = (
+            LOADER_REGISTRY.get(key_or_default(node, "DATALOADER.TEST.LOADER"))
+            for node in (nodes.TRAIN_X, node_u, nodes.TEST)
+        )
 
         self.dataset = build_dataset(cfg)
         if custom_tfm_train is None:
@@ -68,11 +73,11 @@ class DataManager:
             print("* Using custom transform for testing")
             tfm_test = custom_tfm_test
 
-        def loader(split: Sequence[Datum] | None, node: CfgNode, is_train: bool) -> Any:
+        def loader(build: Any, split: Sequence[Datum] | None, node: CfgNode, is_train: bool) -> Any:
             if not split:
                 return None
             domains = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
-            return builders[node.LOADER](
+            return build(
                 cfg,
                 sampler_type=node.SAMPLER,
                 data_source=split,
@@ -83,10 +88,10 @@ class DataManager:
                 **domains,
             )
 
-        self.train_loader_x = loader(self.dataset.train_x, nodes.TRAIN_X, is_train=True)
-        self.train_loader_u = loader(self.dataset.train_u, node_u, is_train=True)
-        self.val_loader = loader(self.dataset.val, nodes.TEST, is_train=False)
-        self.test_loader = loader(self.dataset.test, nodes.TEST, is_train=False)
+        self.train_loader_x = loader(build_x, self.dataset.train_x, nodes.TRAIN_X, is_train=True)
+        self.train_loader_u = loader(build_u, self.dataset.train_u, node_u, is_train=True)
+        self.val_loader = loader(build_test, self.dataset.val, nodes.TEST, is_train=False)
+        self.test_loader = loader(build_test, self.dataset.test, nodes.TEST, is_train=False)
 
         self._num_classes = self.dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
@@ -177,18 +182,18 @@ class _Loader(DataLoader):
     """A DataLoader that does not warn about more workers than cores.
 
     Their number decides with which random numbers an image is augmented: no machine may change it.
-    Before they are started, the images are decoded that the dataset's cache can hold for them, and the index
-    of crops on the disk is read.
+    Before they are started, the dataset's caches are filled, which they share.
     """
 
     def __iter__(self) -> Any:
-        test_cache = getattr(self.dataset, "test_cache", None)
-        if isinstance(test_cache, CropCache):
-            test_cache.refresh()
+        if isinstance(self.dataset, DatasetWrapper):
+            self.dataset.fill_crop_cache(max(self.num_workers, 1))
         cache = getattr(self.dataset, "cache", None)
-        if self.num_workers > 0 and isinstance(cache, ImageCache) and ImageCache.is_shared(self):
+        if self.num_workers > 0 and isinstance(cache, ImageCache):
             data_source = getattr(self.dataset, "data_source", ())
             cache.fill((item.impath for item in data_source), self.num_workers)
+            if (self.multiprocessing_context or torch.multiprocessing).get_start_method() != "fork":
+                cache.share()
         return super().__iter__()
 
     def check_worker_number_rationality(self) -> None:
@@ -202,7 +207,7 @@ class DatasetWrapper(Dataset):
     `img` is a list of `DATALOADER.K_TRANSFORMS` images if that is above 1. Further transforms add `img2`, ...
     and `DATALOADER.RETURN_IMG0` adds `img0`, the image resized but not augmented.
 
-    Training images are decoded once and kept, up to `DATALOADER.CACHE_GB` (see `ImageCache`). Others are
+    Training images are decoded once and cached, up to `DATALOADER.CACHE_GB` (see `ImageCache`). Others are
     decoded once for all runs where `DATALOADER.TEST_CACHE` names a folder and the transform is the one that
     `build_transform` makes for testing (see `CropCache`).
 
@@ -220,7 +225,7 @@ class DatasetWrapper(Dataset):
 
     # Also where a subclass does not call this __init__.
     cache: ImageCache | None = None
-    test_cache: CropCache | None = None
+    crop_cache: CropCache | None = None
 
     def __init__(
         self,
@@ -242,9 +247,9 @@ class DatasetWrapper(Dataset):
         budget, disk = (_budget(cfg, key) for key in ("CACHE_GB", "TEST_CACHE_GB"))
         if is_train and budget:
             self.cache = ImageCache(budget * GB, len(data_source), _read)
-        folder, settings = getattr(cfg.DATALOADER, "TEST_CACHE", ""), crop_settings(transform)
+        folder, settings = key_or_default(cfg.DATALOADER, "DATALOADER.TEST_CACHE"), crop_settings(transform)
         if folder and disk and settings is not None and not (is_train or self.return_img0):
-            self.test_cache = CropCache(folder, disk * GB, cfg.DATASET.NAME, cfg.DATASET.ROOT, settings)
+            self.crop_cache = CropCache(folder, disk * GB, cfg.DATASET.NAME, settings)
 
         resize = T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg))
         to_tensor: list[Transform] = [resize, T.ToTensor()]
@@ -258,8 +263,10 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        if self.test_cache is not None and crop_settings(self.transform) == self.test_cache.settings:
-            output["img"] = self._read_crop(item.impath, self.test_cache)
+        crop = self.crop_cache.read(idx, item.impath) if self.crop_cache is not None else None
+        if crop is not None and self._takes_crops():
+            transform: Any = self.transform
+            output["img"] = transform(crop, done=2)
             return output
         img0 = _read(item.impath) if self.cache is None else self.cache.read(item.impath)
         if self.transform is None:
@@ -273,11 +280,17 @@ class DatasetWrapper(Dataset):
             output["img0"] = self.to_tensor(img0)
         return output
 
-    def _read_crop(self, path: str, cache: CropCache) -> Any:
-        transform: Any = self.transform
-        resize, center_crop = transform.transforms[:2]
-        crop = cache.read(path, lambda: center_crop(resize(_read(path))))
-        return transform(crop, done=2)
+    def fill_crop_cache(self, threads: int) -> None:
+        """Opens the file of crops, where the configuration has one; makes it where it is not there yet."""
+        if self.crop_cache is not None and self._takes_crops():
+            transform: Any = self.transform
+            resize, center_crop = transform.transforms[:2]
+            paths = [item.impath for item in self.data_source]
+            self.crop_cache.fill(paths, lambda path: center_crop(resize(_read(path))), threads)
+
+    def _takes_crops(self) -> bool:
+        # Asked each time, as a transform may be changed.
+        return self.crop_cache is not None and crop_settings(self.transform) == self.crop_cache.settings
 
     def _transform_image(self, transform: Any, img0: Image.Image) -> Any:
         images = [transform(img0) for _ in range(self.k_tfm)]
@@ -285,8 +298,8 @@ class DatasetWrapper(Dataset):
 
 
 def _budget(cfg: CfgNode, key: str) -> float:
-    """How much a cache may take, in 2**30 bytes; a configuration from elsewhere has no such key."""
-    budget = getattr(cfg.DATALOADER, key, 0)
+    """How much a cache may take, in 2**30 bytes."""
+    budget = key_or_default(cfg.DATALOADER, f"DATALOADER.{key}") or 0  # None: no cache
     if not budget >= 0:
         raise ValueError(f"DATALOADER.{key} is {budget}; allowed is 0 (no cache) or more.")
     return budget

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from dassl.config import key_or_default
 from dassl.data import DataManager
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
 from dassl.engine.sharing import begin_alike, check_shared_training, device_of_process
@@ -76,10 +77,11 @@ class SimpleTrainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         for key, least in LEAST.items():
-            value = cfg
-            for part in key.split("."):
-                value = value[part]
-            if value < least:
+            section = cfg
+            for part in key.split(".")[:-1]:
+                section = section[part]
+            value = key_or_default(section, key)
+            if value is not None and value < least:  # None: judged where it is used
                 raise ValueError(f"{key} is {value}; allowed is {least} or more.")
         self.check_cfg(cfg)
 
@@ -212,9 +214,10 @@ class SimpleTrainer(TrainerBase):
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if finished == self.max_epoch or (frequency > 0 and finished % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
-            if self.cfg.TRAIN.CHECKPOINTS_KEPT > 0 and this_process()[0] == 0:
+            newest = key_or_default(self.cfg.TRAIN, "TRAIN.CHECKPOINTS_KEPT")
+            if newest and this_process()[0] == 0:
                 folders = [osp.join(self.output_dir, name) for name in self.get_model_names()]
-                remove_all_but_newest(folders, self.cfg.TRAIN.CHECKPOINTS_KEPT)
+                remove_all_but_newest(folders, newest)
 
     def _keeps_best(self) -> bool:
         return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
@@ -249,7 +252,8 @@ class SimpleTrainer(TrainerBase):
         if data_loader is None:
             raise ValueError(f"DATASET.NAME {self.cfg.DATASET.NAME} has no test images.")
         print(f"Evaluate on the *{split}* set")
-        predictions = Predictions(self.cfg, self.lab2cname) if self.cfg.TEST.SAVE_PREDICTIONS else None
+        saves = key_or_default(self.cfg.TEST, "TEST.SAVE_PREDICTIONS")
+        predictions = Predictions(self.cfg, self.lab2cname) if saves else None
 
         # A bar on a terminal only: in a log file each step of it would be a line.
         for batch in tqdm(data_loader, delay=2, leave=False, disable=this_process()[0] > 0 or None):

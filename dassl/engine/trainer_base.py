@@ -353,6 +353,29 @@ class TrainerBase:
         self.model_backward(loss)
         self.model_update(names)
 
+    def prograd_backward_and_update(
+        self, loss_a: Tensor, loss_b: Tensor, lambda_: float = 1, names: Any = None
+    ) -> None:
+        """One step that lowers `loss_a` and does not raise `loss_b`: ProGrad, https://arxiv.org/abs/2205.14865.
+
+        Where the two gradients of a parameter point against each other, the part of `loss_a`'s along that of
+        `loss_b` is taken out, times `lambda_`.
+        """
+        names = self.get_model_names(names)
+        learned = [p for name in names for p in self._models[name].parameters() if p.requires_grad]
+        self.model_zero_grad(names)
+        self.detect_anomaly(loss_b)
+        loss_b.backward(retain_graph=True)
+        grads_b = [None if p.grad is None else p.grad.clone() for p in learned]
+        self.model_zero_grad(names)
+        self.model_backward(loss_a)
+        for p, grad_b in zip(learned, grads_b, strict=True):
+            if p.grad is not None and grad_b is not None:
+                direction = grad_b / grad_b.norm().clamp_min(torch.finfo(grad_b.dtype).tiny)
+                against = (p.grad * direction).sum().clamp(max=0)
+                p.grad = p.grad - lambda_ * against * direction
+        self.model_update(names)
+
     def update_lr(self, names: Any = None) -> None:
         """One step of the schedulers. They count epochs, so trainers call it in the last batch of each."""
         for name in self.get_model_names(names):

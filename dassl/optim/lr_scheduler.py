@@ -117,7 +117,7 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: Any) -> LRScheduler:
         check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS, "OPTIM.WARMUP_TYPE")
 
     scheduler: LRScheduler
-    steps = [optim_cfg.STEPSIZE] if isinstance(optim_cfg.STEPSIZE, int) else list(optim_cfg.STEPSIZE)
+    steps = [optim_cfg.STEPSIZE] if isinstance(optim_cfg.STEPSIZE, int) else list(optim_cfg.STEPSIZE or ())
     if optim_cfg.LR_SCHEDULER == "single_step":
         if not steps:
             raise ValueError("OPTIM.STEPSIZE is empty; single_step needs one number of epochs, as in (10,)")

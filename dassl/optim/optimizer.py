@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dassl.config import key_or_default
 from dassl.utils.tools import check_availability
 
 from .radam import RAdam
@@ -48,7 +49,7 @@ def build_optimizer(
     adam = {
         **common,
         "betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2),
-        "eps": getattr(optim_cfg, "EPS", 1e-8),  # not a key of upstream's configs
+        "eps": key_or_default(optim_cfg, "OPTIM.EPS"),
     }
     if name == "adam":
         return torch.optim.Adam(groups, **adam)

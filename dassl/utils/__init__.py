@@ -6,6 +6,7 @@ from .meters import AverageMeter, MetricMeter
 from .registry import Registry
 from .rng import restore_rng_state, rng_state
 from .tools import (
+    atomic_open,
     check_availability,
     check_isfile,
     collect_env_info,
@@ -31,6 +32,7 @@ __all__ = [
     "Logger",
     "MetricMeter",
     "Registry",
+    "atomic_open",
     "check_availability",
     "check_isfile",
     "collect_env_info",

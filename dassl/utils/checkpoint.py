@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .foreign_checkpoint import read_foreign_checkpoint
-from .inert_pickle import Placeholder
+from .safe_load import Placeholder, safe_load
 from .tools import atomic_open
 
 __all__ = ["load_checkpoint", "resume_from_checkpoint", "save_checkpoint"]
@@ -75,16 +73,13 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no path is given, or the file is damaged or not a checkpoint, or it calls a function other
-            than those that rebuild tensors and plain containers.
+        ValueError: no path is given, or the file is damaged or not a checkpoint.
     """
     if not fpath:
         raise ValueError("load_checkpoint() is given no path of a checkpoint")
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f"checkpoint {fpath} does not exist")
-    checkpoint = _read_plain_data(fpath)
-    if checkpoint is None:
-        checkpoint = read_foreign_checkpoint(fpath)
+    checkpoint = safe_load(fpath)
     if isinstance(checkpoint, Placeholder):
         raise ValueError(f"{fpath} holds {checkpoint!r}, not a checkpoint; save the state dict of the object")
     if not isinstance(checkpoint, dict):
@@ -184,16 +179,6 @@ def _constants(state: Mapping[str, Any]) -> dict[str, Any]:
         of_successor = _constants(state["successor"])
         constants |= {f"successor.{key}": value for key, value in of_successor.items()}
     return constants
-
-
-def _read_plain_data(fpath: str) -> Any:
-    """What torch's own safe reader makes of a file; None if it does not read it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with the file, the other reader says better
-            return torch.load(fpath, map_location="cpu", weights_only=True)
-    except Exception:  # more than plain data, or a damaged file
-        return None
 
 
 def strip_module(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import random
-import re
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -49,13 +49,16 @@ def check_isfile(fpath: str) -> bool:
 
 
 @contextmanager
-def atomic_open(fpath: str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a file for writing that appears under its name only when it is whole and on the disk."""
+def atomic_open(fpath: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a file for writing that appears under its name only when it is whole and on the disk.
+
+    Its folders are made; a text file is UTF-8. Of several processes that write it, on any machine, the last
+    one counts.
+    """
     fpath = os.path.realpath(fpath)  # what a link points to is replaced, not the link
     folder, name = os.path.split(fpath)
     mkdir_if_missing(folder)
-    _remove_left_behind(folder, name)
-    unfinished = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    unfinished = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -66,27 +69,6 @@ def atomic_open(fpath: str, mode: str = "w") -> Iterator[IO[Any]]:
         with suppress(FileNotFoundError):
             os.unlink(unfinished)
         raise
-
-
-def _remove_left_behind(folder: str, name: str) -> None:
-    """Removes what killed processes have not finished writing under this name."""
-    for entry in os.listdir(folder):
-        match = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.tmp", entry)
-        if match and not _is_running(int(match[1])):
-            with suppress(OSError):
-                os.unlink(os.path.join(folder, entry))
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def read_json(fpath: str) -> Any:
