@@ -22,9 +22,9 @@ from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_lea
 from prompted_clip.prompted_clip import PromptedCLIP
 
 from .checkpoints import check_fit, check_same_run, learned_tensors
-from .data_parallel import Losses, is_first_process, of_all_processes, processes
+from .data_parallel import Losses, is_first_process, of_all_processes
 from .precision import PRECISIONS, Precision
-from .step_graph import Gpu, Outcome, ReplayedStep, Step, as_backward_leaves_them, not_replayed, replayable
+from .step_graph import GraphedStep, cuda_graph_safe, graphed_step_of
 
 SAMPLE_FILE = "few_shot.json"
 
@@ -51,11 +51,11 @@ class CLIPPromptTrainer(TrainerX):
         """The learner, on the CPU; `clip_model` is there too, in float32."""
         raise NotImplementedError
 
-    @replayable
+    @cuda_graph_safe
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss, summed for the backward pass; each is logged under its name.
 
-        Where they are marked as `replayable`, a GPU records them once and replays them.
+        Losses marked as `cuda_graph_safe` are replayed as a CUDA graph on a GPU, ten times as fast.
 
         Args:
             images: `(batch 3 height width)`.
@@ -220,9 +220,9 @@ class CLIPPromptTrainer(TrainerX):
     def before_epoch(self) -> None:
         """Before the first epoch, the sample that is trained on is written beside the results."""
         super().before_epoch()
-        replayed_step = vars(self).get("replayed_step")  # made when it is needed first
-        if replayed_step is not None:
-            replayed_step.begin_epoch()
+        graphed_step = vars(self).get("graphed_step")  # made when it is needed first
+        if graphed_step is not None:
+            graphed_step.begin_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
         if self.epoch == self.start_epoch and sample is not None and is_first_process():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
@@ -239,13 +239,18 @@ class CLIPPromptTrainer(TrainerX):
         learned = [each for each in self.model.parameters() if each.requires_grad]
         return of_all_processes(self.losses, learned)
 
+    @cached_property
+    def graphed_step(self) -> GraphedStep | None:
+        """Losses and gradients as a CUDA graph; None where they run eagerly."""
+        return graphed_step_of(self)
+
     def forward_backward(self, batch) -> dict[str, Any]:
         images, labels = self.parse_batch_train(batch)
-        if self.replayed_step is None:
+        if self.graphed_step is None:
             loss, terms = self.summed_losses(images, labels)
             self.model_backward_and_update(loss)
         else:
-            loss, terms, gradients = self.replayed_step(images, labels)
+            loss, terms, gradients = self.graphed_step(images, labels)
             self.detect_anomaly(loss)
             self.model_zero_grad()
             for tensor, gradient in zip(self.optimised_tensors(), gradients, strict=True):
@@ -254,7 +259,7 @@ class CLIPPromptTrainer(TrainerX):
         summary = {"loss": loss, **(terms if len(terms) > 1 else {})}
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        # From a GPU, tensors: the engine waits for them when it prints.
+        # From a GPU, tensors: the engine syncs when it prints.
         return {name: each.detach() if each.is_cuda else each.item() for name, each in summary.items()}
 
     def summed_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -276,53 +281,10 @@ class CLIPPromptTrainer(TrainerX):
             self.scaler.step(self._optims[name])
         self.scaler.update()
 
-    # --- the step as a CUDA graph -------------------------------------------------------------------------
-
-    @cached_property
-    def replayed_step(self) -> ReplayedStep | None:
-        """Computes losses and gradients where a GPU may replay them; None where they are computed anew."""
-        return self.replayed(self.gradient_step, self.why_not_replayed())
-
-    def replayed(self, step: Step, why_not: str) -> ReplayedStep | None:
-        """`step` where a GPU may replay it; None where that is off, or a line says why it may not.
-
-        Args:
-            why_not: what is known to stand against it; "" for nothing.
-        """
-        if self.device.type != "cuda" or getattr(self.cfg.TRAIN, "CUDA_GRAPHS", "auto") == "off":
-            return None
-        if why_not:
-            print(not_replayed(why_not))
-            return None
-        tolerance = 1e-3 if self.precision.name == "fp32" else 5e-2  # sums in another order
-        return ReplayedStep(step, tolerance, Gpu(self.device))
-
-    def why_not_replayed(self) -> str:
-        """What is known to stand against it; "" for nothing."""
-        name = type(self).__name__
-        if processes() > 1:
-            return "several processes share a batch"
-        if not getattr(type(self).losses, "replayable", False):
-            return f"{name}.losses is not marked as replayable, see trainers/step_graph.py"
-        for part in ("model_backward_and_update", "model_zero_grad", "model_backward", "model_update"):
-            if getattr(type(self), part) is not getattr(CLIPPromptTrainer, part):
-                return f"{name} has a {part} of its own"
-        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self.optimised_tensors()):
-            return "there are hooks on gradients"
-        return ""
-
     def optimised_tensors(self) -> list[Tensor]:
         """What is learned now, of all optimizers."""
         groups = [group for optim in self._optims.values() if optim for group in optim.param_groups]
         return [each for group in groups for each in group["params"] if each.requires_grad]
-
-    def gradient_step(self, images: Tensor, labels: Tensor) -> Outcome:
-        """The loss and its gradients, scaled as the loss scaler wants them; nothing is changed by it."""
-        loss, terms = self.summed_losses(images, labels)
-        learned = self.optimised_tensors()
-        gradients = torch.autograd.grad(self.scaler.scale(loss), learned, allow_unused=True)
-        terms = {name: each.detach() for name, each in terms.items()}
-        return Outcome(loss.detach(), terms, as_backward_leaves_them(gradients, learned))
 
     # --- batches and tests --------------------------------------------------------------------------------
 

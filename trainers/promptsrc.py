@@ -20,7 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .clip_trainer import CLIPPromptTrainer
 from .ivlp import IVLP
 from .maple import MaPLe
-from .step_graph import replayable
+from .step_graph import cuda_graph_safe
 from .templates import IMAGENET_TEMPLATES, embedded_templates
 
 TEMPLATES = IMAGENET_TEMPLATES[:60]  # the authors took these of OpenAI's 80
@@ -57,7 +57,7 @@ class SelfRegulation(CLIPPromptTrainer):
         templates = embedded_templates(self.model.clip_model, TEMPLATES)
         return self.frozen_text_features(templates, normalise_each=False)
 
-    @replayable
+    @cuda_graph_safe
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         own, model = self.own_settings, self.model
         image_features, text_features = model.encode_image(images), model.encode_text()
