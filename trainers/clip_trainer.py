@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,15 +14,16 @@ from torch import Tensor, nn
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
-from prompted_clip import load_model, pixel_statistics
-from prompted_clip.chunks import AUTOMATIC, NEVER
+from dassl.utils.distributed import this_process
+from prompted_clip import load_model
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
 
-from .checkpoints import check_fit, check_same_run, learned_tensors
-from .data_parallel import Losses, is_first_process, of_all_processes
+from .checkpoints import check_fit, check_same_run, identity_of, learned_tensors
+from .data_parallel import Losses, of_all_processes
 from .precision import PRECISIONS, Precision
+from .settings import check_input, check_settings
 from .step_graph import GraphedStep, cuda_graph_safe, graphed_step_of
 
 SAMPLE_FILE = "few_shot.json"
@@ -41,7 +41,7 @@ class CLIPPromptTrainer(TrainerX):
     # Folder of the checkpoints, as published.
     model_name: ClassVar[str] = "prompt_learner"
     # Whether published keys begin with "prompt_learner.": so where the reference registers the whole model.
-    keys_of_whole_model: ClassVar[bool] = True
+    prefixed_keys: ClassVar[bool] = True
 
     model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
 
@@ -80,29 +80,7 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: names the key, its value and what is allowed.
         """
         self.check_setting(cfg, "PREC", one_of=PRECISIONS)
-        graphs = getattr(cfg.TRAIN, "CUDA_GRAPHS", "auto")
-        if graphs not in ("auto", "off"):
-            raise ValueError(f"TRAIN.CUDA_GRAPHS is {graphs!r}; allowed are auto and off.")
-        if len(cfg.INPUT.SIZE) != 2:
-            raise ValueError(
-                f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed are two numbers, height and width in pixels."
-            )
-        for key in ("PIXEL_MEAN", "PIXEL_STD"):
-            values = cfg.INPUT[key]
-            if len(values) != 3 or (key == "PIXEL_STD" and min(values) <= 0):
-                raise ValueError(f"INPUT.{key} is {values}; allowed are three numbers, deviations above 0.")
-        if cfg.INPUT.NO_TRANSFORM or cfg.DATALOADER.K_TRANSFORMS != 1:
-            raise ValueError(
-                f"INPUT.NO_TRANSFORM is {cfg.INPUT.NO_TRANSFORM} and DATALOADER.K_TRANSFORMS "
-                f"{cfg.DATALOADER.K_TRANSFORMS}; a prompt trainer takes one transformed image: False and 1."
-            )
-        if cfg.TEST.SPLIT not in ("val", "test"):
-            raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
-        if text_chunk(cfg) < NEVER:
-            raise ValueError(
-                f"MODEL.TEXT_CHUNK is {text_chunk(cfg)}; allowed are a number of classes, {AUTOMATIC} for as "
-                f"many as there is memory for, and {NEVER} for all."
-            )
+        check_settings(cfg)
         name = cfg.MODEL.BACKBONE.NAME
         if self.has_image_tokens(cfg) and name.startswith("RN"):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
@@ -138,18 +116,18 @@ class CLIPPromptTrainer(TrainerX):
     def build_model(self) -> None:
         cfg = self.cfg
         backbone = cfg.MODEL.BACKBONE
-        path = getattr(backbone, "PATH", "")
-        print(f"Loading CLIP (backbone: {backbone.NAME}{f', weights: {path}' if path else ''})")
-        clip_model = load_model(backbone.NAME, path).requires_grad_(False)
+        weights = f", weights: {backbone.PATH}" if backbone.PATH else ""
+        print(f"Loading CLIP (backbone: {backbone.NAME}{weights})")
+        clip_model = load_model(backbone.NAME, backbone.PATH).requires_grad_(False)
         if self.has_image_tokens(cfg) and not isinstance(clip_model.visual, VisionTransformer):
-            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {path} is"))
-        self.check_input(clip_model)
+            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {backbone.PATH} is"))
+        check_input(cfg, clip_model)
 
         print("Building custom CLIP")
         learner = self.build_learner(clip_model, self.dm.dataset.classnames)
-        learner.identity = self.identity(clip_model)
+        learner.identity = identity_of(self, clip_model)
         # Not the whole model: what is saved and optimised is what is learned.
-        saved = nn.ModuleDict({"prompt_learner": learner}) if self.keys_of_whole_model else learner
+        saved = nn.ModuleDict({"prompt_learner": learner}) if self.prefixed_keys else learner
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(saved, cfg.MODEL.INIT_WEIGHTS)
 
@@ -159,7 +137,7 @@ class CLIPPromptTrainer(TrainerX):
         if self.precision.name == "fp16" and self.device.type == "cpu":
             print("Warning: fp16 is slow on a CPU; bf16 or fp32 is meant for it")
         self.precision.cast(clip_model)
-        self.model = PromptedCLIP(clip_model, learner, text_chunk(cfg)).to(self.device)
+        self.model = PromptedCLIP(clip_model, learner, cfg.MODEL.TEXT_CHUNK).to(self.device)
         learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
@@ -167,20 +145,6 @@ class CLIPPromptTrainer(TrainerX):
             self.optim = build_optimizer(learner, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
             self.register_model(self.model_name, saved, self.optim, self.sched)
-
-    def check_input(self, clip_model: CLIP) -> None:
-        """Refuses images of another size than CLIP's, and warns of another normalisation."""
-        size, needed = tuple(self.cfg.INPUT.SIZE), clip_model.visual.input_resolution
-        if size != (needed, needed):
-            raise ValueError(
-                f"INPUT.SIZE is {size}, but this CLIP ({self.cfg.MODEL.BACKBONE.NAME}) takes images of "
-                f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
-            )
-        trained = pixel_statistics(self.cfg.MODEL.BACKBONE.NAME)
-        for key, values in zip(("PIXEL_MEAN", "PIXEL_STD"), trained, strict=True):
-            given = tuple(self.cfg.INPUT[key])
-            if any(abs(a - b) > 1e-3 for a, b in zip(given, values, strict=True)):
-                print(f"Warning: INPUT.{key} is {given}, but this CLIP was trained with {values}")
 
     def warn_of_unused_depth(self, key: str, tower: str, transformer: Transformer) -> None:
         """Says which prompts have no block to enter; the reference takes such depths, and so do we.
@@ -196,25 +160,6 @@ class CLIPPromptTrainer(TrainerX):
                 f"{transformer.layers + 1} on are not used there"
             )
 
-    def identity(self, clip_model: CLIP) -> dict:
-        """What a checkpoint is for: plain names, numbers and lists."""
-        cfg = self.cfg
-        return {
-            "trainer": type(self).__name__,
-            "backbone": cfg.MODEL.BACKBONE.NAME,
-            "backbone_sha256": fingerprint(clip_model),
-            "settings": {key: value for key, value in self.own_settings.items() if key != "PREC"},
-            "classnames": list(self.dm.dataset.classnames),
-            "data": {
-                "DATASET.NAME": cfg.DATASET.NAME,
-                "DATASET.NUM_SHOTS": cfg.DATASET.NUM_SHOTS,
-                "DATASET.SUBSAMPLE_CLASSES": cfg.DATASET.SUBSAMPLE_CLASSES,
-                "SEED": cfg.SEED,
-                # Of the images drawn; "" for a dataset that does not say.
-                "sample_sha256": getattr(getattr(self.dm.dataset, "sample", None), "sha256", ""),
-            },
-        }
-
     # --- training and testing ---------------------------------------------------------------------------
 
     def before_epoch(self) -> None:
@@ -224,7 +169,7 @@ class CLIPPromptTrainer(TrainerX):
         if graphed_step is not None:
             graphed_step.begin_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
-        if self.epoch == self.start_epoch and sample is not None and is_first_process():
+        if self.epoch == self.start_epoch and sample is not None and this_process()[0] == 0:
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
 
     @classmethod
@@ -337,16 +282,3 @@ class CLIPPromptTrainer(TrainerX):
             learner = self.model.prompt_learner
             check_same_run(directory, learner.loaded_identity, learner.identity)
         return epoch
-
-
-def text_chunk(cfg) -> int:
-    """Classes that run through the text encoder at once; upstream's configuration has no such key."""
-    return getattr(cfg.MODEL, "TEXT_CHUNK", AUTOMATIC)
-
-
-def fingerprint(clip_model: CLIP) -> str:
-    """Tells one CLIP from another of the same widths: sha256 over its projections, in float32."""
-    digest = hashlib.sha256()
-    for tensor in (clip_model.text_projection, clip_model.visual.conv1.weight, clip_model.logit_scale):
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()

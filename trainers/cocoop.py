@@ -68,7 +68,7 @@ class CoCoOp(CLIPPromptTrainer):
         "META_NET_WIDTH": 0,  # of hidden layers; 0: a 16th of the features
         "META_NET_LAYERS": 2,
     }
-    keys_of_whole_model = False
+    prefixed_keys = False
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)

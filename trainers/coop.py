@@ -95,7 +95,7 @@ class CoOp(CLIPPromptTrainer):
         "PREC": "fp16",
         "CLASS_TOKEN_POSITION": "end",
     }
-    keys_of_whole_model = False
+    prefixed_keys = False
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)

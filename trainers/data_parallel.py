@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from dassl.utils.distributed import this_process
 
 Losses = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -21,20 +22,15 @@ def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
         losses: of images `(batch 3 height width)` and labels `(batch)`.
         learned: what gradients are for.
     """
-    if processes() == 1:
+    if this_process()[1] == 1:
         return losses
     # Static: some learned tensors never get a gradient, such as MaPLe's prompts beyond an encoder's depth.
     return DistributedDataParallel(_Step(losses, learned), static_graph=True)
 
 
-def processes() -> int:
-    """How many processes share the run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def is_first_process() -> bool:
-    """Whether this process writes what one writes for all."""
-    return processes() == 1 or dist.get_rank() == 0
+    """Whether this process writes what one writes for all: rank zero."""
+    return this_process()[0] == 0
 
 
 class _Step(nn.Module):
