@@ -16,9 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import set_random_seed
+from prompted_clip.prompted_clip import PromptedCLIP
 from trainers import step_graph
-from trainers.step_graph import NOTICE, WARM_UPS, GraphedStep, StepOutput, difference, gradient_step
+from trainers.coop import CoOp
+from trainers.step_graph import (
+    NOTICE,
+    WARM_UPS,
+    GraphedStep,
+    StepOutput,
+    cuda_graph_safe,
+    difference,
+    gradient_step,
+)
 
 CPU = torch.device("cpu")
 NAMES = ["abyssinian", "bengal", "german shorthaired", "siamese"]
@@ -63,9 +74,9 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def make_trainer(bare_trainer, golden_checkpoint):
-    def make(name: str) -> Any:
+    def make(name: str, *options: Any) -> Any:
         torch.manual_seed(0)
-        words = ["INPUT.SIZE", (32, 32), f"TRAINER.{name.upper()}.PREC", "fp32", "OPTIM.LR", 0.01]
+        words = ["INPUT.SIZE", (32, 32), f"TRAINER.{name.upper()}.PREC", "fp32", "OPTIM.LR", 0.01, *options]
         run = bare_trainer(
             name, golden_checkpoint("tiny_public"), NAMES, words, "vit_b16.yaml", template="a {}."
         )
@@ -107,6 +118,61 @@ def test_replayed_steps_are_the_eager_ones(name, scaled, make_trainer, gpu, caps
         assert (ours[key].grad is None) == (tensor.grad is None), key
         assert ours[key].grad is None or ours[key].grad.stride() == tensor.grad.stride(), key
     assert graphed.optim.state_dict()["param_groups"] == eager.optim.state_dict()["param_groups"]
+
+
+class ViewConsistency(CoOp):
+    """Losses of two views of each image, and of its number; the model is the method's own."""
+
+    settings = CoOp.settings
+    takes_views = True
+
+    class model_class(PromptedCLIP):
+        def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+            return 2 * super().logits(image_features, text_features)
+
+    def parse_batch_train(self, batch: Any) -> Any:
+        return *super().parse_batch_train(batch), batch["index"].to(self.device)
+
+    @cuda_graph_safe
+    def losses(self, views: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
+        first, second = (self.model(images).softmax(dim=1) for images in views)
+        moved = (index * (first - second).square().sum(dim=1)).mean()
+        return {"loss_ce": F.nll_loss(first.log(), labels), "loss_views": moved}
+
+
+def test_all_that_a_method_takes_of_a_batch_reaches_its_losses(make_trainer, monkeypatch, gpu):
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "ViewConsistency", ViewConsistency)
+    eager, graphed = (make_trainer("ViewConsistency", "DATALOADER.K_TRANSFORMS", 2) for _ in range(2))
+    graphed.graphed_step = GraphedStep(partial(gradient_step, graphed), 1e-3, CPU)
+    torch.manual_seed(1)
+    for index in range(WARM_UPS + 4):
+        views, labels, numbers = torch.randn(2, 2, 3, 32, 32), torch.randint(4, (2,)), torch.randint(9, (2,))
+        run_one = {"img": list(views), "label": labels, "index": numbers}
+        for run in (eager, graphed):
+            run.batch_idx, run.num_batches = index, WARM_UPS + 4
+        with torch.no_grad():
+            first, second = (eager.model(images).softmax(dim=1) for images in views)
+            plain = PromptedCLIP.logits(
+                eager.model, eager.model.encode_image(views[0]), eager.model.encode_text()
+            )
+            assert torch.equal(first, (2 * plain).softmax(dim=1))
+            expected = (numbers * (first - second).square().sum(dim=1)).mean()
+        logged = [run.forward_backward(run_one) for run in (eager, graphed)]
+        assert logged[0]["loss_views"] == pytest.approx(float(expected), rel=1e-5)
+        assert logged[1] == pytest.approx(logged[0], rel=1e-5)
+    assert gpu.replays == 4
+
+
+def test_views_that_a_method_does_not_take_are_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"^DATALOADER.K_TRANSFORMS is 2; allowed is 1: CoOp takes one view"):
+        make_trainer("CoOp", "DATALOADER.K_TRANSFORMS", 2)
+
+
+def test_inputs_that_are_no_tensors_stay_eager(capsys):
+    step = GraphedStep(lambda image, words: StepOutput(image, {"said": words}, []), 1e-3, CPU)
+    for _ in range(WARM_UPS + 3):
+        assert step(torch.ones(()), "a word").terms == {"said": "a word"}
+    assert capsys.readouterr().out == f"{NOTICE}parse_batch_train does not give tensors alone\n"
 
 
 class Line:

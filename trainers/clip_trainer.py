@@ -42,6 +42,10 @@ class CLIPPromptTrainer(TrainerX):
     model_name: ClassVar[str] = "prompt_learner"
     # Whether published keys begin with "prompt_learner.": so where the reference registers the whole model.
     prefixed_keys: ClassVar[bool] = True
+    # What CLIP and the learner are put together by.
+    model_class: ClassVar[type[PromptedCLIP]] = PromptedCLIP
+    # Whether `losses` take several views of an image, as many as DATALOADER.K_TRANSFORMS says.
+    takes_views: ClassVar[bool] = False
 
     model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
 
@@ -55,10 +59,11 @@ class CLIPPromptTrainer(TrainerX):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss, summed for the backward pass; each is logged under its name.
 
-        Losses marked as `cuda_graph_safe` are replayed as a CUDA graph on a GPU, ten times as fast.
+        Losses marked as `cuda_graph_safe` are replayed as a CUDA graph on a GPU, ten times as fast. A method
+        that takes more of a batch has more parameters here, as `parse_batch_train` gives them.
 
         Args:
-            images: `(batch 3 height width)`.
+            images: `(batch 3 height width)`; `(view batch 3 height width)` where `takes_views` is set.
             labels: `(batch)`.
         """
         return {"loss_ce": F.cross_entropy(self.model(images), labels)}
@@ -80,7 +85,7 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: names the key, its value and what is allowed.
         """
         self.check_setting(cfg, "PREC", one_of=PRECISIONS)
-        check_settings(cfg)
+        check_settings(cfg, self.takes_views)
         name = cfg.MODEL.BACKBONE.NAME
         if self.has_image_tokens(cfg) and name.startswith("RN"):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
@@ -137,7 +142,7 @@ class CLIPPromptTrainer(TrainerX):
         if self.precision.name == "fp16" and self.device.type == "cpu":
             print("Warning: fp16 is slow on a CPU; bf16 or fp32 is meant for it")
         self.precision.cast(clip_model)
-        self.model = PromptedCLIP(clip_model, learner, cfg.MODEL.TEXT_CHUNK).to(self.device)
+        self.model = self.model_class(clip_model, learner, cfg.MODEL.TEXT_CHUNK).to(self.device)
         learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
@@ -190,12 +195,12 @@ class CLIPPromptTrainer(TrainerX):
         return graphed_step_of(self)
 
     def forward_backward(self, batch) -> dict[str, Any]:
-        images, labels = self.parse_batch_train(batch)
+        inputs = self.parse_batch_train(batch)
         if self.graphed_step is None:
-            loss, terms = self.summed_losses(images, labels)
+            loss, terms = self.summed_losses(*inputs)
             self.model_backward_and_update(loss)
         else:
-            loss, terms, gradients = self.graphed_step(images, labels)
+            loss, terms, gradients = self.graphed_step(*inputs)
             self.detect_anomaly(loss)
             self.model_zero_grad()
             for tensor, gradient in zip(self.optimised_tensors(), gradients, strict=True):
@@ -207,10 +212,14 @@ class CLIPPromptTrainer(TrainerX):
         # From a GPU, tensors: the engine syncs when it prints.
         return {name: each.detach() if each.is_cuda else each.item() for name, each in summary.items()}
 
-    def summed_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and its terms."""
+    def summed_losses(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its terms.
+
+        Args:
+            inputs: what `parse_batch_train` gives.
+        """
         with self.precision.autocast():
-            terms = self.shared_losses(images, labels)
+            terms = self.shared_losses(*inputs)
             return torch.stack(list(terms.values())).sum(), terms
 
     def model_backward_and_update(self, loss: Tensor, names=None) -> None:
@@ -233,8 +242,17 @@ class CLIPPromptTrainer(TrainerX):
 
     # --- batches and tests --------------------------------------------------------------------------------
 
-    def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
-        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+    def parse_batch_train(self, batch) -> tuple[Tensor, ...]:
+        """What `losses` take: images and labels, on the device.
+
+        A method that takes more of a batch (`img0`, `img2`, `index`, ...) appends it; tensors alone, so that
+        a CUDA graph can replay the step.
+        """
+        images, labels = batch["img"], batch["label"]
+        views = images if isinstance(images, (list, tuple)) else [images]
+        moved = [each.to(self.device, non_blocking=True) for each in views]
+        images = torch.stack(moved) if self.takes_views else moved[0]
+        return images, labels.to(self.device, non_blocking=True)
 
     def model_inference(self, input: Tensor) -> Tensor:
         with self.precision.autocast():

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dassl.utils.distributed import this_process
 
-Losses = Callable[[Tensor, Tensor], dict[str, Tensor]]
+Losses = Callable[..., dict[str, Tensor]]
 
 
 def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
@@ -19,8 +19,8 @@ def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
     whole batch. All start with the first one's tensors. Without torch.distributed, `losses` itself.
 
     Args:
-        losses: of images `(batch 3 height width)` and labels `(batch)`.
-        learned: what gradients are for.
+        losses: of tensors, such as images `(batch 3 height width)` and labels `(batch)`.
+        learned: the tensors that gradients are of.
     """
     if this_process()[1] == 1:
         return losses
@@ -44,5 +44,5 @@ class _Step(nn.Module):
         self.losses = losses
         self.learned = nn.ParameterList(learned)
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return self.losses(images, labels)
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        return self.losses(*inputs)

@@ -7,8 +7,11 @@ from prompted_clip.chunks import AUTOMATIC, NEVER
 from prompted_clip.model import CLIP
 
 
-def check_settings(cfg) -> None:
+def check_settings(cfg, takes_views: bool) -> None:
     """Refuses settings outside of a trainer's own that cannot work.
+
+    Args:
+        takes_views: whether the method's losses take several views of an image.
 
     Raises:
         ValueError: names the key, its value and what is allowed.
@@ -23,11 +26,12 @@ def check_settings(cfg) -> None:
         values = cfg.INPUT[key]
         if len(values) != 3 or (key == "PIXEL_STD" and min(values) <= 0):
             raise ValueError(f"INPUT.{key} is {values}; allowed are three numbers, stds above 0.")
-    if cfg.INPUT.NO_TRANSFORM or cfg.DATALOADER.K_TRANSFORMS != 1:
-        raise ValueError(
-            f"INPUT.NO_TRANSFORM is {cfg.INPUT.NO_TRANSFORM} and DATALOADER.K_TRANSFORMS "
-            f"{cfg.DATALOADER.K_TRANSFORMS}; a prompt trainer takes one transformed image: False and 1."
-        )
+    if cfg.INPUT.NO_TRANSFORM:
+        raise ValueError("INPUT.NO_TRANSFORM is True; allowed is False: CLIP takes transformed images.")
+    views = cfg.DATALOADER.K_TRANSFORMS
+    if views < 1 or (views > 1 and not takes_views):
+        allowed = "1 or more" if takes_views else f"1: {cfg.TRAINER.NAME} takes one view of an image"
+        raise ValueError(f"DATALOADER.K_TRANSFORMS is {views}; allowed is {allowed}.")
     if cfg.TEST.SPLIT not in ("val", "test"):
         raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
     if cfg.MODEL.TEXT_CHUNK < NEVER:
