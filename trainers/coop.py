@@ -27,7 +27,7 @@ class ContextLearner(PromptLearner):
 
     Args:
         n_ctx: learned tokens, where `ctx_init` is empty; otherwise as many as it has words, as published.
-        ctx_init: words that the context starts from.
+        ctx_init: words that the context starts from; `_` stands for a space.
         class_specific: whether each class has a context of its own; it starts from noise.
         position: where the class name stands: at the end, in the middle or in front of the context.
     """
@@ -41,7 +41,7 @@ class ContextLearner(PromptLearner):
         class_specific: bool = False,
         position: str = "end",
     ) -> None:
-        n_ctx = len(ctx_init.split(" ")) if ctx_init else n_ctx
+        n_ctx = len(ctx_init.replace("_", " ").split(" ")) if ctx_init else n_ctx
         context, words = initial_context(clip_model, n_ctx, ctx_init, most_words=n_ctx)
         if class_specific:  # one for each, in place of that one
             contexts = noise(len(classnames), n_ctx, clip_model.transformer.width)
