@@ -106,8 +106,8 @@ def check_fit(
 
 
 def _identity_differences(given: Any, here: dict[str, Any], model: PromptedCLIP) -> list[str]:
-    """Where a checkpoint says what it is for; the reference's do not."""
-    if not isinstance(given, Mapping):
+    """How what a checkpoint is for differs from this run; the reference's do not say what they are for."""
+    if not isinstance(given, Mapping) or not given:  # saved by this project's learner, without a trainer
         return []
     differences = []
     if given.get("trainer") != here["trainer"]:

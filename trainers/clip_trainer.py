@@ -20,7 +20,7 @@ from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
 
-from .checkpoints import check_fit, check_same_run, identity_of, learned_tensors
+from .checkpoints import IDENTITY, check_fit, check_same_run, identity_of, learned_tensors
 from .data_parallel import Losses, of_all_processes
 from .precision import PRECISIONS, Precision
 from .settings import check_input, check_settings
@@ -232,7 +232,8 @@ class CLIPPromptTrainer(TrainerX):
 
     def optimizers_step(self, names: Sequence[str]) -> None:
         for name in names:
-            self.scaler.step(self._optims[name])
+            if self._optims[name] is not None:
+                self.scaler.step(self._optims[name])
         self.scaler.update()
 
     def optimised_tensors(self) -> list[Tensor]:
@@ -289,14 +290,13 @@ class CLIPPromptTrainer(TrainerX):
         check_fit(path, state_dict, self._models[name].state_dict(), self.model)
         return learned_tensors(state_dict)
 
-    def resume_model_if_exist(self, directory: str) -> int:
-        """Goes on from the last checkpoint in a folder, if it is of this very run.
+    def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
+        """Refuses to continue a run with other images, classes or another seed.
 
         Raises:
-            ValueError: it was made with other images, classes or another seed.
+            ValueError: lists what differs.
         """
-        epoch = super().resume_model_if_exist(directory)
-        if epoch:
-            learner = self.model.prompt_learner
-            check_same_run(directory, learner.loaded_identity, learner.identity)
-        return epoch
+        states = checkpoint["state_dict"].items()
+        identity = next((value for key, value in states if key.endswith(IDENTITY)), None)
+        if isinstance(identity, Mapping):
+            check_same_run(directory, identity, self.model.prompt_learner.identity)

@@ -88,13 +88,16 @@ class SelfRegulation(CLIPPromptTrainer):
     def checkpoint_state(self, name: str) -> dict[str, Any]:
         return {**super().checkpoint_state(name), "average": self.average}
 
-    def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
-        super().restore_state(name, checkpoint)
+    def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
+        super().check_resumable(name, checkpoint, directory)
         if "average" not in checkpoint:
             raise ValueError(
                 f"The checkpoint of {name} has no mean over its epochs and cannot be continued; test it with "
                 "--eval-only, or give another --output-dir to start anew."
             )
+
+    def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
+        super().restore_state(name, checkpoint)
         self.average = {key: tensor.to(self.device) for key, tensor in checkpoint["average"].items()}
 
 
