@@ -23,7 +23,9 @@ CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 
 
 class ContextLearner(PromptLearner):
-    """Context tokens in the input of the text encoder.
+    """Context tokens in the input of the text encoder; on CLIP's device.
+
+    `words` are those that the context starts from.
 
     Args:
         n_ctx: learned tokens, where `ctx_init` is empty; otherwise as many as it has words, as published.
@@ -50,14 +52,20 @@ class ContextLearner(PromptLearner):
         names = [len(default_tokenizer().encode(name.replace("_", " "))) for name in classnames]
         tokens, slots = arrange(tokens, n_ctx, torch.tensor(names), position)
         super().__init__(Sentences(tokens, slots, class_specific))
-        print(f"Initializing {'class-specific contexts' if class_specific else 'a generic context'}")
-        print(f'Initial context: "{words}"')
-        print(f"Number of context words (tokens): {n_ctx}")
+        self.words = words
         self.ctx = nn.Parameter(context)
         self.class_specific = class_specific
+        self.to(clip_model.text_projection.device)
 
     def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
         return Prompts(self.ctx)
+
+
+def print_context(learner: ContextLearner) -> None:
+    """Logs what the context starts from, as the reference does."""
+    print(f"Initializing {'class-specific contexts' if learner.class_specific else 'a generic context'}")
+    print(f'Initial context: "{learner.words}"')
+    print(f"Number of context words (tokens): {learner.ctx.shape[-2]}")
 
 
 def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> tuple[Tensor, Tensor]:
@@ -109,7 +117,7 @@ class CoOp(CLIPPromptTrainer):
                 f"Warning: TRAINER.{self.settings_key()}.CSC is not used, as in the reference: the context "
                 f"starts from the words of CTX_INIT, {own.CTX_INIT!r}, for all classes"
             )
-        return ContextLearner(
+        learner = ContextLearner(
             clip_model,
             classnames,
             own.N_CTX,
@@ -117,3 +125,5 @@ class CoOp(CLIPPromptTrainer):
             own.CSC and not own.CTX_INIT,
             own.CLASS_TOKEN_POSITION,
         )
+        print_context(learner)
+        return learner
