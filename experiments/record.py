@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from dassl.utils import write_json
+from dassl.utils.distributed import this_process
 from experiments.results.files import RESULT_FILE, TEST_FILE
-from trainers.data_parallel import is_first_process, processes
+from trainers.data_parallel import is_first_process
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -119,7 +120,7 @@ class Record:
                 "device": torch.cuda.max_memory_allocated(trainer.device) if cuda else None,
             },
             "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
-            "processes": processes(),
+            "processes": this_process()[1],
             "versions": _versions(),
             "commit": commit,
             "commit_is_clean": is_clean,

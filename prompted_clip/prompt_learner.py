@@ -116,9 +116,7 @@ class IndependentPromptLearner(PromptLearner):
         if text_tokens:
             context, words = initial_context(clip_model, text_tokens, words)
         super().__init__(class_sentences(clip_model, classnames, f"{words} {{}}.", text_tokens))
-        print(f'Initial text context: "{words}"')
-        print(f"Number of context words (tokens) for Language prompting: {text_tokens}")
-        print(f"Number of context words (tokens) for Vision prompting: {image_tokens}")
+        self.words = words
         self.ctx = self.image_tokens = None
         if context is not None:
             text = clip_model.transformer

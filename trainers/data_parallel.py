@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-Losses = Callable[[Tensor, Tensor], dict[str, Tensor]]
+from dassl.utils.distributed import this_process
+
+Losses = Callable[..., dict[str, Tensor]]
 
 
 def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
@@ -18,23 +19,18 @@ def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
     whole batch. All start with the first one's tensors. Without torch.distributed, `losses` itself.
 
     Args:
-        losses: of images `(batch 3 height width)` and labels `(batch)`.
-        learned: what gradients are for.
+        losses: of tensors, such as images `(batch 3 height width)` and labels `(batch)`.
+        learned: the tensors that gradients are of.
     """
-    if processes() == 1:
+    if this_process()[1] == 1:
         return losses
     # Static: some learned tensors never get a gradient, such as MaPLe's prompts beyond an encoder's depth.
     return DistributedDataParallel(_Step(losses, learned), static_graph=True)
 
 
-def processes() -> int:
-    """How many processes share the run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def is_first_process() -> bool:
-    """Whether this process writes what one writes for all."""
-    return processes() == 1 or dist.get_rank() == 0
+    """Whether this process writes what one writes for all: rank zero."""
+    return this_process()[0] == 0
 
 
 class _Step(nn.Module):
@@ -48,5 +44,5 @@ class _Step(nn.Module):
         self.losses = losses
         self.learned = nn.ParameterList(learned)
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return self.losses(images, labels)
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        return self.losses(*inputs)
