@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import BlockAdapter
-from .mlp import MLP, QuickGELU
+from .mlp import MLP, QuickGELU, can_use_silu
 from .norm import LayerNorm
 from .ops import attention, differentiable_once, is_unmodified, linear
 
@@ -122,10 +122,21 @@ class ResidualAttentionBlock(nn.Module):
         self, normed: Tensor, attend: Attend | None, adapter: BlockAdapter, positions: Positions | None
     ) -> Tensor:
         """The attention: `(batch length width)` → `(batch position width)`."""
+        if attend is None and positions is not None and self.can_absorb(normed, adapter, positions):
+            joined = self.absorbed_heads(normed, adapter, positions)
+        else:
+            joined = self.joined_heads(normed, attend, adapter, positions)
+        out = linear(joined, self.attn.out_proj.weight, self.attn.out_proj.bias)
+        return out if adapter.out is None else out + adapter.out(joined)
+
+    def joined_heads(
+        self, normed: Tensor, attend: Attend | None, adapter: BlockAdapter, positions: Positions | None
+    ) -> Tensor:
+        """What the heads attend to: `(batch length width)` → `(batch position width)`."""
         attn = self.attn
         weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
-        own = attend is None  # the mask is known, and only the positions that are read need queries
-        asking = take(normed, positions) if own else normed
+        # Where the block's own mask holds, only the positions that are read need queries.
+        asking = take(normed, positions) if attend is None else normed
         if asking is normed:
             queries, keys, values = linear(normed, weight, bias).chunk(3, dim=-1)
         else:
@@ -145,9 +156,32 @@ class ResidualAttentionBlock(nn.Module):
             attended = attention(q, k, v, None if mask is None else take(mask, positions, dim=0))
         else:
             attended = attend(q, k, v, positions)
-        joined = attended.transpose(1, 2).flatten(2)
-        out = linear(joined, attn.out_proj.weight, attn.out_proj.bias)
-        return out if adapter.out is None else out + adapter.out(joined)
+        return attended.transpose(1, 2).flatten(2)
+
+    def can_absorb(self, normed: Tensor, adapter: BlockAdapter, positions: Positions) -> bool:
+        """Whether a single position asks, and nothing would be rounded elsewhere than OpenAI's."""
+        return len(positions) == 1 and adapter.key is None and adapter.value is None and can_use_silu(normed)
+
+    def absorbed_heads(self, normed: Tensor, adapter: BlockAdapter, positions: Positions) -> Tensor:
+        """As `joined_heads`, of one position: `(batch length width)` → `(batch 1 width)`.
+
+        Keys and values need not be computed for one query: the key weights are absorbed into the query, which
+        asks the input itself, and the value weights apply to the mean of the input that it attends to. The
+        keys' bias adds the same to all logits, and changes nothing. Saves 1.3 % of a MaPLe step's operations.
+        """
+        attn, asking = self.attn, take(normed, positions)[:, 0]
+        width = attn.embed_dim
+        query, key, value = attn.in_proj_weight.view(3, attn.num_heads, -1, width)
+        asked = linear(asking, query.flatten(0, 1), attn.in_proj_bias[:width])
+        if adapter.query is not None:
+            asked = asked + adapter.query(asking)
+        asked = asked.unflatten(-1, (attn.num_heads, -1)).transpose(0, 1)  # (head batch head_width)
+        scale = asked.shape[-1] ** -0.5
+        logits = scale * (asked @ key).transpose(0, 1) @ normed.transpose(1, 2)  # (batch head length)
+        mask = self.mask(normed.shape[1], normed)
+        mean = (logits if mask is None else logits + take(mask, positions, dim=0)).softmax(dim=-1) @ normed
+        attended = (mean.transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1).flatten(1)
+        return (attended + attn.in_proj_bias[2 * width :])[:, None]
 
     def mask(self, length: int, like: Tensor) -> Tensor | None:
         """The additive mask of so many positions, `(length length)`, in the dtype of `like`."""
