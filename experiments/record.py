@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dassl.utils import write_json
-from experiments.results.files import RESULT_FILE, TEST_FILE
+from experiments.results.result_file import RESULT_FILE, TEST_FILE
 from trainers.data_parallel import is_first_process, processes
 
 ROOT = Path(__file__).resolve().parent.parent

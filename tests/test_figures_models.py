@@ -18,7 +18,7 @@ from experiments.figures import attention
 from experiments.figures.attention import block_attentions, cls_attention, look_at, rollout
 from experiments.figures.training import draw_training, labels_of, read_training
 from experiments.figures.tsne import choose_images, draw_tsne, embed_runs, neighbour_accuracy
-from experiments.trained import load_trainer
+from experiments.load_run import load_trainer
 from prompted_clip.model import VisionTransformer
 from prompted_clip.prompting import Prompts, replace_tokens
 from scripts.figures import main

@@ -8,8 +8,8 @@ import pytest
 from helpers import GOLDEN
 
 from experiments.methods import read_methods
-from experiments.results.files import Training
 from experiments.results.reference_logs import read_logs
+from experiments.results.result_file import Training
 from experiments.results.runs import gather
 from scripts.report import main
 

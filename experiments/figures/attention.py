@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dassl.utils import read_image
-from experiments.trained import load_trainer, test_transform
+from experiments.load_run import eval_transform, load_trainer
 from prompted_clip.model import VisionTransformer
 from prompted_clip.prompting import Prompts, replace_tokens
 
@@ -148,7 +148,7 @@ def look_at(
     visual.float()
     with torch.no_grad():
         prompts = model.prompt_learner.image_prompts()
-    transform = test_transform(trainer)
+    transform = eval_transform(trainer)
     mean, std = (np.array(trainer.cfg.INPUT[key]) for key in ("PIXEL_MEAN", "PIXEL_STD"))
     found = []
     for path, picture in zip(images, pictures, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.methods import Method, read_methods
 from experiments.results.benchmarks import label_of
-from experiments.results.files import RESULT_FILES, read_json
+from experiments.results.result_file import RESULT_FILES, read_json
 from experiments.results.runs import Run, gather
 
 

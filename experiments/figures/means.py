@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from experiments.results.runs import Run
-from experiments.results.values import harmonic_mean
+from experiments.results.statistics import harmonic_mean
 
 MOST_MISSING = 4  # that a line names
 HOLLOW = ": hollow points lack seeds, and points that lack a dataset are left out"

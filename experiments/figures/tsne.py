@@ -17,7 +17,7 @@ import torch
 from sklearn.manifold import TSNE
 
 from dassl.data.data_manager import build_data_loader
-from experiments.trained import load_trainer, test_transform
+from experiments.load_run import eval_transform, load_trainer
 
 from .style import COLOURS, MARKERS, ROW_WIDTH, Drawn, finish, panels, styled, wrapped
 from .training import labels_of
@@ -87,7 +87,7 @@ def embed(trainer: Any, items: Sequence[Any]) -> np.ndarray:
         cfg,
         data_source=items,
         batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-        tfm=test_transform(trainer),
+        tfm=eval_transform(trainer),
     )
     with trainer.precision.autocast():
         parts = [trainer.model.encode_image(batch["img"].to(trainer.device)) for batch in loader]

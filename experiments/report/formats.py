@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from experiments.report.report import Report, unfinished_table
 from experiments.report.tables import Cell, Difference, Section, Table
-from experiments.results.values import Value
+from experiments.results.statistics import Value
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
 WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers

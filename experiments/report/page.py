@@ -15,7 +15,7 @@ from experiments.report.formats import WORDS, cell_text, shown_rows, tables_of
 from experiments.report.report import Report
 from experiments.report.tables import Cell, Difference, Table
 from experiments.results.states import FAILED, FINISHED, NEEDS_AN_EYE
-from experiments.results.values import Value
+from experiments.results.statistics import Value
 
 PNG_DPI, SHOWN_DPI = 200, 120
 

@@ -9,7 +9,7 @@ from statistics import median
 from experiments.report.tables import Cell, Row, Table
 from experiments.results.accuracies import methods_of
 from experiments.results.benchmarks import label_of
-from experiments.results.files import Result
+from experiments.results.result_file import Result
 from experiments.results.runs import Run
 
 GIB = 2**30

@@ -11,7 +11,7 @@ from experiments.report.tables import Section
 from experiments.results.benchmarks import ELEVEN
 from experiments.results.runs import Run
 from experiments.results.states import MISSING, NEEDS_AN_EYE
-from experiments.results.values import Value, harmonic, over_datasets, over_seeds
+from experiments.results.statistics import Value, harmonic, over_datasets, over_seeds
 
 
 class Setting(NamedTuple):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from experiments.results.benchmarks import VARIANTS
-from experiments.results.files import Result
+from experiments.results.result_file import Result
 
 CROSS_DATASET, DOMAINS = "cross_dataset", "domain_generalisation"
 

@@ -15,7 +15,7 @@ from experiments.report.tables import Cell, Difference, Row, Section, Table
 from experiments.results.accuracies import Accuracies, Setting, methods_of
 from experiments.results.benchmarks import ELEVEN, in_order, label_of
 from experiments.results.runs import Run
-from experiments.results.values import Value, is_within_noise
+from experiments.results.statistics import Value, is_within_noise
 
 FILE = Path(__file__).with_name("published.json")
 VERDICTS = {True: "within", False: "outside", None: "unknown"}

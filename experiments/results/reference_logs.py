@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.results.benchmarks import stem_of
-from experiments.results.files import Result, Training, trained_by_path
+from experiments.results.result_file import Result, Training, trained_by_path
 from parse_test_res import read_result
 
 ARGUMENTS, CONFIG, END = "** Arguments **", "** Config **", "Collecting env info"

@@ -10,9 +10,9 @@ from pathlib import Path
 from experiments.jobs import ERROR_FILE, last_line
 from experiments.methods import Method, method_of
 from experiments.results.benchmarks import LABELS
-from experiments.results.files import Result
-from experiments.results.folders import Found
 from experiments.results.placing import Placing
+from experiments.results.result_file import Result
+from experiments.results.scan import Found
 from experiments.results.states import FINISHED, MISSING, state_of
 from experiments.sweeps.plans import Planned
 

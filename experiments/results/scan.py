@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.jobs import ERROR_FILE
-from experiments.results.files import RESULT_FILES, Result, read_result_file
 from experiments.results.reference_logs import read_logs
+from experiments.results.result_file import RESULT_FILES, Result, read_result_file
 from experiments.sweeps.plans import Planned, read_plan
 
 

@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 import pytest
 
 from experiments.results.published import published
-from experiments.results.values import (
+from experiments.results.statistics import (
     Value,
     harmonic,
     harmonic_mean,

@@ -13,7 +13,7 @@ from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from experiments.configuration import build_parser, extend_cfg, load_plugin
-from experiments.results.files import RESULT_FILE, TEST_FILE
+from experiments.results.result_file import RESULT_FILE, TEST_FILE
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
     return trainer
 
 
-def test_transform(trainer: Any) -> Any:
+def eval_transform(trainer: Any) -> Any:
     """What a test does to a PIL image: a tensor `(3 height width)` comes of it."""
     with contextlib.redirect_stdout(io.StringIO()):
         return build_transform(trainer.cfg, is_train=False)
