@@ -1,4 +1,4 @@
-"""Gathers the test results of several seeds from their logs: each one, their mean and their deviation.
+"""Prints the test results of several seeds, from their logs, with mean and standard deviation.
 
     python parse_test_res.py output/base2new/train_base/oxford_pets/shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
+from experiments.results.statistics import mean, population_std
 
 RESULT = "=> result"
 FINISHED = ("Finish training", "Finished training")  # ours and Dassl's; and what some forks print
@@ -39,12 +39,12 @@ class Summary:
     missing: list[str] = field(default_factory=list)
 
     def mean(self) -> float:
-        return float(np.mean(list(self.values.values())))
+        return mean(self.values.values())
 
-    def spread(self, ci95: bool = False) -> float:
+    def std(self, ci95: bool = False) -> float:
         """Standard deviation, or half the width of the mean's 95 % confidence interval."""
-        deviation = float(np.std(list(self.values.values())))
-        return 1.96 * deviation / len(self.values) ** 0.5 if ci95 else deviation
+        std = population_std(self.values.values())
+        return 1.96 * std / len(self.values) ** 0.5 if ci95 else std
 
 
 def read_result(fpath: str, keyword: str = "accuracy", test_log: bool = False) -> float | None:
@@ -104,10 +104,10 @@ def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = 
 
 
 def report(summary: Summary, ci95: bool = False) -> None:
-    """Prints mean and deviation, and what is missing."""
+    """Prints mean and standard deviation, and what is missing."""
     print("===")
     print(f"Summary of directory: {summary.directory}")
-    print(f"* {summary.keyword}: {summary.mean():.2f}% +- {summary.spread(ci95):.2f}%")
+    print(f"* {summary.keyword}: {summary.mean():.2f}% +- {summary.std(ci95):.2f}%")
     if summary.missing:
         print(f"Missing: {', '.join(summary.missing)}")
     print("===")
@@ -134,7 +134,7 @@ def parse_experiments(
     if not summaries:
         raise ValueError(f"no {keyword} found in any folder of {directory}")
     print("Average performance")
-    print(f"* {keyword}: {np.mean([summary.mean() for summary in summaries]):.2f}%")
+    print(f"* {keyword}: {mean([summary.mean() for summary in summaries]):.2f}%")
     if empty:
         print(f"Missing: {', '.join(empty)} (no result, not in the average)")
     return summaries
@@ -162,10 +162,10 @@ def _logs(folder: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Mean and deviation of the test results of several seeds.")
+    parser = argparse.ArgumentParser(description="Mean and std of the test results of several seeds.")
     parser.add_argument("directory", help="folder that holds the seeds' folders")
     parser.add_argument(
-        "--ci95", action="store_true", help="95%% confidence interval instead of the deviation"
+        "--ci95", action="store_true", help="95%% confidence interval instead of the standard deviation"
     )
     parser.add_argument(
         "--test-log", action="store_true", help="take any result, that of an unfinished training too"

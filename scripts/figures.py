@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "base2new": "accuracy of each method on base and new classes",
         "depth": "accuracy over prompt depth",
         "length": "accuracy over prompt length",
-        "few-shot": "accuracy over training images a class",
+        "few-shot": "accuracy over training images per class",
         "per-class": "which classes gain by one method over another",
     }
     for name, text in folders.items():
@@ -113,7 +113,7 @@ def draw(args: argparse.Namespace) -> list[Drawn]:
 
 def _of_results(args: argparse.Namespace) -> list[Drawn]:
     """The kinds that need results alone, and no model."""
-    from experiments.figures.data import read_runs
+    from experiments.figures.data import each_shots, read_runs
 
     protocols = {"per-class": ["base2new"], "few-shot": ["few_shot", "zeroshot"]}.get(args.kind, [args.kind])
     runs = read_runs(args.folder, protocols, args.datasets)
@@ -123,9 +123,10 @@ def _of_results(args: argparse.Namespace) -> list[Drawn]:
         methods = (args.methods[0], args.methods[1])
         if args.classes != "both":
             runs = [run for run in runs if run.role == args.classes]
-        drawn = [draw_shares(runs, methods)]
         datasets = {run.dataset for run in runs}
-        return [*drawn, draw_gains(runs, methods, *datasets)] if len(datasets) == 1 else drawn
+        if len(datasets) == 1:
+            return [draw_gains(runs, methods, *datasets)]
+        return [draw_shares(runs, methods)]
     if args.kind == "few-shot":
         from experiments.figures.few_shot import draw_few_shot
 
@@ -133,10 +134,10 @@ def _of_results(args: argparse.Namespace) -> list[Drawn]:
     if args.kind == "base2new":
         from experiments.figures.base2new import draw_methods
 
-        return [draw_methods(runs)]
+        return [draw_methods(own, suffix) for suffix, own in each_shots(runs).items()]
     from experiments.figures.curves import draw_curves
 
-    return [draw_curves(runs, args.kind)]
+    return [draw_curves(own, args.kind, suffix) for suffix, own in each_shots(runs).items()]
 
 
 if __name__ == "__main__":

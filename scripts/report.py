@@ -19,7 +19,8 @@ from pathlib import Path
 from experiments.methods import read_methods
 from experiments.report import formats
 from experiments.report.latex import latex
-from experiments.report.report import METRICS, Report, make_report
+from experiments.report.report import Report, make_report
+from experiments.results.accuracies import METRICS
 from experiments.results.runs import Gathered, gather
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_runs import base_to_novel_folder, plan, published_base_to_novel, random_cross_dataset, result, write
 
+from experiments.figures.page import for_report
 from experiments.methods import read_methods
 from experiments.report.formats import cell_text
 from experiments.report.report import Report, make_report
@@ -147,7 +148,14 @@ def test_shapes_is_no_part_of_an_average_over_benchmarks(tmp_path: Path) -> None
         for classes in ("base", "new"):
             write(tmp_path / dataset / classes, result(accuracy, dataset, classes))
     (section,) = report_of(tmp_path, seeds=[1]).sections
-    assert shown(tables(section)["Average over 2 datasets"])["MaPLe",][0] == "65.00"
+    assert shown(tables(section)["Average over 2 datasets: DTD, EuroSAT"])["MaPLe",][0] == "65.00"
+
+
+def test_shapes_is_no_part_of_an_average_over_own_data(tmp_path: Path) -> None:
+    for dataset, accuracy in (("birds (folder)", 60.0), ("shapes", 5.0)):
+        write(tmp_path / dataset, result(accuracy, dataset, "base"))
+    (section,) = report_of(tmp_path, seeds=[1]).sections
+    assert list(tables(section))[:1] == ["Each dataset"]
 
 
 def test_cross_dataset_and_domain_generalisation(tmp_path: Path) -> None:
@@ -249,6 +257,17 @@ def test_methods_trained_on_different_images_are_warned_of(tmp_path: Path) -> No
     assert len(report.samples.rows) == 2
     write(tmp_path / "b", result(70.0, trainer="CoOp"))
     assert report_of(tmp_path).warnings == []
+
+
+def test_an_ablation_of_ones_own(tmp_path: Path) -> None:
+    curve = {"role": "base", "classes": "base", "curve": "mine", "protocol": "my_depth"}
+    plan(tmp_path, [{"folder": str(value), "value": value, **curve} for value in (1, 3)], "my_depth")
+    for value in (1, 3):
+        write(tmp_path / str(value), result(80.0 + value))
+    report = report_of(tmp_path)
+    (table,) = report.sections[0].tables
+    assert shown(table)["base", "mine", "MaPLe"] == ["81.00", "83.00"]
+    assert [figure.title for figure in for_report(report.runs)] == ["Accuracy over my_depth"]
 
 
 def test_a_protocol_of_ones_own(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import jinja2
 from experiments.report.formats import WORDS, cell_text, shown_rows, tables_of
 from experiments.report.report import Report
 from experiments.report.tables import Cell, Difference, Table
-from experiments.results.states import FAILED, FINISHED, NEEDS_AN_EYE
+from experiments.results.states import FAILED, FINISHED, UNFINISHED
 from experiments.results.statistics import Value
 
 PNG_DPI, SHOWN_DPI = 200, 120
@@ -90,4 +90,4 @@ def _mark(cell: Cell) -> str:
         return FAILED if cell.state == FAILED else "incomplete"
     if isinstance(cell, Difference):
         return cell.verdict
-    return cell if isinstance(cell, str) and cell in NEEDS_AN_EYE else ""
+    return cell if isinstance(cell, str) and cell in UNFINISHED else ""
