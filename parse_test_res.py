@@ -15,11 +15,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from experiments.results.reference_logs import read_metric
 from experiments.results.statistics import mean, population_std
 
-RESULT = "=> result"
-FINISHED = ("Finish training", "Finished training")  # ours and Dassl's; and what some forks print
-TRAINING = re.compile(r"^epoch \[\d+/\d+\]")
 SEED = re.compile(r"^seed(\d+)$")
 USUAL_SEEDS = 3
 
@@ -47,33 +45,6 @@ class Summary:
         return 1.96 * std / len(self.values) ** 0.5 if ci95 else std
 
 
-def read_result(fpath: str, keyword: str = "accuracy", test_log: bool = False) -> float | None:
-    """The last test result in a log, in percent.
-
-    A log of training counts from its end on, since before that it may hold results on validation data.
-
-    Args:
-        keyword: the line's name: accuracy, error, macro_f1.
-        test_log: any result counts, that of an unfinished training too.
-
-    Returns:
-        None if the log holds none.
-    """
-    wanted = re.compile(rf"^\* {re.escape(keyword)}: (\d+(?:\.\d+)?)%")
-    value, in_result, training = None, False, False
-    with open(fpath, encoding="utf-8", errors="replace") as file:
-        for line in map(str.strip, file):
-            if TRAINING.match(line):
-                training, in_result = True, False
-            elif line in FINISHED:
-                training, in_result = False, False
-            elif line == RESULT:
-                in_result = True
-            elif in_result and (test_log or not training) and (match := wanted.match(line)):
-                value = float(match.group(1))
-    return None if training and not test_log else value
-
-
 def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = False) -> Summary:
     """Reads the results of all seeds in a folder. Of each seed the newest log with a result counts.
 
@@ -86,7 +57,7 @@ def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = 
     print(f"Parsing files in {directory}")
     for folder in folders:
         logs = _logs(os.path.join(directory, folder))
-        results = ((log, read_result(log, keyword, test_log)) for log in reversed(logs))
+        results = ((log, read_metric(log, keyword, test_log)) for log in reversed(logs))
         log, value = next(((log, value) for log, value in results if value is not None), ("", None))
         if value is None:
             summary.missing.append(f"{folder} ({f'no {keyword} in its log' if logs else 'no log.txt'})")

@@ -237,12 +237,27 @@ def test_costs_and_unlike_circumstances(tmp_path: Path) -> None:
     write(tmp_path / "c", result(80.0, seed=3, commit_is_clean=False))
     report = report_of(tmp_path)
     assert report.costs is not None
-    assert shown(report.costs)["MaPLe",] == ["3,555,072", "82", "3.00", "NVIDIA H100 80GB HBM3"]
+    assert shown(report.costs)["MaPLe", "16"] == ["3,555,072", "82", "3", "3.00", "NVIDIA H100 80GB HBM3"]
     notes = "\n".join(report.sections[0].notes)
     assert "The runs differ in their commits: d72648f0d7, eeeeeeeeee." in notes
     assert "The runs differ in their versions of torch: 2.14.0, 2.15.0." in notes
     assert "1 of 3 runs were made with uncommitted changes in the code." in notes
     assert "devices" not in notes
+
+
+def test_costs_are_of_whole_trainings_at_one_number_of_shots(tmp_path: Path) -> None:
+    times = {1: 80.0, 2: 90.0, 3: 12.0, 4: 300.0}
+    changes = {3: {"resumed_from_epoch": 4}, 4: {"command": ["train.py", "--seeds", "4", "5", "6"]}}
+    for seed, time in times.items():
+        content = result(80.0, seed=seed, seconds={"training": time}, **changes.get(seed, {}))
+        write(tmp_path / str(seed), content)
+    write(tmp_path / "fewer", result(80.0, shots=1, seconds={"training": 20.0}))
+    costs = report_of(tmp_path).costs
+    assert costs is not None
+    assert {labels: cells[1:3] for labels, cells in shown(costs).items()} == {
+        ("MaPLe", "1"): ["20", "1"],
+        ("MaPLe", "16"): ["85", "2"],
+    }
 
 
 def test_methods_trained_on_different_images_are_warned_of(tmp_path: Path) -> None:

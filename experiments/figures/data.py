@@ -9,7 +9,7 @@ from typing import Any
 from experiments.methods import Method, read_methods
 from experiments.results.accuracies import Accuracies, Setting, average_title, averaged, datasets_of, grouped
 from experiments.results.benchmarks import label_of
-from experiments.results.result_file import RESULT_FILES, read_json
+from experiments.results.result_file import LOG, read_json
 from experiments.results.runs import Run, gather
 from experiments.results.statistics import Value
 
@@ -82,14 +82,9 @@ def per_class_of(run: Run) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is broken.
     """
-    if run.result is None:
+    if run.result is None or run.result.source == LOG:
         return []
-    for name in RESULT_FILES:
-        path = run.result.folder / name
-        content = read_json(path) if path.is_file() else {}
-        if content.get("classes") == run.result.classes and content.get("split") == run.result.split:
-            return content.get("per_class") or []
-    return []
+    return read_json(run.result.folder / run.result.source).get("per_class") or []
 
 
 def nothing_to_draw(runs: Sequence[Run]) -> ValueError:

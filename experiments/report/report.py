@@ -13,7 +13,7 @@ from experiments.report.tables import Cell, Row, Section, Table
 from experiments.results.accuracies import METRICS
 from experiments.results.benchmarks import label_of
 from experiments.results.published import published
-from experiments.results.runs import Gathered, Run
+from experiments.results.runs import Run, RunSet
 
 SEEDS_NOTE = (
     "{metric} in percent: mean ± population standard deviation over the seeds. (2/3): only two of three "
@@ -50,7 +50,7 @@ class Report:
     command: str = ""
 
 
-def make_report(gathered: Gathered, metric: str = "accuracy", command: str = "") -> Report:
+def make_report(gathered: RunSet, metric: str = "accuracy", command: str = "") -> Report:
     """Makes the tables, of accuracy or of another metric.
 
     Args:
