@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,15 @@ def eval_transform(trainer: Any) -> Any:
     """The transform of a test: from a PIL image to a tensor `(3 height width)`."""
     with contextlib.redirect_stdout(io.StringIO()):
         return build_transform(trainer.cfg, is_train=False)
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """Trainer, configuration and seed, as folders name them; and what else of the paths tells runs apart."""
+    paths = [folder.resolve().parts[::-1] for folder in folders]
+    usual = 3 if all(re.fullmatch(r"seed\d+", parts[0]) for parts in paths) else 1
+    labels = [parts[:usual] for parts in paths]
+    for place in range(usual, min(map(len, paths))):
+        differs = len({parts[place] for parts in paths}) > 1
+        if differs and len(set(labels)) < len(set(paths)):
+            labels = [(*label, parts[place]) for label, parts in zip(labels, paths, strict=True)]
+    return [" ".join(label[::-1]) for label in labels]

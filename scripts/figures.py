@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a kind imports what it needs: torch only where a model is used
-    from experiments.figures.style import Drawn
+    from experiments.figures.style import NamedFigure
 
 CLASSES = ("base", "new", "both")
 
@@ -56,8 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     attention.add_argument("--rollout", action="store_true", help="attention rolled out over the blocks")
     for kind in (tsne, attention):
         kind.add_argument("--root", default="", help="folder of the datasets, if not that of the runs")
-    training = kinds.add_parser("training", help="loss and learning rate over steps")
-    training.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     for kind in kinds.choices.values():
         kind.add_argument(
             "--out", type=Path, help="folder of the figures (default: figures in the first folder)"
@@ -85,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(args: argparse.Namespace) -> list[Drawn]:
+def draw(args: argparse.Namespace) -> list[NamedFigure]:
     """The figures of a kind.
 
     Raises:
@@ -93,10 +91,6 @@ def draw(args: argparse.Namespace) -> list[Drawn]:
     """
     if "folder" in args:
         return _of_results(args)
-    if args.kind == "training":
-        from experiments.figures.training import draw_training
-
-        return [draw_training(args.runs)]
     if args.kind == "tsne":
         from experiments.figures.tsne import draw_tsne, embed_runs
 
@@ -111,7 +105,7 @@ def draw(args: argparse.Namespace) -> list[Drawn]:
     return [draw_attention(seen, args.run, args.block, args.rollout)]
 
 
-def _of_results(args: argparse.Namespace) -> list[Drawn]:
+def _of_results(args: argparse.Namespace) -> list[NamedFigure]:
     """The kinds that need results alone, and no model."""
     from experiments.figures.data import each_shots, read_runs
 

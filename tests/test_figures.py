@@ -282,7 +282,6 @@ def test_the_report_gets_all_figures_that_results_give(invented):
         (["length", "{}"], "holds no run of length; python -m scripts.sweep length makes them."),
         (["per-class", "{}"], "--methods CoCoOp: there is no run of it; there are MaPLe."),
         (["depth", "{}", "--datasets", "pets"], "--datasets pets: there is no run on it; there are dtd."),
-        (["training", "{}/nowhere"], "nowhere: there is no log.txt of a run."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(invented, words, message, capsys):

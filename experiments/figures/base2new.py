@@ -19,13 +19,13 @@ from .data import (
     over_what,
     setting_of,
 )
-from .style import GREY, LIGHT_GREY, Drawn, finish, look_of, panels, styled
+from .style import GREY, LIGHT_GREY, NamedFigure, finish, look_of, panels, styled
 
 PANELS = ("base classes", "new classes", "harmonic mean")
 
 
 @styled
-def draw_methods(runs: Sequence[Run], suffix: str = "") -> Drawn:
+def draw_methods(runs: Sequence[Run], suffix: str = "") -> NamedFigure:
     """Three panels on one scale, a row per method: its mean, and each seed as a stroke.
 
     Args:
@@ -68,4 +68,4 @@ def draw_methods(runs: Sequence[Run], suffix: str = "") -> Drawn:
     caption = f"{over_what(runs)}: circles are means over the seeds, strokes the seeds."
     finish(figure, [caption, missing_footnote(runs)])
     shots = f", {setting_of(runs).shots} shots" if suffix else ""
-    return Drawn(f"base2new{suffix}", f"Base to novel{shots}", caption, figure, notes)
+    return NamedFigure(f"base2new{suffix}", f"Base to novel{shots}", caption, figure, notes)

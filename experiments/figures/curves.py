@@ -25,7 +25,7 @@ from .data import (
     seeds_of,
     setting_of,
 )
-from .style import Drawn, Look, finish, look, panels, styled
+from .style import Look, NamedFigure, finish, look, panels, styled
 
 MOST_TICKS = 12
 PANELS = ("base classes", "new classes", "harmonic mean")
@@ -39,7 +39,7 @@ def label_of_curve(curve: str, method: Method, several: bool) -> str:
 
 
 @styled
-def draw_curves(runs: Sequence[Run], protocol: str, suffix: str = "") -> Drawn:
+def draw_curves(runs: Sequence[Run], protocol: str, suffix: str = "") -> NamedFigure:
     """Draws the runs of an ablation.
 
     Args:
@@ -82,7 +82,7 @@ def draw_curves(runs: Sequence[Run], protocol: str, suffix: str = "") -> Drawn:
     labels = [label_of_curve(curve, method, several) for curve, method in curves]
     finish(figure, [caption, missing_footnote(runs)], handles, labels)
     title = f"Accuracy over {read_protocol(protocol).title if axis_label else protocol}"
-    return Drawn(f"{protocol}{suffix}", title, caption, figure, missing_lines(runs))
+    return NamedFigure(f"{protocol}{suffix}", title, caption, figure, missing_lines(runs))
 
 
 def draw_series(axis: Any, values: dict[float, Value | None], style: Look) -> Any:

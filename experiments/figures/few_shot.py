@@ -14,7 +14,7 @@ from experiments.results.statistics import Value
 
 from .curves import draw_series
 from .data import missing_footnote, missing_lines, nothing_to_draw, seeds_of
-from .style import ROW_WIDTH, Drawn, finish, look_of, panels, styled
+from .style import ROW_WIDTH, NamedFigure, finish, look_of, panels, styled
 
 AVERAGE = "average"  # the panel over all datasets
 MOST_COLUMNS = 4
@@ -22,7 +22,7 @@ DASHES = (0, (4, 3))
 
 
 @styled
-def draw_few_shot(runs: Sequence[Run]) -> Drawn:
+def draw_few_shot(runs: Sequence[Run]) -> NamedFigure:
     """A panel per dataset, and one of their average; zero-shot methods are dashed lines.
 
     Where the runs are of the eleven datasets and the backbone of the papers, published averages stand beside
@@ -66,7 +66,7 @@ def draw_few_shot(runs: Sequence[Run]) -> Drawn:
         axis.set_visible(False)
     caption = f"Mean over {seeds_of(trained)}."
     finish(figure, [caption, missing_footnote(runs)], list(handles.values()), list(handles))
-    return Drawn("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
+    return NamedFigure("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
 
 
 def _draw_method(

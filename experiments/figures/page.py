@@ -13,7 +13,7 @@ from .curves import draw_curves
 from .data import each_shots
 from .few_shot import draw_few_shot
 from .per_class import class_gains, draw_gains, draw_shares
-from .style import Drawn, png_bytes
+from .style import NamedFigure, png_bytes
 
 COMPARED = ("MaPLe", "CoCoOp")  # as in the paper
 
@@ -27,7 +27,7 @@ def for_report(runs: Sequence[Run], methods: tuple[str, str] = COMPARED) -> list
     Raises:
         ValueError: a result cannot be read.
     """
-    drawn: list[Drawn] = []
+    drawn: list[NamedFigure] = []
     base2new = _with_results(runs, "base2new")
     if base2new:
         drawn += [draw_methods(own, suffix) for suffix, own in each_shots(base2new).items()]

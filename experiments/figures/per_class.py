@@ -15,7 +15,7 @@ from experiments.results.benchmarks import label_of
 from experiments.results.runs import Run
 
 from .data import missing_footnote, missing_lines, per_class_of
-from .style import LIGHT_GREY, ROW_WIDTH, Drawn, finish, look_of, panels, styled, wrapped
+from .style import LIGHT_GREY, ROW_WIDTH, NamedFigure, finish, look_of, panels, styled, wrapped
 
 MOST_CLASSES = 60  # bars that one figure can hold
 
@@ -62,7 +62,7 @@ def share_better(gains: Sequence[ClassGain]) -> float:
 
 
 @styled
-def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
+def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> NamedFigure:
     """The percentage of improved classes of each dataset.
 
     The datasets stand in the order of that share. The paper orders them by their distance from generic
@@ -107,11 +107,11 @@ def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
     )
     finish(figure, [caption, missing_footnote(own, "")], *axis.get_legend_handles_labels())
     title = f"Classes that gain by {first.label} over {second.label}"
-    return Drawn("per_class", title, caption, figure, missing_lines(own))
+    return NamedFigure("per_class", title, caption, figure, missing_lines(own))
 
 
 @styled
-def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> Drawn:
+def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> NamedFigure:
     """The gain of each class of one dataset, as bars; of very many classes those at both ends.
 
     Raises:
@@ -144,7 +144,9 @@ def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> D
     ends = f"The {half} classes at each end of {len(gains)}." if cut else ""
     own = [run for run in own if run.dataset == dataset]
     finish(figure, [caption, ends, missing_footnote(own, "")])
-    return Drawn(f"per_class_{dataset}", f"Gain of each class of {name}", caption, figure, missing_lines(own))
+    return NamedFigure(
+        f"per_class_{dataset}", f"Gain of each class of {name}", caption, figure, missing_lines(own)
+    )
 
 
 def _gains(

@@ -75,11 +75,11 @@ def look_of(method: Method) -> Look:
 
 
 @dataclass
-class Drawn:
-    """A finished figure.
+class NamedFigure:
+    """A figure with the name of its files.
 
     Attributes:
-        name: of its files, without ending.
+        name: of the files, without ending.
         caption: a sentence or two: what is drawn, and over what is averaged.
         notes: what is missing, a line each.
     """
@@ -150,7 +150,7 @@ def finish(
         figure.text(0.05 / width, 0.04 / height, "\n".join(lines), color=GREY, fontsize=9, va="bottom")
 
 
-def save(drawn: Drawn, folder: Path) -> list[Path]:
+def save(drawn: NamedFigure, folder: Path) -> list[Path]:
     """Writes `<name>.png` and `<name>.pdf`, and returns their paths.
 
     Raises:
