@@ -1,4 +1,4 @@
-"""Gathers the test results of several seeds from their logs: each one, their mean and their deviation.
+"""Prints the test results of several seeds, from their logs, with mean and standard deviation.
 
     python parse_test_res.py output/base2new/train_base/oxford_pets/shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx
 
@@ -15,11 +15,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
+from experiments.results.reference_logs import read_metric
+from experiments.results.statistics import mean, population_std
 
-RESULT = "=> result"
-FINISHED = ("Finish training", "Finished training")  # ours and Dassl's; and what some forks print
-TRAINING = re.compile(r"^epoch \[\d+/\d+\]")
 SEED = re.compile(r"^seed(\d+)$")
 USUAL_SEEDS = 3
 
@@ -39,39 +37,12 @@ class Summary:
     missing: list[str] = field(default_factory=list)
 
     def mean(self) -> float:
-        return float(np.mean(list(self.values.values())))
+        return mean(self.values.values())
 
-    def spread(self, ci95: bool = False) -> float:
+    def std(self, ci95: bool = False) -> float:
         """Standard deviation, or half the width of the mean's 95 % confidence interval."""
-        deviation = float(np.std(list(self.values.values())))
-        return 1.96 * deviation / len(self.values) ** 0.5 if ci95 else deviation
-
-
-def read_result(fpath: str, keyword: str = "accuracy", test_log: bool = False) -> float | None:
-    """The last test result in a log, in percent.
-
-    A log of training counts from its end on, since before that it may hold results on validation data.
-
-    Args:
-        keyword: the line's name: accuracy, error, macro_f1.
-        test_log: any result counts, that of an unfinished training too.
-
-    Returns:
-        None if the log holds none.
-    """
-    wanted = re.compile(rf"^\* {re.escape(keyword)}: (\d+(?:\.\d+)?)%")
-    value, in_result, training = None, False, False
-    with open(fpath, encoding="utf-8", errors="replace") as file:
-        for line in map(str.strip, file):
-            if TRAINING.match(line):
-                training, in_result = True, False
-            elif line in FINISHED:
-                training, in_result = False, False
-            elif line == RESULT:
-                in_result = True
-            elif in_result and (test_log or not training) and (match := wanted.match(line)):
-                value = float(match.group(1))
-    return None if training and not test_log else value
+        std = population_std(self.values.values())
+        return 1.96 * std / len(self.values) ** 0.5 if ci95 else std
 
 
 def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = False) -> Summary:
@@ -86,7 +57,7 @@ def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = 
     print(f"Parsing files in {directory}")
     for folder in folders:
         logs = _logs(os.path.join(directory, folder))
-        results = ((log, read_result(log, keyword, test_log)) for log in reversed(logs))
+        results = ((log, read_metric(log, keyword, test_log)) for log in reversed(logs))
         log, value = next(((log, value) for log, value in results if value is not None), ("", None))
         if value is None:
             summary.missing.append(f"{folder} ({f'no {keyword} in its log' if logs else 'no log.txt'})")
@@ -104,10 +75,10 @@ def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = 
 
 
 def report(summary: Summary, ci95: bool = False) -> None:
-    """Prints mean and deviation, and what is missing."""
+    """Prints mean and standard deviation, and what is missing."""
     print("===")
     print(f"Summary of directory: {summary.directory}")
-    print(f"* {summary.keyword}: {summary.mean():.2f}% +- {summary.spread(ci95):.2f}%")
+    print(f"* {summary.keyword}: {summary.mean():.2f}% +- {summary.std(ci95):.2f}%")
     if summary.missing:
         print(f"Missing: {', '.join(summary.missing)}")
     print("===")
@@ -134,7 +105,7 @@ def parse_experiments(
     if not summaries:
         raise ValueError(f"no {keyword} found in any folder of {directory}")
     print("Average performance")
-    print(f"* {keyword}: {np.mean([summary.mean() for summary in summaries]):.2f}%")
+    print(f"* {keyword}: {mean([summary.mean() for summary in summaries]):.2f}%")
     if empty:
         print(f"Missing: {', '.join(empty)} (no result, not in the average)")
     return summaries
@@ -162,10 +133,10 @@ def _logs(folder: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Mean and deviation of the test results of several seeds.")
+    parser = argparse.ArgumentParser(description="Mean and std of the test results of several seeds.")
     parser.add_argument("directory", help="folder that holds the seeds' folders")
     parser.add_argument(
-        "--ci95", action="store_true", help="95%% confidence interval instead of the deviation"
+        "--ci95", action="store_true", help="95%% confidence interval instead of the standard deviation"
     )
     parser.add_argument(
         "--test-log", action="store_true", help="take any result, that of an unfinished training too"

@@ -21,27 +21,29 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import Machine, measure_machine
-from benchmarks.report import conditions, ratios, save, spread
-from benchmarks.ways import (
+from benchmarks.harness import (
     Rounds,
     batch_for,
     build,
     build_parser,
-    by_turns,
     carried_on,
     in_float64,
+    interleaved,
     is_refused,
     model_line,
+    one_line_errors,
     plain_sizes,
     progress,
+    ratios,
     relative,
-    result_name,
+    result_path,
+    save,
     scaled_line,
+    spread,
     table,
-    told_in_one_line,
     weights_of,
 )
+from benchmarks.machine import Rates, conditions, measure_rates
 from experiments.costs.flops import image_and_text_flops
 
 CONDITIONAL_BATCH = 2  # images with a text of their own each
@@ -74,9 +76,6 @@ def prepare(trainer: Any, batch_size: int) -> Way:
     images = batch_for(trainer, size)["img"]
     with torch.no_grad(), trainer.precision.autocast():
         features = None if conditional else model.encode_text()
-        if conditional:
-            model(images)
-    # Only now: what a model makes once, as a mask in its type, must not be made without values.
     flops = image_and_text_flops(model, images[:1])
 
     @torch.no_grad()
@@ -135,7 +134,7 @@ class Measured:
         """Images a second."""
         return spread([self.images / each for each in seconds], 1)
 
-    def row(self, machine: Machine) -> list[str]:
+    def row(self, machine: Rates) -> list[str]:
         return [
             f"{self.classes:,}",
             ratios(self.plain_wall, self.wall),
@@ -179,7 +178,7 @@ def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Mea
         images = {id(way): group[max(group)] for group in (ours, plain) for way in group.values()}
     parts = [way.image for way in {id(way): way for way in images.values()}.values()]
     parts += [way.text for way in ways if way.text is not None]
-    loads = by_turns(parts, args.rounds)
+    loads = interleaved(parts, args.rounds, args.seconds)
     batches = math.ceil(args.images / args.batch_size)
 
     def seconds(way: Way, kind: str, passes: int) -> list[float]:
@@ -232,7 +231,7 @@ def measure(name: str, args: argparse.Namespace, weights: str) -> tuple[list[Mea
 
 
 def report(
-    args: argparse.Namespace, results: dict[str, list[Measured]], machine: Machine, loads: Sequence[float]
+    args: argparse.Namespace, results: dict[str, list[Measured]], machine: Rates, loads: Sequence[float]
 ) -> list[str]:
     """The measurement in words."""
     lines = [f"# Evaluation of {args.images:,} images in batches of {args.batch_size}, {args.prec}", ""]
@@ -263,12 +262,12 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = command_parser().parse_args(argv)
     if is_refused(args):
         return 1
-    machine = measure_machine(args.prec)
+    machine = measure_rates(args.prec)
     results: dict[str, list[Measured]] = {}
     loads: list[float] = []
     with weights_of(args.backbone) as weights:
@@ -276,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress(f"{name} ...")
             results[name], those = measure(name, args, weights)
             loads += those
-    file = result_name("evaluate", args, f"{args.images}images", args.prec)
+    file = result_path("evaluate", args, f"{args.images}images", args.prec)
     save(file, report(args, results, machine, loads))
     return 0
 

@@ -3,11 +3,11 @@
     python -m benchmarks.loader                        # on drawn JPEGs of 500 × 375 pixels
     python -m benchmarks.loader --folder FOLDER        # on the JPEGs in a folder and those below it
 
-Compared are the reference's pipeline, written out with Pillow and torchvision; ours; ours with the training
+Compared are the reference's pipeline, with Pillow and torchvision; ours; ours with the training
 images decoded before (`DATALOADER.CACHE_GB`), as in all epochs but the first; and ours with the test images
 on disk (`DATALOADER.TEST_CACHE`), as in all runs but the first. By turns in one process, with workers and
 without, in batches; the start of the workers is in the seconds. The run stops if one tensor is not the same
-to the last bit. `benchmarks.decoding` has the processor time of an image.
+to the last bit.
 """
 
 from __future__ import annotations
@@ -24,23 +24,74 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+from torchvision.transforms import InterpolationMode
+from yacs.config import CfgNode
 
-from benchmarks.decoding import SIZE, config, draw_photos, plain
-from benchmarks.report import conditions, load_average, ratios, save, spread
-from benchmarks.ways import add_common, is_refused, progress, table, told_in_one_line
+from benchmarks.harness import (
+    add_common,
+    is_refused,
+    one_line_errors,
+    progress,
+    ratios,
+    save,
+    spread,
+    table,
+)
+from benchmarks.machine import conditions, load_average
+from dassl.config import get_cfg_default
 from dassl.data import build_data_loader
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
 from dassl.utils import set_random_seed
 
-WRITTEN_OUT = "written out"
+SIZE = 224
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+BICUBIC = InterpolationMode.BICUBIC
+REFERENCE = "reference"
 GIGABYTES = 16  # for decoded images
-COLUMNS = ("workers", "images a second", "÷ written out", "a worker")
+COLUMNS = ("workers", "images a second", "÷ reference", "a worker")
 
 
-class WrittenOut(Dataset):
+def config(gigabytes: float) -> CfgNode:
+    cfg = get_cfg_default()
+    cfg.INPUT.SIZE = (SIZE, SIZE)
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = MEAN, STD
+    cfg.DATALOADER.CACHE_GB = gigabytes
+    return cfg
+
+
+def plain(is_train: bool) -> Callable[[str], torch.Tensor]:
+    """The reference's pipeline, with Pillow and torchvision."""
+    if is_train:
+        first = [T.RandomResizedCrop(SIZE, interpolation=BICUBIC), T.RandomHorizontalFlip()]
+    else:
+        first = [T.Resize(SIZE, interpolation=BICUBIC), T.CenterCrop(SIZE)]
+    transform = T.Compose([*first, T.ToTensor(), T.Normalize(MEAN, STD)])
+
+    def read(path: str) -> torch.Tensor:
+        return transform(Image.open(path).convert("RGB"))
+
+    return read
+
+
+def draw_photos(folder: Path, count: int) -> None:
+    """JPEGs of smooth shapes with grain: about as many bytes per pixel as photos."""
+    for number in range(count):
+        rng = np.random.RandomState(number)
+        coarse = Image.fromarray(rng.randint(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.array(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
+        pixels = (smooth + rng.randint(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:04d}.jpg", quality=85)
+
+
+class ReferenceDataset(Dataset):
     """The reference's pipeline as a dataset."""
 
     def __init__(self, paths: Sequence[str], is_train: bool) -> None:
@@ -64,9 +115,9 @@ def loaders(
     else:
         settings["ours, from the disk"] = (0, folder)
     drop_last = is_train and len(paths) >= batch_size  # as build_data_loader has it
-    written_out = WrittenOut(paths, is_train)
+    reference = ReferenceDataset(paths, is_train)
     ways: dict[str, Any] = {
-        WRITTEN_OUT: DataLoader(written_out, batch_size, num_workers=workers, drop_last=drop_last)
+        REFERENCE: DataLoader(reference, batch_size, num_workers=workers, drop_last=drop_last)
     }
     for name, (gigabytes, test_cache) in settings.items():
         cfg = config(gigabytes)
@@ -98,10 +149,10 @@ def digest_of(loader: Iterable[dict[str, Any]]) -> bytes:
 
 def measure(ways: dict[str, Any], rounds: int) -> tuple[dict[str, list[float]], list[float]]:
     """Images a second of each way in each round, and the load averages."""
-    expected = digest_of(ways[WRITTEN_OUT])
+    expected = digest_of(ways[REFERENCE])
     for name in (*ways, *ways):  # to warm up; the second time with caches filled
         if digest_of(ways[name]) != expected:
-            raise AssertionError(f"{name} gives other numbers than {WRITTEN_OUT}")
+            raise AssertionError(f"{name} gives other numbers than {REFERENCE}")
     names, loads = list(ways), []
     rates: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
@@ -128,7 +179,7 @@ def report(paths: Sequence[str], what: str, args: argparse.Namespace) -> list[st
             loads += those
             for name, rate in rates.items():
                 each = spread([one / workers for one in rate], 0) if workers else "–"
-                cells.append([name, str(workers), spread(rate, 0), ratios(rate, rates[WRITTEN_OUT]), each])
+                cells.append([name, str(workers), spread(rate, 0), ratios(rate, rates[REFERENCE]), each])
                 slowest.append(
                     bottleneck(title.split(":")[0].lower(), name, workers, statistics.median(rate))
                 )
@@ -158,7 +209,7 @@ def bottleneck(part: str, name: str, workers: int, rate: float) -> str:
     return f"- {part}, {name}, {workers} workers: where the model takes more than {rate:,.0f} images a second"
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -176,12 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = sorted(str(path) for path in Path(args.folder).rglob("*.jpg"))[: args.images]
         if not paths:
             raise ValueError(f"--folder {args.folder} holds no .jpg; give a folder of JPEGs.")
-        save("loader_photos.md", report(paths, "photos", args))
+        save(args.out / "loader_photos.md", report(paths, "photos", args))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         draw_photos(Path(folder), args.images)
         paths = sorted(str(path) for path in Path(folder).iterdir())
-        save("loader_drawn.md", report(paths, "drawn JPEGs of 500 × 375 pixels", args))
+        save(args.out / "loader_drawn.md", report(paths, "drawn JPEGs of 500 × 375 pixels", args))
     return 0
 
 

@@ -5,10 +5,10 @@
     python -m benchmarks.step --ways ours eager compiled plain        # on a GPU: other ways of ours, too
 
 The plain way is the reference's: 77 tokens for each class, and every position in the last blocks. All run in
-one process by turns, on a ViT-B/16 with random weights (no time depends on their values) and images of noise,
-which are where the model is. On a GPU ours is replayed as a CUDA graph; `eager` is the same step computed
-anew, `compiled` that by torch.compile. Where the plain way is too large, it is measured on fewer classes and
-scaled; the report says so. In float64 the logits and all gradients of ours and of the plain way are compared.
+one process, interleaved, on a ViT-B/16 with random weights (no time depends on their values) and images of
+noise, which are where the model is. On a GPU ours is replayed as a CUDA graph; `eager` is the same step
+without the graph, `compiled` that by torch.compile. Where the plain way is too large, it is measured on fewer
+classes and scaled; the report says so. In float64 the logits and all gradients of both are compared.
 """
 
 from __future__ import annotations
@@ -29,33 +29,35 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.machine import Machine, measure_machine
-from benchmarks.report import conditions, ratios, save, spread
-from benchmarks.ways import (
+from benchmarks.harness import (
     FILLED,
     Rounds,
     batch_for,
     build,
     build_parser,
-    by_turns,
     carried_on,
     first_steps,
     gibibytes,
     in_float64,
+    interleaved,
     is_refused,
     memory_line,
     milliseconds,
     model_line,
+    one_line_errors,
     plain_sizes,
     progress,
+    ratios,
     relative,
-    result_name,
+    result_path,
+    save,
     scaled_line,
+    spread,
     table,
-    told_in_one_line,
     weights_of,
 )
-from experiments.costs.flops import operations_of_step
+from benchmarks.machine import Rates, conditions, measure_rates
+from experiments.costs.flops import step_flops
 
 OURS, EAGER, COMPILED, PLAIN = "ours", "eager", "compiled", "plain"
 WAYS = (OURS, EAGER, COMPILED, PLAIN)
@@ -115,7 +117,7 @@ class Way:
         )
         self.rounds = []
 
-    def row(self, plain: Way | None, machine: Machine, errors: str) -> list[str]:
+    def row(self, plain: Way | None, machine: Rates, errors: str) -> list[str]:
         name = self.name if self.name in (OURS, PLAIN) else f"ours, {self.name}"
         beside = plain is not None and bool(plain.wall and self.wall)
         row = [
@@ -140,7 +142,7 @@ COLUMNS = (
 )
 
 
-def nearness(machine: Machine, flops: float, seconds: Sequence[float]) -> str:
+def nearness(machine: Rates, flops: float, seconds: Sequence[float]) -> str:
     if not seconds:
         return "–"
     shares = [machine.share(flops, each) for each in seconds]
@@ -150,12 +152,12 @@ def nearness(machine: Machine, flops: float, seconds: Sequence[float]) -> str:
 def measure(
     name: str, classes: int, args: argparse.Namespace, weights: str, errors: dict[int, Errors]
 ) -> tuple[list[Way], list[float]]:
-    """All ways by turns, and the load averages.
+    """All ways in interleaved rounds, and the load averages.
 
     Args:
         errors: by number of classes; those of `min(classes, args.check)` are put there, if they are not yet.
     """
-    ours = build(name, classes, args.backbone, weights, args.prec)
+    ours = build(name, classes, args.backbone, weights, args.prec, args.options)
     texts = args.batch_size if ours.model.prompt_learner.conditional else 1
     sizes, plain = plain_sizes(classes, texts), []
     if PLAIN in args.ways:
@@ -176,10 +178,9 @@ def measure(
         trainers = plain if kind == PLAIN else [own or compiled(eager)]
         way = Way(kind, classes, sizes if kind == PLAIN else [classes])
         ways.append(prepare(way, trainers, args.batch_size))
-    loads = by_turns([each for way in ways for each in way.rounds], args.rounds)
-    # Only now: what a model makes once, as a mask in its type, must not be made without values.
+    loads = interleaved([each for way in ways for each in way.rounds], args.rounds, args.seconds)
     flops, *plain_flops = (
-        operations_of_step(trainer, batch_for(trainer, args.batch_size)) for trainer in (ours, *plain)
+        step_flops(trainer, batch_for(trainer, args.batch_size)) for trainer in (ours, *plain)
     )
     step = partial(eager.forward_backward, batch_for(eager, args.batch_size))
     for way in ways:
@@ -266,23 +267,24 @@ def kernels_in(trace: dict[str, Any]) -> int:
 def report(
     args: argparse.Namespace,
     results: dict[str, tuple[list[list[Way]], dict[int, Errors]]],
-    machine: Machine,
+    machine: Rates,
     loads: Sequence[float],
 ) -> list[str]:
     """The measurement in words."""
     on_gpu = machine.device == "cuda"
+    seconds = FILLED[machine.device] if args.seconds is None else args.seconds
     ways = [way for groups, _ in results.values() for group in groups for way in group]
     lines = [f"# A training step, batch {args.batch_size}, {args.prec}", ""]
     lines += conditions(["torch"], loads)
     lines += [
-        f"{model_line(args)}; {args.rounds} rounds by turns, after a warm-up; median and range",
+        f"{model_line(args)}; {args.rounds} interleaved rounds, after a warm-up; median and range",
         machine.line(),
         "- Floor: operations of a step over that rate, and which share of the rate its seconds reach",
         f"- Ratios are of each round: the plain way's seconds in {args.plain_prec} over those of the way",
         "- Differences of ours: the largest over the largest value of the plain way's, in float64; in "
         "brackets, with how many classes",
         memory_line(),
-        f"- In each turn, a way takes a step to warm up, and then as many as fill {FILLED[machine.device]} s",
+        f"- In each turn, a way takes a step to warm up, and then as many as fill {seconds} s",
     ]
     if on_gpu:
         lines += [
@@ -309,15 +311,16 @@ def in_brackets(classes: int, most: int, errors: dict[int, Errors]) -> str:
     return f"{logits:.0e}, {gradients:.0e}" + ("" if checked == classes else f" ({checked})")
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(__doc__, classes=(19, 50, 100))
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[OURS, PLAIN])
+    parser.add_argument("--options", nargs="*", default=[], help="KEY VALUE pairs of settings of ours")
     args = parser.parse_args(argv)
     if is_refused(args):
         return 1
-    machine = measure_machine(args.prec)
+    machine = measure_rates(args.prec)
     results: dict[str, tuple[list[list[Way]], dict[int, Errors]]] = {}
     loads: list[float] = []
     with weights_of(args.backbone) as weights:
@@ -334,7 +337,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             kernels[id(way.counted)] = kernels_of(way.counted)
         way.kernels = kernels.get(id(way.counted))
     usual = args.ways == [OURS, PLAIN]
-    file = result_name("step", args, f"batch{args.batch_size}", args.prec, *([] if usual else args.ways))
+    file = result_path(
+        "step", args, f"batch{args.batch_size}", args.prec, *([] if usual else args.ways), *args.options
+    )
     save(file, report(args, results, machine, loads))
     return 0
 

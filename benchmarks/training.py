@@ -29,9 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.decoding import draw_photos
-from benchmarks.report import conditions, load_average, save, spread
-from benchmarks.ways import (
+from benchmarks.harness import (
     CPU,
     Rounds,
     batch_for,
@@ -40,28 +38,30 @@ from benchmarks.ways import (
     carried_on,
     is_refused,
     memory_line,
-    memory_of,
     milliseconds,
     model_line,
     notice_in,
+    one_line_errors,
     plain_sizes,
     progress,
-    result_name,
+    result_path,
+    save,
     scaled_line,
     settle,
+    spread,
     table,
-    told_in_one_line,
     weights_of,
 )
+from benchmarks.loader import draw_photos
+from benchmarks.machine import conditions, load_average, peak_memory, synchronize
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from experiments.costs.machine import wait_for
+from experiments.costs.synthetic import registered
 
 PHOTOS = 64  # drawn ones; the others are the same under other names, and are decoded and kept as any
 WARM_UPS = 5  # steps of the epoch before the measured ones
 GIGABYTES = 1000  # for decoded images: all that there are
 
 
-@DATASET_REGISTRY.register()
 class PhotosInTurn(DatasetBase):
     """The photos in `DATASET.ROOT`, one after the other one for each name of `DATASET.OWN.CLASS_LIST`."""
 
@@ -99,12 +99,12 @@ class FirstBatches:
         clock = []
         for number in range(len(self)):
             if number >= WARM_UPS and (number - WARM_UPS) % self.part == 0:
-                wait_for(self.device)
+                synchronize(self.device)
                 clock.append(time.perf_counter())
             batch = next(batches)
             self.started = self.started or time.perf_counter() - start
             yield batch
-        wait_for(self.device)
+        synchronize(self.device)
         clock.append(time.perf_counter())
         self.seconds = [(end - begin) / self.part for begin, end in itertools.pairwise(clock)]
 
@@ -138,7 +138,7 @@ def run(trainer: Any, steps: int, args: argparse.Namespace) -> Run:
 
     def epoch() -> None:
         said.append(settle(alone, trainer))
-        alone.warm_up()
+        alone.warm_up(args.seconds)
         for _ in range(args.rounds):
             alone.take_time()
         trainer.train_loader_x = batches
@@ -150,7 +150,7 @@ def run(trainer: Any, steps: int, args: argparse.Namespace) -> Run:
             trainer.close_writer()
         said.append(notice_in(printed.getvalue()))  # a replay is compared again in each epoch
 
-    memory = memory_of(epoch, device)
+    memory = peak_memory(epoch, device)
     model = sum(each.numel() * each.element_size() for each in trainer.model.parameters())
     return Run(batches.seconds, batches.started, alone.wall, model, memory, next(filter(None, said), ""))
 
@@ -250,7 +250,8 @@ def measure(name: str, classes: int, args: argparse.Namespace, weights: str, fol
     options += ["DATALOADER.TRAIN_X.LOADER", "build_data_loader", "DATALOADER.CACHE_GB", str(GIGABYTES)]
     options += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(args.batch_size)]
     options += ["DATALOADER.NUM_WORKERS", str(args.workers)]
-    trainer = build(name, classes, args.backbone, weights, args.prec, options)
+    with registered(DATASET_REGISTRY, PhotosInTurn):
+        trainer = build(name, classes, args.backbone, weights, args.prec, options)
     loader = trainer.train_loader_x
     cache = loader.dataset.cache
     start = time.perf_counter()
@@ -265,7 +266,8 @@ def measure(name: str, classes: int, args: argparse.Namespace, weights: str, fol
     if args.plain_steps:
         plain = Way("plain", classes, plain_sizes(classes), [])
         for size in plain.sizes:
-            trainer = build(name, size, args.backbone, weights, args.plain_prec, options, plain=True)
+            with registered(DATASET_REGISTRY, PhotosInTurn):
+                trainer = build(name, size, args.backbone, weights, args.plain_prec, options, plain=True)
             trainer.train_loader_x.dataset.cache = cache
             plain.runs.append(run(trainer, args.plain_steps, args))
             del trainer
@@ -308,7 +310,7 @@ def report(
     return lines
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser_of_ours(__doc__, classes=(1000,))
     add = parser.add_argument
@@ -335,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 loads += load_average()
     usual = (args.images, args.epochs) == (16_000, 5)
     size = [] if usual else [f"{args.images}images", f"{args.epochs}epochs"]
-    file = result_name("training", args, *size, f"batch{args.batch_size}", args.prec)
+    file = result_path("training", args, *size, f"batch{args.batch_size}", args.prec)
     save(file, report(args, results, photos, loads))
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.results.files import RESULT_FILE
+from experiments.results.result_file import RESULT_FILE
 from experiments.sweeps.plans import Planned
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ import torch
 
 from dassl.utils import write_json
 from dassl.utils.distributed import this_process
-from experiments.results.files import RESULT_FILE, TEST_FILE
+from experiments.results.result_file import RESULT_FILE, TEST_FILE
 from trainers.data_parallel import is_first_process
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,39 +1,32 @@
-"""What each method costs: parameters, FLOPs, speed and memory, on this machine (table 6 of the MaPLe paper).
+"""Learned parameters and FLOPs of each method (table 6 of the MaPLe paper). No dataset is needed.
 
     python -m scripts.complexity
-    python -m scripts.complexity --trainers MaPLe CoCoOp --classes 10 100 1000 --batch-sizes 1 4 10 100 \
-        --backbone ViT-B/16 --random-weights --reference
+    python -m scripts.complexity --trainers MaPLe CoCoOp --classes 10 100 1000 --batch-sizes 1 4 \
+        --backbone ViT-B/16 --random-weights
 
-No dataset is needed: see docs/complexity.md.
+See docs/complexity.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import csv
+import io
+import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from tabulate import tabulate
 
 from experiments.configuration import load_plugin
-from experiments.costs.complexity import (
-    ConfiguredMethod,
-    Costs,
-    build_cfg,
-    find_method,
-    measure,
-    published_parameters,
-)
-from experiments.costs.machine import device_name, is_busy, load_average, memory_source
-from experiments.costs.stand_ins import class_names, image_size, random_weights, tokens_of_names
-from experiments.costs.tables import FORMATS, render
-from trainers.precision import PRECISIONS
+from experiments.costs.complexity import Complexity, build_cfg, complexity_of, find_method
+from experiments.costs.synthetic import class_names, image_size, random_weights, tokens_of_names
 
 DEFAULT_TRAINERS = ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe"]
+TABLES = {"text": "simple", "markdown": "github"}
+FORMATS = (*TABLES, "csv", "json")
 
 
 def positive(text: str) -> int:
@@ -46,7 +39,7 @@ def positive(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Parameters, FLOPs, speed and memory of methods, on this machine; no dataset is needed.",
+        description="Learned parameters and FLOPs of methods; no dataset is needed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -57,14 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="of configs/protocols/methods.yaml, or TRAINER:CONFIG",
     )
     add("--classes", nargs="+", type=positive, default=[10], help="numbers of classes")
-    add("--batch-sizes", nargs="+", type=positive, default=[1, 4, 100], help="images in a batch")
+    add("--batch-sizes", nargs="+", type=positive, default=[1, 4], help="images in a training step")
     add("--backbone", default="ViT-Shapes/8", help="name of the CLIP model, such as ViT-B/16")
     add("--random-weights", action="store_true", help="the backbone with random weights: nothing to fetch")
     add("--config", default="", help="settings of all methods: a file of configs/trainers/TRAINER")
-    add("--prec", default="fp32", choices=PRECISIONS, help="precision")
-    add("--class-names", default="", metavar="FILE", help="class names, one a line")
-    add("--reference", action="store_true", help="measure the reference's way of computing, too: slow")
-    add("--seconds", type=float, default=0.3, help="how long each speed is measured; 0 for FLOPs only")
+    add("--class-names", default="", metavar="FILE", help="class names, one per line")
     add("--format", default="text", choices=FORMATS, help="of the output")
     add("--plugin", action="append", default=[], help="module or file that registers more; may be repeated")
     add(
@@ -76,98 +66,97 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measures what `args` ask for, and prints it; after Ctrl-C or an error, what there is.
+def complexities(args: argparse.Namespace) -> list[Complexity]:
+    """One per method and number of classes.
 
     Raises:
-        ValueError, OSError: a wrong option, before anything is measured; or a trainer's word about a setting.
+        ValueError, OSError: a wrong option, or a trainer's word about a setting.
     """
-    load = load_average()
-    if args.seconds < 0:
-        raise ValueError(f"--seconds is {args.seconds}; allowed is 0 (FLOPs only) or more.")
     for plugin in args.plugin:
         load_plugin(plugin)
     methods = [find_method(given, args.backbone, args.config) for given in args.trainers]
     size = image_size(args.backbone)
     names = {count: class_names(count, args.backbone, args.class_names) for count in args.classes}
-    if is_busy(load):
-        print(f"WARNING: {busy(load)}", file=sys.stderr)
-
-    costs: list[Costs] = []
-    stopped: BaseException | None = None
+    found = []
     with contextlib.ExitStack() as stack:
         weights = str(stack.enter_context(random_weights(args.backbone))) if args.random_weights else ""
-        jobs = [
-            (method, build_cfg(method, names[count], args.backbone, size, weights, args.prec, args.options))
-            for method in methods
-            for count in names
-        ]
-        device = torch.device("cuda" if torch.cuda.is_available() and jobs[0][1].USE_CUDA else "cpu")
-        torch.backends.cudnn.benchmark = device.type == "cuda"  # as in train.py
-        for number, (method, cfg) in enumerate(jobs, start=1):
-            try:
-                costs.append(_measured(f"[{number}/{len(jobs)}]", method, cfg, args))
-            except (KeyboardInterrupt, ValueError, OSError, FloatingPointError) as error:
-                stopped = error
-                break
-    if costs:
-        conditions = conditions_of(args, device, load, tokens_of_names(names[max(names)]))
-        settings = [f"{each.trainer}:{each.config}" for each in methods]
-        conditions["settings"] = ", ".join(settings + args.options)
-        conditions["CLIP's parameters"] = f"{costs[0].clip_parameters:,}"
-        if stopped is not None:
-            conditions["stopped"] = f"after {len(costs)} of {len(jobs)} configurations"
-        print(render(costs, conditions, args.format))
-    if stopped is not None:
-        raise stopped
-    return 0
+        for method in methods:
+            for count in names:
+                print(f"{method.name}, {count:,} classes ...", file=sys.stderr)
+                cfg = build_cfg(method, names[count], args.backbone, size, weights, "fp32", args.options)
+                found.append(complexity_of(method, cfg, args.batch_sizes, args.options))
+    return found
 
 
-def _measured(place: str, method: ConfiguredMethod, cfg: Any, args: argparse.Namespace) -> Costs:
-    classes = len(cfg.DATASET.OWN.CLASS_LIST)
-    print(f"{place} {method.name}, {classes:,} classes ...", end="", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    try:
-        published = published_parameters(method, cfg, args.options)
-        return measure(method, cfg, args.batch_sizes, args.seconds, args.reference, published)
-    finally:
-        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr)
+def rows_of(found: Sequence[Complexity]) -> list[dict[str, Any]]:
+    """Flat rows; None for what is unknown."""
+    return [
+        {
+            "method": each.method,
+            "classes": each.classes,
+            "learned_parameters": each.learned,
+            "published_parameters": each.published,
+            "clip_parameters": each.clip_parameters,
+            "percent_of_clip": 100 * each.learned / each.clip_parameters,
+            "image_flops": each.image,
+            "text_flops": each.text,
+            "text_is_encoded": "per image" if each.conditional else "once",
+            **{f"step_flops_batch{size}": each.step.get(size) for size in all_sizes(found)},
+        }
+        for each in found
+    ]
 
 
-def conditions_of(
-    args: argparse.Namespace, device: torch.device, load: float | None, tokens: float
-) -> dict[str, str]:
-    """What the numbers were measured on, for the lines above the tables."""
-    conditions = {
-        "device": device_name(device),
-        "CPU threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "precision": args.prec,
-        "backbone": args.backbone,
-        "weights": "random" if args.random_weights else "real",
-        "class names": f"{tokens:.1f} tokens on average",
-        "memory": memory_source(device),
-        "load average at the start": "unknown" if load is None else f"{load:.2f}",
-    }
-    if is_busy(load):
-        conditions["WARNING"] = busy(load)
-    return conditions
+def all_sizes(found: Sequence[Complexity]) -> list[int]:
+    return sorted({size for each in found for size in each.step})
 
 
-def busy(load: float | None) -> str:
-    return f"THE MACHINE IS BUSY (load average {load:.2f}): do not trust its seconds, nor its images/s."
+def render(found: Sequence[Complexity], form: str) -> str:
+    """The rows in one of FORMATS; tables show GFLOPs."""
+    rows = rows_of(found)
+    if form == "json":
+        return json.dumps(rows, indent=2)
+    if form == "csv":
+        file = io.StringIO()
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue().rstrip("\n")
+    heads = ["", "classes", "learned", "published", "% of CLIP", "GFLOPs: image", "text", "text is encoded"]
+    heads += [f"step, batch {size}" for size in all_sizes(found)]
+    cells = []
+    for row in rows:
+        method, classes, learned, published, _, percent, image, text, encoded, *steps = row.values()
+        numbers = [f"{classes:,}", f"{learned:,}", "–" if published is None else f"{published:,}"]
+        flops = [f"{percent:.3f}", giga(image), giga(text), encoded, *map(giga, steps)]
+        cells.append([method, *numbers, *flops])
+    align = ["left", *["right"] * (len(heads) - 1)]
+    return tabulate(cells, heads, tablefmt=TABLES[form], colalign=align, disable_numparse=True)
+
+
+def giga(flops: int | None) -> str:
+    """In 10⁹, with three significant digits or more."""
+    if flops is None:
+        return "–"
+    value = flops / 1e9
+    return f"{value:,.{next((n for n, least in enumerate((100, 10, 1)) if value >= least), 3)}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        return run(args)
-    except (ValueError, OSError, FloatingPointError) as error:
+        found = complexities(args)
+        if args.format in TABLES:
+            names = class_names(max(args.classes), args.backbone, args.class_names)
+            print(f"{args.backbone}; class names of {tokens_of_names(names):.1f} tokens on average\n")
+        print(render(found, args.format))
+    except (ValueError, OSError) as error:
         print(f"complexity: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("complexity: interrupted", file=sys.stderr)
         return 130
+    return 0
 
 
 if __name__ == "__main__":

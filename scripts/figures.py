@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a kind imports what it needs: torch only where a model is used
-    from experiments.figures.style import Drawn
+    from experiments.figures.style import NamedFigure
 
 CLASSES = ("base", "new", "both")
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "base2new": "accuracy of each method on base and new classes",
         "depth": "accuracy over prompt depth",
         "length": "accuracy over prompt length",
-        "few-shot": "accuracy over training images a class",
+        "few-shot": "accuracy over training images per class",
         "per-class": "which classes gain by one method over another",
     }
     for name, text in folders.items():
@@ -56,8 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     attention.add_argument("--rollout", action="store_true", help="attention rolled out over the blocks")
     for kind in (tsne, attention):
         kind.add_argument("--root", default="", help="folder of the datasets, if not that of the runs")
-    training = kinds.add_parser("training", help="loss and learning rate over steps")
-    training.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     for kind in kinds.choices.values():
         kind.add_argument(
             "--out", type=Path, help="folder of the figures (default: figures in the first folder)"
@@ -85,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(args: argparse.Namespace) -> list[Drawn]:
+def draw(args: argparse.Namespace) -> list[NamedFigure]:
     """The figures of a kind.
 
     Raises:
@@ -93,10 +91,6 @@ def draw(args: argparse.Namespace) -> list[Drawn]:
     """
     if "folder" in args:
         return _of_results(args)
-    if args.kind == "training":
-        from experiments.figures.training import draw_training
-
-        return [draw_training(args.runs)]
     if args.kind == "tsne":
         from experiments.figures.tsne import draw_tsne, embed_runs
 
@@ -111,9 +105,9 @@ def draw(args: argparse.Namespace) -> list[Drawn]:
     return [draw_attention(seen, args.run, args.block, args.rollout)]
 
 
-def _of_results(args: argparse.Namespace) -> list[Drawn]:
+def _of_results(args: argparse.Namespace) -> list[NamedFigure]:
     """The kinds that need results alone, and no model."""
-    from experiments.figures.data import read_runs
+    from experiments.figures.data import each_shots, read_runs
 
     protocols = {"per-class": ["base2new"], "few-shot": ["few_shot", "zeroshot"]}.get(args.kind, [args.kind])
     runs = read_runs(args.folder, protocols, args.datasets)
@@ -123,9 +117,10 @@ def _of_results(args: argparse.Namespace) -> list[Drawn]:
         methods = (args.methods[0], args.methods[1])
         if args.classes != "both":
             runs = [run for run in runs if run.role == args.classes]
-        drawn = [draw_shares(runs, methods)]
         datasets = {run.dataset for run in runs}
-        return [*drawn, draw_gains(runs, methods, *datasets)] if len(datasets) == 1 else drawn
+        if len(datasets) == 1:
+            return [draw_gains(runs, methods, *datasets)]
+        return [draw_shares(runs, methods)]
     if args.kind == "few-shot":
         from experiments.figures.few_shot import draw_few_shot
 
@@ -133,10 +128,10 @@ def _of_results(args: argparse.Namespace) -> list[Drawn]:
     if args.kind == "base2new":
         from experiments.figures.base2new import draw_methods
 
-        return [draw_methods(runs)]
+        return [draw_methods(own, suffix) for suffix, own in each_shots(runs).items()]
     from experiments.figures.curves import draw_curves
 
-    return [draw_curves(runs, args.kind)]
+    return [draw_curves(own, args.kind, suffix) for suffix, own in each_shots(runs).items()]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from pathlib import Path
 from experiments.methods import read_methods
 from experiments.report import formats
 from experiments.report.latex import latex
-from experiments.report.report import METRICS, Report, make_report
-from experiments.results.runs import Gathered, gather
+from experiments.report.report import Report, make_report
+from experiments.results.accuracies import METRICS
+from experiments.results.runs import RunSet, gather
 
 
 def html(report: Report) -> str:
@@ -55,12 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds",
         nargs="+",
         type=int,
-        help="only these, and all of them; by default 1 2 3 and all that occur",
+        help="only these (default: all that occur)",
     )
     return parser
 
 
-def selected(gathered: Gathered, args: argparse.Namespace) -> Gathered:
+def selected(gathered: RunSet, args: argparse.Namespace) -> RunSet:
     """What the filters leave.
 
     Raises:

@@ -89,13 +89,15 @@ def base_to_novel_folder(output: Path, dataset: str, trainer: str, seed: int, cl
 
 
 def published_base_to_novel(output: Path, trainers: Mapping[str, str], noise: float = 0.5) -> None:
-    """All eleven datasets with three seeds each, scattered around the published accuracies.
+    """All eleven datasets with three seeds each, planned and scattered around the published accuracies.
 
     Args:
         trainers: trainer -> name of its published numbers.
         noise: percentage points; seeds 1 to 3 have the published number, less and more noise.
     """
+    jobs = []
     for trainer, name in trainers.items():
+        config = CONFIGS.get(trainer, "vit_b16")
         for dataset in ELEVEN:
             for classes in ("base", "new"):
                 number = published()["base2new"][name][dataset][classes]
@@ -103,19 +105,28 @@ def published_base_to_novel(output: Path, trainers: Mapping[str, str], noise: fl
                     accuracy = number + (0 if trainer.startswith("Zeroshot") else sign * noise)
                     folder = base_to_novel_folder(output, dataset, trainer, seed, classes)
                     write(folder, result(accuracy, dataset, classes, seed, trainer))
+                    place = {"folder": str(folder.relative_to(output)), "dataset": dataset, "seed": seed}
+                    run = {"method": "", "trainer": trainer, "config": config}
+                    jobs.append({**place, **run, "role": classes, "classes": classes})
+    plan(output, jobs)
 
 
 def random_cross_dataset(output: Path, trainer: str = "MaPLe", seed: int = 0) -> None:
-    """The published source, targets and ImageNet's variants, with noise."""
+    """The published source, targets and ImageNet's variants, planned, with noise."""
     random = np.random.default_rng(seed)
     config = "vit_b16_c2_ep5_batch4_2ctx_cross_datasets"
     for protocol in ("cross_dataset", "domain_generalisation"):
+        jobs = []
         for dataset, number in published()[protocol][trainer].items():
             for run in (1, 2, 3):
                 accuracy = number if dataset == "imagenet" else number + float(random.normal(0, 0.3))
                 place = "imagenet" if dataset == "imagenet" else f"evaluation/{dataset}"
                 content = result(accuracy, dataset, "all", run, trainer, trained_on="imagenet", config=config)
                 write(output / place / f"seed{run}", content)
+                role = "source" if dataset == "imagenet" else "target"
+                job = {"folder": f"{place}/seed{run}", "dataset": dataset, "role": role, "seed": run}
+                jobs.append({**job, "method": "", "config": config, "classes": "all", "source": "imagenet"})
+        plan(output, jobs, protocol)
 
 
 def plan(output: Path, jobs: Sequence[Mapping[str, Any]], protocol: str = "base2new") -> None:

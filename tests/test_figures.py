@@ -12,6 +12,7 @@ import pytest
 from figure_checks import assert_written, legend_of, words_of
 from helpers import ROOT
 from invented_runs import SEEDS, Invented, add_base2new, add_curves, add_few_shot, wobble
+from matplotlib.colors import to_rgba
 
 from experiments.figures.base2new import draw_methods
 from experiments.figures.curves import draw_curves
@@ -19,7 +20,8 @@ from experiments.figures.data import read_runs
 from experiments.figures.few_shot import draw_few_shot
 from experiments.figures.page import for_report
 from experiments.figures.per_class import class_gains, draw_gains, draw_shares
-from experiments.figures.style import COLOURS, MARKERS, look
+from experiments.figures.style import COLOURS, MARKERS, look, look_of
+from experiments.report.layouts import sections_of
 from experiments.results.benchmarks import ELEVEN
 from experiments.results.published import published
 from scripts.figures import main
@@ -64,7 +66,7 @@ def test_curves_show_the_mean_of_each_branch_at_each_value(invented, protocol, c
     assert drawn[3] == pytest.approx(70 + 4 + 0.6 * 3 + sum(wobbles) / 6)
     first = [markers(axis)[0].get_ydata()[0] for axis in (base, new, hm)]
     assert first[2] == pytest.approx(2 * first[0] * first[1] / (first[0] + first[1]))
-    assert "Mean over 2 datasets, 3 seeds" in words_of(figure)
+    assert "Average over 2 datasets, 3 seeds" in words_of(figure)
     assert "missing" not in words_of(figure)
 
 
@@ -152,8 +154,12 @@ def test_per_class_shares_are_those_of_the_classes_that_gain(invented):
     assert_written(folder / "figures", "per_class")
 
     axis = draw_shares(read_runs(folder, ["base2new"]), ("MaPLe", "CoCoOp")).figure.axes[0]
-    heights = [bar.get_height() for bar in axis.patches]
-    assert heights == [50, 100, 25, 0]  # better, then equal; the datasets by growing share
+    heights = {bars.get_label(): list(map(float, bars.datavalues)) for bars in axis.containers}
+    assert heights == {  # the datasets by growing share
+        "MaPLe is better": [50, 100],
+        "equal": [25, 0],
+        "CoCoOp is better": [25, 0],
+    }
     assert [label.get_text() for label in axis.get_xticklabels()] == ["DTD (4)", "EuroSAT (2)"]
     assert axis.get_ylabel() == "classes (%)"
 
@@ -162,7 +168,7 @@ def test_per_class_of_one_dataset_has_a_bar_a_class_in_order(invented):
     add_base2new(invented, GAINS)
     folder = invented.write()
     assert main(["per-class", str(folder), "--datasets", "dtd", "--out", str(folder / "here")]) == 0
-    assert_written(folder / "here", "per_class", "per_class_dtd")
+    assert_written(folder / "here", "per_class_dtd")
 
     runs = read_runs(folder, ["base2new"])
     axis = draw_gains(runs, ("CoCoOp", "MaPLe"), "dtd").figure.axes[0]
@@ -188,15 +194,69 @@ def test_base_to_novel_shows_means_and_seeds(invented, capsys):
     folder = invented.write()
     assert main(["base2new", str(folder)]) == 0
     assert_written(folder / "figures", "base2new")
-    assert (
-        "deep vision prompting is left out: it lacks a dataset that others have." in capsys.readouterr().out
-    )
+    assert "deep vision prompting is left out: it lacks runs that others have." in capsys.readouterr().out
 
     figure = draw_methods(read_runs(folder, ["base2new"])).figure
     base = figure.axes[0]
     assert sorted(label.get_text() for label in base.get_yticklabels()) == ["CoCoOp", "MaPLe"]
     seeds = [line for line in base.lines if line.get_marker() == "|"]
     assert [len(line.get_xdata()) for line in seeds] == [3, 3]
+
+
+def points_of(figure, marker: str) -> list[list[float]]:
+    """The values of a marker in each panel, from top to bottom."""
+    return [
+        [line.get_xdata()[0] for line in axis.lines if line.get_marker() == marker] for axis in figure.axes
+    ]
+
+
+@pytest.mark.parametrize("datasets", [["dtd"], ["dtd", "eurosat"], ["dtd", "eurosat", "shapes"]])
+@pytest.mark.parametrize("left_out", [[], ["new/dtd/MaPLe//seed3"]])
+def test_figures_and_tables_show_the_same_numbers(invented, datasets, left_out):
+    gains = GAINS | {"shapes": {"circle": 20, "star": 0}}
+    add_base2new(invented, {dataset: gains[dataset] for dataset in datasets})
+    invented.left_out = {f"base2new/{folder}" for folder in left_out}
+    assert invented.left_out <= {job["folder"] for job in invented.jobs}
+    runs = read_runs(invented.write(), ["base2new"])
+    (section,) = sections_of(runs, "accuracy")
+    rows = [[cell and cell.mean for cell in row.cells[:3]] for row in section.tables[0].rows]
+    assert len(rows) == 2
+    drawn = points_of(draw_methods(runs).figure, "o")
+    for panel, column in zip(drawn, zip(*rows, strict=True), strict=True):
+        assert panel == [value for value in column if value is not None]
+
+
+def test_each_number_of_shots_has_a_figure_of_its_own(invented):
+    for shots, accuracy in ((16, 70.0), (4, 60.0)):
+        for role in ("base", "new"):
+            invented.add("base2new", "MaPLe", "dtd", role, 1, accuracy, shots=shots)
+    folder = invented.write()
+    assert main(["base2new", str(folder)]) == 0
+    assert_written(folder / "figures", "base2new_16_shots", "base2new_4_shots")
+    of_four = [run for run in read_runs(folder, ["base2new"]) if run.shots == 4]
+    assert points_of(draw_methods(of_four).figure, "o") == [[60.0]] * 3
+
+
+def test_few_shot_with_a_planned_zero_shot_run(invented):
+    """The protocol plans zero-shot runs among the trained ones, without shots."""
+    add_few_shot(invented, ("dtd",))
+    invented.add("few_shot", "ZeroshotCLIP", "dtd", "all", 1, 60.0, shots=0)
+    axis = draw_few_shot(read_runs(invented.write(), ["few_shot"])).figure.axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4", "8", "16"]
+    assert min(axis.get_xlim()) > 0.5
+
+
+def test_a_method_has_one_colour_in_all_figures(invented):
+    add_base2new(invented, GAINS)
+    add_few_shot(invented, ("dtd",))
+    folder = invented.write()
+    base2new, few_shot = (read_runs(folder, [protocol]) for protocol in ("base2new", "few_shot"))
+    colour = look_of(next(run.method for run in base2new if run.method.key == "MaPLe")).colour
+    lines = draw_methods(base2new).figure.axes[0].lines
+    assert colour in {line.get_color() for line in lines if line.get_marker() == "o"}
+    bars = draw_shares(base2new, ("MaPLe", "CoCoOp")).figure.axes[0].patches
+    assert bars[0].get_facecolor() == to_rgba(colour)
+    assert colour in {line.get_color() for line in draw_few_shot(few_shot).figure.axes[0].lines}
 
 
 def test_the_report_gets_all_figures_that_results_give(invented):
@@ -222,7 +282,6 @@ def test_the_report_gets_all_figures_that_results_give(invented):
         (["length", "{}"], "holds no run of length; python -m scripts.sweep length makes them."),
         (["per-class", "{}"], "--methods CoCoOp: there is no run of it; there are MaPLe."),
         (["depth", "{}", "--datasets", "pets"], "--datasets pets: there is no run on it; there are dtd."),
-        (["training", "{}/nowhere"], "nowhere: there is no log.txt of a run."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(invented, words, message, capsys):

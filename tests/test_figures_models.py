@@ -1,4 +1,4 @@
-"""Figures that look into a model, t-SNE and attention; and the course of a training, from its logs."""
+"""Figures that look into a model: t-SNE and attention."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from PIL import Image
 
 from experiments.figures import attention
 from experiments.figures.attention import block_attentions, cls_attention, look_at, rollout
-from experiments.figures.training import draw_training, labels_of, read_training
 from experiments.figures.tsne import choose_images, draw_tsne, embed_runs, neighbour_accuracy
-from experiments.trained import load_trainer
+from experiments.load_run import labels_of, load_trainer
 from prompted_clip.model import VisionTransformer
 from prompted_clip.prompting import Prompts, replace_tokens
 from scripts.figures import main
@@ -64,6 +63,13 @@ def test_a_trainer_comes_back_with_what_was_learned(trained, capsys):
     assert torch.equal(first.model.prompt_learner.ctx, ours.model.prompt_learner.ctx)
     with pytest.raises(FileNotFoundError, match=r"tar-1.*epochs there: 2"):
         load_trainer(trained["MaPLe"], epoch=1)
+
+
+def test_labels_tell_runs_apart():
+    folders = [Path(f"/out/{kind}/shapes/shots_16/MaPLe/shapes/seed1") for kind in ("train_base", "test_new")]
+    assert labels_of(folders[:1]) == ["MaPLe shapes seed1"]
+    assert labels_of(folders) == ["train_base MaPLe shapes seed1", "test_new MaPLe shapes seed1"]
+    assert labels_of([Path("/out/one"), Path("/out/two")]) == ["one", "two"]
 
 
 # --- t-SNE --------------------------------------------------------------------------------------------
@@ -198,56 +204,6 @@ def test_a_resnet_is_refused(monkeypatch, tmp_path):
         look_at(tmp_path, [image])
 
 
-# --- the course of a training -------------------------------------------------------------------------
-
-
-def write_log(path: Path, epochs: range, loss: float, batches: int = 2) -> None:
-    lines = ["Loading trainer: MaPLe"]
-    for epoch in epochs:
-        for batch in range(1, batches + 1):
-            lines.append(
-                f"epoch [{epoch}/4] batch [{batch}/{batches}] time 0.025 (0.039) data 0.002 (0.003) "
-                f"loss {loss:.4f} ({loss / 2:.4f}) loss_ce 9.0000 (9.0000) lr {epoch}.5000e-03 eta 0:00:17"
-            )
-        lines += ["Evaluate on the *val* set", "=> result", "* total: 96", f"* accuracy: {60 + epoch}.00%"]
-    lines += ["Finish training", "Evaluate on the *test* set", "=> result", "* accuracy: 11.00%"]
-    path.write_text("\n".join(lines))
-
-
-def test_labels_tell_runs_apart():
-    folders = [Path(f"/out/{kind}/shapes/shots_16/MaPLe/shapes/seed1") for kind in ("train_base", "test_new")]
-    assert labels_of(folders[:1]) == ["MaPLe shapes seed1"]
-    assert labels_of(folders) == ["train_base MaPLe shapes seed1", "test_new MaPLe shapes seed1"]
-    assert labels_of([Path("/out/one"), Path("/out/two")]) == ["one", "two"]
-
-
-def test_continued_logs_are_joined_by_epoch(tmp_path):
-    folder = tmp_path / "MaPLe" / "shapes" / "seed1"
-    folder.mkdir(parents=True)
-    write_log(folder / "log.txt", range(1, 4), loss=3)  # killed in epoch 3, goes on from epoch 2
-    write_log(folder / "log.txt-2026-11-28-01-00-00", range(3, 5), loss=1)
-    training = read_training(folder)
-    assert [step.number for step in training.steps] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert [step.loss for step in training.steps] == [3, 3, 3, 3, 1, 1, 1, 1]
-    assert training.accuracy == {1: 61, 2: 62, 3: 63, 4: 64}
-
-    figure = draw_training([folder, folder]).figure
-    loss, _, rate, _, accuracy, _ = figure.axes
-    assert loss.get_title() == "MaPLe shapes seed1"
-    assert list(loss.lines[1].get_ydata()) == [1.5, 1.5, 1.5, 1.5, 0.5, 0.5, 0.5, 0.5]
-    assert max(rate.lines[0].get_ydata()) == 4.5e-3
-    assert list(accuracy.lines[0].get_xdata()) == [2, 4, 6, 8]
-    assert (loss.get_ylabel(), rate.get_ylabel(), accuracy.get_xlabel()) == ("loss", "learning rate", "step")
-    assert "Joined from several logs: MaPLe shapes seed1" in words_of(figure)
-
-
-def test_the_course_of_a_real_training(trained, tmp_path):
-    runs = [trained["MaPLe"], trained["CoOp"]]
-    assert main(["training", *map(str, runs), "--out", str(tmp_path)]) == 0
-    assert_written(tmp_path, "training")
-    assert [step.number for step in read_training(runs[0]).steps] == [1, 2, 3, 4, 5, 6]
-
-
 # --- mistakes -----------------------------------------------------------------------------------------
 
 
@@ -268,8 +224,6 @@ def test_the_course_of_a_real_training(trained, tmp_path):
             ["attention", "{MaPLe}", "{photos}/red circle/00.png", "--block", "9"],
             "--block 9: this image encoder",
         ),
-        (["training", "{ZeroshotCLIP}"], "holds no steps of a training"),
-        (["training", *["{MaPLe}"] * 7], "7 runs are given; one figure holds up to 6."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(trained, words, message, tmp_path, capsys):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parse_test_res import main, parse_directory, read_result
+from experiments.results.reference_logs import read_metric
+from parse_test_res import main, parse_directory
 
 GOLDEN = Path(__file__).parent / "golden" / "logs"
 EPOCH = "epoch [1/5] batch [1/4] time 0.202 (0.202) data 0.008 (0.008) loss 1.4142 (1.4142) lr 1.0000e-05"
@@ -65,17 +66,17 @@ def test_a_training_counts_from_its_end_on(tmp_path: Path) -> None:
     validation = [EPOCH, *result("90.0")]
     log = tmp_path / "log.txt"
     write_log(tmp_path, *validation)
-    assert read_result(str(log)) is None
-    assert read_result(str(log), test_log=True) == 90.0
+    assert read_metric(str(log)) is None
+    assert read_metric(str(log), test_log=True) == 90.0
     write_log(tmp_path, *validation, "Finish training")
-    assert read_result(str(log)) is None
+    assert read_metric(str(log)) is None
     for end in ("Finish training", "Finished training"):
         write_log(tmp_path, *validation, end, "Deploy the last-epoch model", *result("41.09"))
-        assert read_result(str(log)) == 41.09
-        assert read_result(str(log), "macro_f1") == 10.0
+        assert read_metric(str(log)) == 41.09
+        assert read_metric(str(log), "macro_f1") == 10.0
     for lines in ([], [*validation, "Finish training"]):
         write_log(tmp_path, *lines, "* accuracy: 5.0%")  # not below a result
-        assert read_result(str(log)) is None
+        assert read_metric(str(log)) is None
 
 
 def test_the_newest_log_with_a_result_counts(tmp_path: Path) -> None:

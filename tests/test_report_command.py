@@ -57,7 +57,7 @@ def test_text_is_printed_and_nothing_written(folder: Path, capsys: pytest.Captur
     lines = [" ".join(line.split()) for line in printed.out.splitlines()]
     assert "MaPLe 82.28 ± 0.41 75.14 ± 0.41 78.55 ± 0.41 78.27 ± 0.41" in lines
     assert "DTD CoOp 79.44 ± 0.41 40.93 ± 0.25 (2/3) 53.97 ± 0.28 (2/3)" in lines
-    assert "CoOp DTD new 3 missing no such run in the folders" in lines
+    assert any(line.startswith("CoOp DTD new 3 missing not started") for line in lines)
     assert printed.err == ""
     assert set(folder.rglob("*")) == before
 
@@ -68,7 +68,8 @@ def test_wide_tables_are_printed_in_parts(folder: Path) -> None:
         line for line in lines if line.startswith("method ") and ("ImageNet" in line or "UCF101" in line)
     ]
     assert len(heads) == 3  # of ImageNet and its targets in two parts, of ImageNet and its variants in one
-    assert max(len(line) for line in lines if str(folder) not in line) <= 130
+    texts = [line for line in lines if str(folder) not in line and not set(line) <= set("- ")]
+    assert max(len(line.rstrip()) for line in texts) <= 130
 
 
 def test_all_files_lie_below_the_first_folder_or_where_out_says(
@@ -207,6 +208,7 @@ def test_page_marks_the_best_and_the_gaps_and_tells_how_it_was_made(folder: Path
     assert '<td class="number incomplete first">40.93 ± 0.25 (2/3)</td>' in source
     assert '<td class="label missing first">missing</td>' in source
     assert "179 of 180 runs have a result" in source
+    assert "<title>Results of CoOp, MaPLe on 15 datasets</title>" in source
     assert "python -m scripts.report &lt;output&gt; &amp; more" in source
     assert "d72648f0" * 5 in source
     assert "1111111111111111" in source  # the hash of seed 1's sample

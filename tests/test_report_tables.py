@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_runs import base_to_novel_folder, plan, published_base_to_novel, random_cross_dataset, result, write
 
+from experiments.figures.page import for_report
 from experiments.methods import read_methods
 from experiments.report.formats import cell_text
 from experiments.report.report import Report, make_report
@@ -147,7 +148,14 @@ def test_shapes_is_no_part_of_an_average_over_benchmarks(tmp_path: Path) -> None
         for classes in ("base", "new"):
             write(tmp_path / dataset / classes, result(accuracy, dataset, classes))
     (section,) = report_of(tmp_path, seeds=[1]).sections
-    assert shown(tables(section)["Average over 2 datasets"])["MaPLe",][0] == "65.00"
+    assert shown(tables(section)["Average over 2 datasets: DTD, EuroSAT"])["MaPLe",][0] == "65.00"
+
+
+def test_shapes_is_no_part_of_an_average_over_own_data(tmp_path: Path) -> None:
+    for dataset, accuracy in (("birds (folder)", 60.0), ("shapes", 5.0)):
+        write(tmp_path / dataset, result(accuracy, dataset, "base"))
+    (section,) = report_of(tmp_path, seeds=[1]).sections
+    assert list(tables(section))[:1] == ["Each dataset"]
 
 
 def test_cross_dataset_and_domain_generalisation(tmp_path: Path) -> None:
@@ -229,12 +237,27 @@ def test_costs_and_unlike_circumstances(tmp_path: Path) -> None:
     write(tmp_path / "c", result(80.0, seed=3, commit_is_clean=False))
     report = report_of(tmp_path)
     assert report.costs is not None
-    assert shown(report.costs)["MaPLe",] == ["3,555,072", "82", "3.00", "NVIDIA H100 80GB HBM3"]
+    assert shown(report.costs)["MaPLe", "16"] == ["3,555,072", "82", "3", "3.00", "NVIDIA H100 80GB HBM3"]
     notes = "\n".join(report.sections[0].notes)
     assert "The runs differ in their commits: d72648f0d7, eeeeeeeeee." in notes
     assert "The runs differ in their versions of torch: 2.14.0, 2.15.0." in notes
     assert "1 of 3 runs were made with uncommitted changes in the code." in notes
     assert "devices" not in notes
+
+
+def test_costs_are_of_whole_trainings_at_one_number_of_shots(tmp_path: Path) -> None:
+    times = {1: 80.0, 2: 90.0, 3: 12.0, 4: 300.0}
+    changes = {3: {"resumed_from_epoch": 4}, 4: {"command": ["train.py", "--seeds", "4", "5", "6"]}}
+    for seed, time in times.items():
+        content = result(80.0, seed=seed, seconds={"training": time}, **changes.get(seed, {}))
+        write(tmp_path / str(seed), content)
+    write(tmp_path / "fewer", result(80.0, shots=1, seconds={"training": 20.0}))
+    costs = report_of(tmp_path).costs
+    assert costs is not None
+    assert {labels: cells[1:3] for labels, cells in shown(costs).items()} == {
+        ("MaPLe", "1"): ["20", "1"],
+        ("MaPLe", "16"): ["85", "2"],
+    }
 
 
 def test_methods_trained_on_different_images_are_warned_of(tmp_path: Path) -> None:
@@ -249,6 +272,17 @@ def test_methods_trained_on_different_images_are_warned_of(tmp_path: Path) -> No
     assert len(report.samples.rows) == 2
     write(tmp_path / "b", result(70.0, trainer="CoOp"))
     assert report_of(tmp_path).warnings == []
+
+
+def test_an_ablation_of_ones_own(tmp_path: Path) -> None:
+    curve = {"role": "base", "classes": "base", "curve": "mine", "protocol": "my_depth"}
+    plan(tmp_path, [{"folder": str(value), "value": value, **curve} for value in (1, 3)], "my_depth")
+    for value in (1, 3):
+        write(tmp_path / str(value), result(80.0 + value))
+    report = report_of(tmp_path)
+    (table,) = report.sections[0].tables
+    assert shown(table)["base", "mine", "MaPLe"] == ["81.00", "83.00"]
+    assert [figure.title for figure in for_report(report.runs)] == ["Accuracy over my_depth"]
 
 
 def test_a_protocol_of_ones_own(tmp_path: Path) -> None:

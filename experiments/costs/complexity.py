@@ -1,30 +1,24 @@
-"""What a method costs (table 6 of the MaPLe paper): parameters, operations, seconds and memory.
-
-A trainer is built as `train.py` builds it, for any number of classes, with noise for images. Its own step is
-what is measured.
-"""
+"""Parameters and FLOPs of a method, built as `train.py` builds it, for any number of classes."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import TRAINER_REGISTRY
 from experiments.configuration import ROOT, build_parser, setup_cfg
-from experiments.costs.flops import (
-    compute_as_reference,
-    has_own_step,
-    image_and_text_flops,
-    step_flops,
+from experiments.costs.flops import has_own_step, image_and_text_flops, step_flops
+from experiments.costs.synthetic import (
+    NoImages,
+    batch_of_noise,
+    batches_of_noise,
+    build_synthetic,
+    template_for,
 )
-from experiments.costs.machine import Timing, peak_memory, time_of
-from experiments.costs.stand_ins import NoImages, batch_of_noise, batches_of_noise, template_for
 from experiments.methods import read_methods
 from prompted_clip.factory import EMBEDDED
 from prompted_clip.model import CLIP
@@ -46,7 +40,7 @@ PUBLISHED_PARAMETERS = {
 
 @dataclass(frozen=True)
 class ConfiguredMethod:
-    """A trainer with the file of its settings; `name` is what it is called in the tables."""
+    """A trainer with the file of its settings; `name` is its label in tables."""
 
     trainer: str
     config: str
@@ -55,41 +49,25 @@ class ConfiguredMethod:
 
 
 @dataclass
-class Work:
-    """Operations of inference, and of a training step by batch size, where they are known."""
+class Complexity:
+    """Parameters and FLOPs of one method with one number of classes.
 
-    image: int
-    text: int
-    step: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass
-class Speed:
-    """One batch size. Seconds a batch, and bytes above what the model takes; None where not measured."""
-
-    batch: int
-    training: Timing | None = None
-    inference: Timing | None = None
-    inference_with_text: Timing | None = None
-    training_bytes: int | None = None
-    inference_bytes: int | None = None
-    out_of_memory: bool = False
-
-
-@dataclass
-class Costs:
-    """All that is known of one method with one number of classes."""
+    Attributes:
+        published: learned parameters as published; None where these are not the published settings.
+        image, text: FLOPs of inference; the text is of all classes.
+        conditional: whether the text is encoded for each image.
+        step: FLOPs of a training step by batch size; none where the trainer has a step of its own.
+    """
 
     method: str
     classes: int
     learned: int
     clip_parameters: int
     published: int | None
+    image: int
+    text: int
     conditional: bool
-    work: Work
-    reference_work: Work
-    speeds: list[Speed]
-    reference_speeds: list[Speed]
+    step: dict[int, int]
 
 
 def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod:
@@ -99,7 +77,7 @@ def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod
     its own (a plugin's) takes what all methods have in common.
 
     Raises:
-        ValueError: there is no such trainer, or not one that can be measured, or no such file.
+        ValueError: there is no such trainer, or it is no CLIPPromptTrainer, or there is no such file.
     """
     trainer, _, own_config = given.partition(":")
     listed = next((method for method in read_methods() if method.key == given), None)
@@ -108,7 +86,7 @@ def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod
     trainer_class = TRAINER_REGISTRY.get(trainer)
     if not is_known(trainer_class):
         raise ValueError(
-            f"--trainers {trainer} is no CLIPPromptTrainer, and what it computes is not known; allowed are "
+            f"--trainers {trainer} is no CLIPPromptTrainer, so that its FLOPs are not known; allowed are "
             f"{', '.join(known_trainers())}."
         )
     embedded, folder = backbone in EMBEDDED, ROOT / "configs" / "trainers"
@@ -130,7 +108,7 @@ def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod
 
 
 def known_trainers() -> list[str]:
-    """The names of the trainers that can be measured."""
+    """The names of the trainers that are CLIPPromptTrainers."""
     return [name for name in TRAINER_REGISTRY.registered_names() if is_known(TRAINER_REGISTRY.get(name))]
 
 
@@ -185,104 +163,30 @@ def count_clip_parameters(clip_model: CLIP) -> int:
     return count
 
 
-# --- measuring --------------------------------------------------------------------------------------------
-
-
-def measure(
-    method: ConfiguredMethod,
-    cfg: Any,
-    batch_sizes: Iterable[int],
-    seconds: float = 0.5,
-    reference: bool = False,
-    published: int | None = None,
-) -> Costs:
-    """Builds the trainer and measures it.
+def complexity_of(
+    method: ConfiguredMethod, cfg: Any, batch_sizes: Iterable[int], options: Sequence[str] = ()
+) -> Complexity:
+    """Builds the trainer, and counts.
 
     Args:
-        seconds: how long each speed is measured; 0 for no speed and no memory.
-        reference: whether the reference's way is measured for speed too; its operations always are.
+        options: those that `cfg` was made with.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = build_trainer(cfg)
-    # As in the middle of an epoch: no schedule moves.
-    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 2, 0
+    trainer = build_synthetic(cfg)
     model, classes = trainer.model, trainer.num_classes
-    batches = {size: batch_of_noise(cfg, size, classes) for size in sorted(set(batch_sizes))}
-    with contextlib.redirect_stdout(io.StringIO()):
-        warm_up(trainer, batch_of_noise(cfg, 1, classes))
-    work = work_of(trainer, batches)
-    speeds = speeds_of(trainer, batches, seconds) if seconds else []
-    compute_as_reference(model)
-    reference_speeds = speeds_of(trainer, batches, seconds) if seconds and reference else []
-    return Costs(
+
+    def batch(size: int) -> dict[str, torch.Tensor]:
+        return batch_of_noise(cfg, size, classes)
+
+    image, text = image_and_text_flops(model, batch(1)["img"].to(trainer.device))
+    counts_step = trainer.get_model_names() and not has_own_step(trainer)
+    return Complexity(
         method=method.name,
         classes=classes,
         learned=sum(each.numel() for each in model.prompt_learner.parameters() if each.requires_grad),
         clip_parameters=count_clip_parameters(model.clip_model),
-        published=published,
+        published=published_parameters(method, cfg, options),
+        image=image,
+        text=text,
         conditional=model.prompt_learner.conditional,
-        work=work,
-        reference_work=work_of(trainer, batches),
-        speeds=speeds,
-        reference_speeds=reference_speeds,
+        step={size: step_flops(trainer, batch(size)) for size in batch_sizes} if counts_step else {},
     )
-
-
-def warm_up(trainer: Any, batch: dict[str, torch.Tensor]) -> None:
-    """One step, or one test batch where nothing is learned: what is computed once is computed now."""
-    if trainer.get_model_names():
-        trainer.set_model_mode("train")
-        trainer.forward_backward(batch)
-    with torch.no_grad():
-        trainer.model_inference(batch["img"].to(trainer.device))
-
-
-def work_of(trainer: Any, batch_sizes: Iterable[int]) -> Work:
-    """The operations; none of a step where nothing is learned, or where the trainer has a step of its own."""
-    cfg, classes = trainer.cfg, trainer.num_classes
-    work = Work(
-        *image_and_text_flops(trainer.model, batch_of_noise(cfg, 1, classes)["img"].to(trainer.device))
-    )
-    if trainer.get_model_names() and not has_own_step(trainer):
-        flops = step_flops(trainer, lambda images: batch_of_noise(cfg, images, classes))
-        work.step = {size: flops(size) for size in batch_sizes}
-    return work
-
-
-def speeds_of(trainer: Any, batches: dict[int, dict], seconds: float) -> list[Speed]:
-    """Each batch size's speed; one that a GPU has no memory for is marked."""
-    speeds = []
-    for size, batch in batches.items():
-        try:
-            speeds.append(speed_of(trainer, batch, seconds))
-        except torch.OutOfMemoryError:
-            speeds.append(Speed(size, out_of_memory=True))
-    return speeds
-
-
-def speed_of(trainer: Any, batch: dict[str, torch.Tensor], seconds: float) -> Speed:
-    """Training; and testing, with text features of the beginning, as the engine does, and with new ones."""
-    speed, device = Speed(len(batch["img"])), trainer.device
-    images = batch["img"].to(device)
-
-    def step() -> None:
-        trainer.forward_backward(batch)
-
-    def infer() -> None:
-        trainer.model_inference(images)
-
-    if trainer.get_model_names():
-        trainer.set_model_mode("train")
-        speed.training_bytes = peak_memory(step, device)
-        speed.training = time_of(step, device, seconds)
-    trainer.set_model_mode("eval")
-    with torch.no_grad():
-        speed.inference_bytes = peak_memory(infer, device)
-        speed.inference_with_text = time_of(infer, device, seconds)
-        if trainer.model.prompt_learner.conditional:
-            speed.inference = speed.inference_with_text
-            return speed
-        with trainer.precision.autocast(), trainer.model.text_encoded_once():
-            infer()
-            speed.inference = time_of(infer, device, seconds)
-    return speed

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from dassl.utils import read_image
-from experiments.trained import load_trainer, test_transform
+from experiments.load_run import eval_transform, labels_of, load_trainer
 from prompted_clip.model import VisionTransformer
 from prompted_clip.prompting import Prompts, replace_tokens
 
-from .style import Drawn, finish, panels, styled, wrapped
-from .training import labels_of
+from .style import NamedFigure, finish, panels, styled, wrapped
 
 OVERLAY = "viridis"
 UNIT = (0, 1, 0, 1)  # so that image and patches lie on each other
@@ -110,8 +109,8 @@ def cls_attention(
 
 
 @dataclass
-class Seen:
-    """An image and where CLS looks on it.
+class ImageAttention:
+    """The attention of CLS on an image.
 
     Attributes:
         pixels: as the model sees it, `(height width 3)` from 0 to 1.
@@ -126,7 +125,7 @@ class Seen:
 
 def look_at(
     folder: Path, images: Sequence[Path], block: int | None = None, rolled_out: bool = False, root: str = ""
-) -> list[Seen]:
+) -> list[ImageAttention]:
     """The attention on each image, of a run and of plain CLIP.
 
     Raises:
@@ -148,7 +147,7 @@ def look_at(
     visual.float()
     with torch.no_grad():
         prompts = model.prompt_learner.image_prompts()
-    transform = test_transform(trainer)
+    transform = eval_transform(trainer)
     mean, std = (np.array(trainer.cfg.INPUT[key]) for key in ("PIXEL_MEAN", "PIXEL_STD"))
     found = []
     for path, picture in zip(images, pictures, strict=True):
@@ -160,13 +159,17 @@ def look_at(
         plain = cls_attention(visual, on_device, None, block, rolled_out)
         prompted = None if prompts is None else cls_attention(visual, on_device, prompts, block, rolled_out)
         found.append(
-            Seen(f"{path.resolve().parent.name}\n{path.name}", np.clip(pixels, 0, 1), plain, prompted)
+            ImageAttention(
+                f"{path.resolve().parent.name}\n{path.name}", np.clip(pixels, 0, 1), plain, prompted
+            )
         )
     return found
 
 
 @styled
-def draw_attention(seen: Sequence[Seen], folder: Path, block: int | None, rolled_out: bool) -> Drawn:
+def draw_attention(
+    seen: Sequence[ImageAttention], folder: Path, block: int | None, rolled_out: bool
+) -> NamedFigure:
     """A row an image: the image, plain CLIP's attention, and that with the run's prompts, on one scale."""
     (label,) = labels_of([folder])
     columns = 3 if seen[0].prompted else 2
@@ -193,4 +196,4 @@ def draw_attention(seen: Sequence[Seen], folder: Path, block: int | None, rolled
     if seen[0].prompted is None:
         notes = [f"{label} puts no tokens into the image encoder: its attention is that of plain CLIP."]
     finish(figure, [caption, *notes])
-    return Drawn("attention", f"Attention of CLS, {label}", caption, figure, notes)
+    return NamedFigure("attention", f"Attention of CLS, {label}", caption, figure, notes)

@@ -1,6 +1,6 @@
-"""Accuracy over prompt depth and over prompt length (MaPLe, figure 4, arXiv 2210.03117).
+"""Accuracy over what an ablation varies, such as prompt depth or length (MaPLe, figure 4, arXiv 2210.03117).
 
-Three panels: base classes, new classes, and their harmonic mean; in each a curve a variant of the prompts.
+Three panels: base classes, new classes, and their harmonic mean; in each a curve per variant of the prompts.
 """
 
 from __future__ import annotations
@@ -10,97 +10,95 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from experiments.methods import Method
+from experiments.results.accuracies import Accuracies, averaged, curves_of, datasets_of
 from experiments.results.runs import Run
-from experiments.sweeps.protocols import read_protocol
+from experiments.results.statistics import Value
+from experiments.sweeps.protocols import protocol_names, read_protocol
 
-from .data import datasets_of, methods_of, over_what, seeds_of
-from .means import Mean, base_new_harmonic, missing_footnote, missing_lines, nothing_to_draw
-from .style import Drawn, finish, look, panels, styled
+from .data import (
+    base_new_harmonic,
+    missing_footnote,
+    missing_lines,
+    nothing_to_draw,
+    over_what,
+    seeds_of,
+    setting_of,
+)
+from .style import Look, NamedFigure, finish, look, panels, styled
 
 MOST_TICKS = 12
 PANELS = ("base classes", "new classes", "harmonic mean")
 
 
-def series_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Key of the method, and curve, of each series, in the order of the protocol."""
-    order = list(read_protocol(runs[0].protocol).curves)
-    series = dict.fromkeys((run.method.key, run.curve) for run in runs)
-    return sorted(series, key=lambda each: order.index(each[1]) if each[1] in order else len(order))
-
-
-def label_of_series(series: tuple[str, str], runs: Sequence[Run]) -> str:
+def label_of_curve(curve: str, method: Method, several: bool) -> str:
     """The curve's name; with its method, where there are several and the name does not say which."""
-    key, curve = series
-    labels = {method.key: method.label for method in methods_of(runs)}
     if not curve:
-        return labels[key]
-    return curve if len(labels) == 1 or curve == labels[key] else f"{curve} ({labels[key]})"
-
-
-def points(series: tuple[str, str], runs: Sequence[Run]) -> dict[float, tuple[Mean, Mean, Mean]]:
-    """Base, new and harmonic mean of a series at each value on the x axis."""
-    own = [run for run in runs if (run.method.key, run.curve) == series]
-    return {
-        value: base_new_harmonic([run for run in own if run.value == value], datasets_of(runs))
-        for value in sorted({run.value for run in own if run.value is not None})
-    }
+        return method.label
+    return f"{curve} ({method.label})" if several and curve != method.label else curve
 
 
 @styled
-def draw_curves(runs: Sequence[Run], protocol: str) -> Drawn:
-    """Draws the runs of the protocol `depth` or `length`.
+def draw_curves(runs: Sequence[Run], protocol: str, suffix: str = "") -> NamedFigure:
+    """Draws the runs of an ablation.
+
+    Args:
+        runs: of one protocol, with one number of shots.
+        protocol: its name, and that of the file.
+        suffix: of the file's name.
 
     Raises:
         ValueError: no point has results on all datasets.
     """
-    series = series_of(runs)
-    found = {each: points(each, runs) for each in series}
-    if all(mean.value is None for each in found.values() for three in each.values() for mean in three):
+    curves, datasets = curves_of(runs), averaged(datasets_of(runs))
+    accuracies, setting = Accuracies(runs), setting_of(runs)
+    values = sorted({run.value for run in runs if run.value is not None})
+    points = {
+        (curve, method): {
+            value: base_new_harmonic(accuracies, method, datasets, setting._replace(curve=curve, value=value))
+            for value in values
+        }
+        for curve, method in curves
+    }
+    known = [value for each in points.values() for three in each.values() for value in three if value]
+    if all(value.mean is None for value in known):
         raise nothing_to_draw(runs)
     figure, axes = panels(len(PANELS), sharex=True)
-    labels, handles = [label_of_series(each, runs) for each in series], []
-    for number, each in enumerate(series):
+    several, handles = len({method for _, method in curves}) > 1, []
+    for number, each in enumerate(points.values()):
         for column, axis in enumerate(axes[0]):
-            means = {value: three[column] for value, three in found[each].items()}
-            handle = draw_series(axis, means, number)
+            handle = draw_series(axis, {value: three[column] for value, three in each.items()}, look(number))
         handles.append(handle)
+    axis_label = read_protocol(protocol).axis if protocol in protocol_names() else ""
     for axis, title in zip(axes[0], PANELS, strict=True):
         axis.set_title(title)
-        axis.set_xlabel(read_protocol(protocol).axis)
-        values = sorted({run.value for run in runs if run.value is not None})
+        axis.set_xlabel(axis_label or "value")
         if len(values) <= MOST_TICKS:
             axis.set_xticks(values)
         else:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("accuracy (%)")
     caption = f"{over_what(runs)}, {seeds_of(runs)}."
+    labels = [label_of_curve(curve, method, several) for curve, method in curves]
     finish(figure, [caption, missing_footnote(runs)], handles, labels)
-    title = f"Accuracy over prompt {protocol}"
-    return Drawn(protocol, title, caption, figure, missing_lines(runs))
+    title = f"Accuracy over {read_protocol(protocol).title if axis_label else protocol}"
+    return NamedFigure(f"{protocol}{suffix}", title, caption, figure, missing_lines(runs))
 
 
-def draw_series(axis: Any, means: dict[float, Mean], number: int) -> Any:
-    """A line with error bars; points that lack runs are hollow. Returns what a legend shows."""
-    style = look(number)
-    there = {x: mean for x, mean in means.items() if mean.value is not None}
-    x, y = list(there), [mean.value for mean in there.values()]
+def draw_series(axis: Any, values: dict[float, Value | None], style: Look) -> Any:
+    """A line with error bars; points that lack seeds are hollow. Returns what a legend shows."""
+    there = {x: value for x, value in values.items() if value and value.mean is not None}
     axis.errorbar(
-        x,
-        y,
-        yerr=[mean.spread for mean in there.values()],
+        list(there),
+        [value.mean for value in there.values()],
+        yerr=[value.std or 0.0 for value in there.values()],
         color=style.colour,
         linestyle=style.line,
         capsize=2,
         elinewidth=1,
     )
-    for position, mean in there.items():
-        axis.plot(
-            position,
-            mean.value,
-            marker=style.marker,
-            color=style.colour,
-            markerfacecolor="white" if mean.missing else style.colour,
-            linestyle="none",
-        )
+    for x, value in there.items():
+        face = style.colour if value.is_complete else "white"
+        axis.plot(x, value.mean, style.marker, color=style.colour, markerfacecolor=face, linestyle="none")
     (handle,) = axis.plot([], [], color=style.colour, marker=style.marker, linestyle=style.line)
     return handle

@@ -1,4 +1,4 @@
-"""The runs of a folder, as figures need them."""
+"""The runs of a folder, as figures need them, and what is said of those without a result."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.methods import Method, read_methods
+from experiments.results.accuracies import Accuracies, Setting, average_title, averaged, datasets_of, grouped
 from experiments.results.benchmarks import label_of
-from experiments.results.files import RESULT_FILES, read_json
+from experiments.results.result_file import LOG, read_json
 from experiments.results.runs import Run, gather
+from experiments.results.statistics import Value
+
+MOST_MISSING = 4  # that a line names
+HOLLOW = ": hollow points lack seeds, and averages that lack a run are left out"
+
+Three = Sequence[Value | None]  # base, new, and their harmonic mean
 
 
 def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | None = None) -> list[Run]:
@@ -35,24 +42,37 @@ def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | 
     return [run for run in runs if datasets is None or run.dataset in datasets]
 
 
-def methods_of(runs: Sequence[Run]) -> list[Method]:
-    """The methods, each once."""
-    return list({run.method.key: run.method for run in runs}.values())
+def each_shots(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each number of shots, by what to append to a file's name; "" where there is one."""
+    groups = grouped(runs)
+    if len(groups) == 1:
+        return {"": next(iter(groups.values()))}
+    return {f"_{group.shots}_shots": own for group, own in groups.items()}
 
 
-def datasets_of(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(run.dataset for run in runs))
+def base_new_harmonic(
+    accuracies: Accuracies, method: Method, datasets: Sequence[str], setting: Setting
+) -> Three:
+    """What the report's tables show: of one dataset its own values, of several the averages."""
+    if len(datasets) == 1:
+        return accuracies.base_to_novel(method, datasets[0], setting)
+    return accuracies.base_to_novel_average(method, datasets, setting)[:3]
+
+
+def setting_of(runs: Sequence[Run]) -> Setting:
+    return Setting(max(run.shots for run in runs))
 
 
 def over_what(runs: Sequence[Run]) -> str:
-    """The dataset by name, or over how many is averaged."""
+    """The dataset by name, or over which is averaged."""
     datasets = datasets_of(runs)
-    return label_of(datasets[0]) if len(datasets) == 1 else f"Mean over {len(datasets)} datasets"
+    members = averaged(datasets)
+    return label_of(members[0]) if len(members) == 1 else average_title(members, datasets)
 
 
 def seeds_of(runs: Sequence[Run]) -> str:
-    """How many seeds, and what the bars are, if there are several."""
-    count = len({run.seed for run in runs})
+    """How many seeds have results, and what the bars are, if there are several."""
+    count = len({run.seed for run in runs if run.accuracy is not None and not run.method.is_zero_shot})
     return f"{count} seeds; bars are the standard deviation over the seeds" if count > 1 else "1 seed"
 
 
@@ -62,11 +82,37 @@ def per_class_of(run: Run) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is broken.
     """
-    if run.result is None:
+    if run.result is None or run.result.source == LOG:
         return []
-    for name in RESULT_FILES:
-        path = run.result.folder / name
-        content = read_json(path) if path.is_file() else {}
-        if content.get("classes") == run.result.classes and content.get("split") == run.result.split:
-            return content.get("per_class") or []
-    return []
+    return read_json(run.result.folder / run.result.source).get("per_class") or []
+
+
+def nothing_to_draw(runs: Sequence[Run]) -> ValueError:
+    """The error where no mean is known, which says what could be drawn instead."""
+    done = datasets_of(run for run in runs if run.accuracy is not None)
+    if not done:
+        return ValueError(f"None of the {len(runs)} runs of {runs[0].protocol} has a result yet.")
+    return ValueError(
+        f"Nothing has results on all {len(datasets_of(runs))} datasets yet, over which is averaged; "
+        f"--datasets takes a part of them. There are results on {', '.join(done)}."
+    )
+
+
+def missing_lines(runs: Sequence[Run]) -> list[str]:
+    """One line that says how many wanted runs have no result, and names the first of them."""
+    missing = [run for run in runs if run.accuracy is None]
+    if not missing:
+        return []
+    named = [str(run.folder or _name(run)) for run in missing[:MOST_MISSING]]
+    more = f" and {len(missing) - MOST_MISSING} more" if len(missing) > MOST_MISSING else ""
+    return [f"{len(missing)} of {len(runs)} runs have no result yet: {', '.join(named)}{more}"]
+
+
+def missing_footnote(runs: Sequence[Run], shown: str = HOLLOW) -> str:
+    """How many are missing, and how that shows; nothing if none is."""
+    missing = sum(run.accuracy is None for run in runs)
+    return f"{missing} of {len(runs)} runs are missing{shown}." if missing else ""
+
+
+def _name(run: Run) -> str:
+    return f"{run.method.label} on {run.dataset} ({run.role}, {run.shots} shots, seed {run.seed})"

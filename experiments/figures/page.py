@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.report.page import PageFigure
+from experiments.results.accuracies import datasets_of, methods_of
 from experiments.results.runs import Run
 
 from .base2new import draw_methods
 from .curves import draw_curves
-from .data import datasets_of, methods_of
+from .data import each_shots
 from .few_shot import draw_few_shot
 from .per_class import class_gains, draw_gains, draw_shares
-from .style import Drawn, png_bytes
+from .style import NamedFigure, png_bytes
 
 COMPARED = ("MaPLe", "CoCoOp")  # as in the paper
 
@@ -26,10 +27,10 @@ def for_report(runs: Sequence[Run], methods: tuple[str, str] = COMPARED) -> list
     Raises:
         ValueError: a result cannot be read.
     """
-    drawn: list[Drawn] = []
+    drawn: list[NamedFigure] = []
     base2new = _with_results(runs, "base2new")
     if base2new:
-        drawn.append(draw_methods(base2new))
+        drawn += [draw_methods(own, suffix) for suffix, own in each_shots(base2new).items()]
         known = {method.key for method in methods_of(base2new)}
         if known >= set(methods) and class_gains(base2new, methods):
             datasets = datasets_of(base2new)
@@ -37,9 +38,9 @@ def for_report(runs: Sequence[Run], methods: tuple[str, str] = COMPARED) -> list
                 drawn.append(draw_gains(base2new, methods, datasets[0]))
             else:
                 drawn.append(draw_shares(base2new, methods))
-    for protocol in ("depth", "length"):
-        if curves := _with_results(runs, protocol):
-            drawn.append(draw_curves(curves, protocol))
+    for protocol in dict.fromkeys(run.protocol for run in runs if run.curve):
+        for suffix, own in each_shots(_with_results(runs, protocol)).items():
+            drawn.append(draw_curves(own, protocol, suffix))
     if few_shot := _with_results(runs, "few_shot"):
         drawn.append(draw_few_shot([*few_shot, *_with_results(runs, "zeroshot")]))
     return [PageFigure(each.title, each.caption, png_bytes(each.figure)) for each in drawn]

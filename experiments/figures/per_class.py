@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.methods import Method
+from experiments.results.accuracies import methods_of
 from experiments.results.benchmarks import label_of
 from experiments.results.runs import Run
 
-from .data import methods_of, per_class_of
-from .means import missing_footnote, missing_lines
-from .style import COLOURS, LIGHT_GREY, ROW_WIDTH, Drawn, finish, panels, styled, wrapped
+from .data import missing_footnote, missing_lines, per_class_of
+from .style import LIGHT_GREY, ROW_WIDTH, NamedFigure, finish, look_of, panels, styled, wrapped
 
 MOST_CLASSES = 60  # bars that one figure can hold
-BETTER, WORSE = COLOURS[0], COLOURS[1]
 
 
 class ClassGain(NamedTuple):
@@ -62,7 +62,7 @@ def share_better(gains: Sequence[ClassGain]) -> float:
 
 
 @styled
-def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
+def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> NamedFigure:
     """The percentage of improved classes of each dataset.
 
     The datasets stand in the order of that share. The paper orders them by their distance from generic
@@ -73,14 +73,20 @@ def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
     """
     gains, own, (first, second) = _gains(runs, methods)
     ordered = sorted(gains, key=lambda dataset: share_better(gains[dataset]))
-    better = [share_better(gains[dataset]) for dataset in ordered]
-    equal = [100 * sum(each.gain == 0 for each in gains[name]) / len(gains[name]) for name in ordered]
+    better = np.array([share_better(gains[dataset]) for dataset in ordered])
+    equal = np.array([100 * mean(each.gain == 0 for each in gains[dataset]) for dataset in ordered])
     figure, axes = panels(1, width=max(4.2, min(ROW_WIDTH, 1.6 + 0.55 * len(ordered))), height=3.2)
     axis, places = axes[0][0], np.arange(len(ordered))
-    axis.bar(places, better, 0.7, color=BETTER, label=f"{first} is better")
-    axis.bar(
-        places, equal, 0.7, bottom=better, color=LIGHT_GREY, hatch="///", edgecolor="white", label="equal"
-    )
+    bars = {
+        f"{first.label} is better": (better, {"color": look_of(first).colour}),
+        "equal": (equal, {"color": LIGHT_GREY, "hatch": "///", "edgecolor": "white"}),
+        f"{second.label} is better": (100 - better - equal, {"color": look_of(second).colour}),
+    }
+    bottom = np.zeros(len(ordered))
+    for label, (heights, colours) in bars.items():
+        if heights.any():
+            axis.bar(places, heights, 0.7, bottom=bottom, label=label, **colours)
+        bottom = bottom + heights
     for place, value in zip(places, better, strict=True):
         axis.text(
             place, max(value / 2, 4), f"{value:.0f}", ha="center", va="center", color="white", fontsize=9
@@ -92,18 +98,20 @@ def draw_shares(runs: Sequence[Run], methods: tuple[str, str]) -> Drawn:
     axis.set_xlim(middle - half, middle + half)
     axis.set_ylim(0, 100)
     axis.set_ylabel("classes (%)")
-    axis.set_title(wrapped(f"{first} against {second}, class by class", figure.get_figwidth() - 0.6))
+    axis.set_title(
+        wrapped(f"{first.label} against {second.label}, class by class", figure.get_figwidth() - 0.6)
+    )
     caption = (
-        f"Share of the classes of which {first} recognises more images than {second}, mean over the seeds; "
-        "in brackets the number of classes; datasets in the order of this share."
+        f"Share of the classes of which {first.label} recognises more images than {second.label}, mean over "
+        "the seeds; in brackets the number of classes; datasets in the order of this share."
     )
     finish(figure, [caption, missing_footnote(own, "")], *axis.get_legend_handles_labels())
-    title = f"Classes that gain by {first} over {second}"
-    return Drawn("per_class", title, caption, figure, missing_lines(own))
+    title = f"Classes that gain by {first.label} over {second.label}"
+    return NamedFigure("per_class", title, caption, figure, missing_lines(own))
 
 
 @styled
-def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> Drawn:
+def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> NamedFigure:
     """The gain of each class of one dataset, as bars; of very many classes those at both ends.
 
     Raises:
@@ -120,7 +128,7 @@ def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> D
     figure, axes = panels(1, width=width, height=0.9 + 0.17 * len(shown))
     axis, places = axes[0][0], np.arange(len(shown))
     values = [each.gain for each in shown]
-    axis.barh(places, values, 0.7, color=[BETTER if value > 0 else WORSE for value in values])
+    axis.barh(places, values, 0.7, color=[look_of(first if value > 0 else second).colour for value in values])
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(places, labels=[each.name for each in shown])
     axis.set_ylim(len(shown) - 0.4, -0.6)
@@ -131,23 +139,26 @@ def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> D
     axis.set_xlabel("difference of accuracy (points)")
     name = label_of(dataset)
     axis.set_title(f"{name}: {share_better(gains):.0f} % of {len(gains)} classes gain")
-    caption = f"Accuracy of {first} minus that of {second} on each class of {name}, mean over the seeds."
+    caption = f"Accuracy of {first.label} minus that of {second.label} on each class of {name}"
+    caption += ", mean over the seeds."
     ends = f"The {half} classes at each end of {len(gains)}." if cut else ""
     own = [run for run in own if run.dataset == dataset]
     finish(figure, [caption, ends, missing_footnote(own, "")])
-    return Drawn(f"per_class_{dataset}", f"Gain of each class of {name}", caption, figure, missing_lines(own))
+    return NamedFigure(
+        f"per_class_{dataset}", f"Gain of each class of {name}", caption, figure, missing_lines(own)
+    )
 
 
 def _gains(
     runs: Sequence[Run], methods: tuple[str, str]
-) -> tuple[dict[str, list[ClassGain]], list[Run], tuple[str, str]]:
-    """Gains by dataset, the runs of both methods, and the methods' labels."""
+) -> tuple[dict[str, list[ClassGain]], list[Run], tuple[Method, Method]]:
+    """Gains by dataset, the runs of both methods, and the methods."""
     gains = class_gains(runs, methods)
     if not gains:
         raise ValueError(
             f"No class was tested by both {methods[0]} and {methods[1]}: per_class in their result.json says "
             "which were. Run both methods on the same classes first."
         )
-    labels = {method.key: method.label for method in methods_of(runs)}
+    by_key = {method.key: method for method in methods_of(runs)}
     own = [run for run in runs if run.method.key in methods]
-    return gains, own, (labels[methods[0]], labels[methods[1]])
+    return gains, own, (by_key[methods[0]], by_key[methods[1]])

@@ -1,13 +1,14 @@
 """How all figures look, and how they are written: PNG for the screen, PDF for print.
 
-Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart. Each goes with a marker and
-a line style of its own, so that a figure survives a grey print, too.
+Colours start with those of Okabe and Ito (2008), which the colour-blind can tell apart. Each goes with a
+marker of its own, so that a figure survives a grey print, too.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from experiments.methods import Method
 
 ROW_WIDTH = 7.0  # inches: a page's text, so that a point in the file is a point on paper
 CHARACTERS_PER_INCH = 14  # of a footnote, in 9 points
@@ -47,9 +50,10 @@ STYLE: Any = {
 styled = matplotlib.rc_context(STYLE)  # around every function that draws
 
 GREY, LIGHT_GREY = "0.35", "0.8"
-# Yellow, the eighth of them, is too pale for lines on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Okabe and Ito's without yellow, which is too pale for lines on white, and three more for the many methods.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = (*OKABE_ITO, "#7F7F7F", "#5B2A86", "#8C510A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -64,12 +68,18 @@ def look(number: int) -> Look:
     return Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], LINES[number % len(LINES)])
 
 
+def look_of(method: Method) -> Look:
+    """A method's own look, the same in all figures: by its place in methods.yaml, else by its name."""
+    is_listed = method.place < Method.place
+    return look(method.place if is_listed else zlib.crc32(method.key.encode()))
+
+
 @dataclass
-class Drawn:
-    """A finished figure.
+class NamedFigure:
+    """A figure with the name of its files.
 
     Attributes:
-        name: of its files, without ending.
+        name: of the files, without ending.
         caption: a sentence or two: what is drawn, and over what is averaged.
         notes: what is missing, a line each.
     """
@@ -140,7 +150,7 @@ def finish(
         figure.text(0.05 / width, 0.04 / height, "\n".join(lines), color=GREY, fontsize=9, va="bottom")
 
 
-def save(drawn: Drawn, folder: Path) -> list[Path]:
+def save(drawn: NamedFigure, folder: Path) -> list[Path]:
     """Writes `<name>.png` and `<name>.pdf`, and returns their paths.
 
     Raises:

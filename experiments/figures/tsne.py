@@ -17,10 +17,9 @@ import torch
 from sklearn.manifold import TSNE
 
 from dassl.data.data_manager import build_data_loader
-from experiments.trained import load_trainer, test_transform
+from experiments.load_run import eval_transform, labels_of, load_trainer
 
-from .style import COLOURS, MARKERS, ROW_WIDTH, Drawn, finish, panels, styled, wrapped
-from .training import labels_of
+from .style import COLOURS, MARKERS, ROW_WIDTH, NamedFigure, finish, panels, styled, wrapped
 
 MOST_IN_LEGEND = 12
 MOST_COLUMNS = 3
@@ -87,7 +86,7 @@ def embed(trainer: Any, items: Sequence[Any]) -> np.ndarray:
         cfg,
         data_source=items,
         batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-        tfm=test_transform(trainer),
+        tfm=eval_transform(trainer),
     )
     with trainer.precision.autocast():
         parts = [trainer.model.encode_image(batch["img"].to(trainer.device)) for batch in loader]
@@ -150,7 +149,7 @@ def embed_runs(
 
 
 @styled
-def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int = 1) -> Drawn:
+def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int = 1) -> NamedFigure:
     """A panel a run; colour and marker tell the class.
 
     Args:
@@ -184,4 +183,4 @@ def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int
     )
     shown = axes[0][0].get_legend_handles_labels() if len(names) <= MOST_IN_LEGEND else ()
     finish(figure, [caption], *shown)
-    return Drawn("tsne", "Image embeddings by t-SNE", caption, figure)
+    return NamedFigure("tsne", "Image embeddings by t-SNE", caption, figure)

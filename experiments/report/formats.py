@@ -11,13 +11,13 @@ from tabulate import tabulate
 
 from experiments.report.report import Report, unfinished_table
 from experiments.report.tables import Cell, Difference, Section, Table
-from experiments.results.values import Value
+from experiments.results.statistics import Value
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
 WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers
 PLACE = ["protocol", "method", "dataset", "role", "shots", "seed", "curve", "value"]
 RUN_FIELDS = [*PLACE, "accuracy", "macro_f1", "state", "folder"]
-NUMBERS = ["mean", "deviation", "seeds", "wanted"]
+NUMBERS = ["mean", "std", "seeds", "wanted"]
 CELL_FIELDS = ["protocol", "section", "table", "row", "column", *NUMBERS, "text"]
 MARKDOWN_SIGNS = {"\\": "\\\\", "|": "\\|", "*": "\\*", "_": "\\_", "<": "&lt;", "`": "\\`"}
 
@@ -36,8 +36,8 @@ def cell_text(cell: Cell) -> str:
     count = f"({len(cell.by_seed)}/{cell.wanted})"
     if cell.mean is None:
         return f"{cell.state or '–'} {count}"
-    deviation = f" ± {cell.deviation:.2f}" if cell.deviation is not None else ""
-    return f"{cell.mean:.2f}{deviation}" + (f" {count}" if cell.state else "")
+    std = f" ± {cell.std:.2f}" if cell.std is not None else ""
+    return f"{cell.mean:.2f}{std}" + (f" {count}" if cell.state else "")
 
 
 def tables_of(section: Section) -> list[Table]:
@@ -173,7 +173,7 @@ def csv_of_tables(report: Report) -> str:
                     place = [section.protocol, section.title, table.title, " | ".join(row.labels), column]
                     numbers: list = [None] * 4
                     if isinstance(cell, Value):
-                        numbers = [cell.mean, cell.deviation, len(cell.by_seed), cell.wanted]
+                        numbers = [cell.mean, cell.std, len(cell.by_seed), cell.wanted]
                     elif isinstance(cell, Difference):
                         numbers[0] = cell.points
                     rows.append([*place, *numbers, cell_text(cell)])

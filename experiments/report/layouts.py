@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from experiments.report.tables import Cell, Row, Section, Table
-from experiments.results.accuracies import Accuracies, Setting, averaged, methods_of
+from experiments.results.accuracies import (
+    Accuracies,
+    Setting,
+    average_title,
+    averaged,
+    curves_of,
+    datasets_of,
+    grouped,
+    methods_of,
+)
 from experiments.results.benchmarks import in_order, label_of
 from experiments.results.runs import Run
-from experiments.sweeps.protocols import read_protocol
 
 TITLES = {
     "base2new": "Base to novel",
@@ -25,20 +32,15 @@ MEAN_OF_HMS = "mean of the HMs"
 
 
 def sections_of(runs: Sequence[Run], metric: str) -> list[Section]:
-    """The protocols that occur; one that occurs with several shots or sources has a section for each."""
-    groups: defaultdict[tuple[str, int, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        shots = 0 if run.role == "all" else run.shots
-        groups[run.protocol, shots, run.source].append(run)
-    _put_zero_shot_beside(groups)
-    sections = []
+    """A section for each protocol, number of shots and source that occurs."""
     order = {protocol: place for place, protocol in enumerate(TITLES)}
-    keys = sorted(groups, key=lambda key: (order.get(key[0], len(order)), key[0], -key[1], key[2]))
-    for protocol, shots, source in keys:
-        title = TITLES.get(protocol, protocol)
-        title += f" from {label_of(source)}" if source else ""
-        title += f", {shots} shots" if shots else ""
-        section = Section(protocol, title, shots, groups[protocol, shots, source], metric)
+    groups = grouped(runs)
+    sections = []
+    for group in sorted(groups, key=lambda g: (order.get(g[0], len(order)), g[0], -g.shots, g.source)):
+        title = TITLES.get(group.protocol, group.protocol)
+        title += f" from {label_of(group.source)}" if group.source else ""
+        title += f", {group.shots} shots" if group.shots else ""
+        section = Section(group.protocol, title, group.shots, groups[group], metric)
         section.tables = _builder(section)(section)
         sections.append(section)
     return sections
@@ -56,19 +58,9 @@ def _builder(section: Section) -> Callable[[Section], list[Table]]:
     return zero_shot if all(run.method.is_zero_shot for run in section.runs) else few_shot
 
 
-def _put_zero_shot_beside(groups: dict[tuple[str, int, str], list[Run]]) -> None:
-    """Zero-shot CLIP has no shots: its rows stand in the sections of all shots."""
-    for protocol, shots, source in list(groups):
-        beside = [key for key in groups if key[0] == protocol and key[2] == source and key[1] > 0]
-        if shots == 0 and beside:
-            zero_shot = groups.pop((protocol, shots, source))
-            for key in beside:
-                groups[key] += zero_shot
-
-
 def base_to_novel(section: Section) -> list[Table]:
-    accuracies, methods = Accuracies(section), methods_of(section.runs)
-    datasets, setting = in_order({run.dataset for run in section.runs}), Setting(section.shots)
+    accuracies, methods = Accuracies(section.runs, section.metric), methods_of(section.runs)
+    datasets, setting = datasets_of(section.runs), Setting(section.shots)
     each = Table("Each dataset", ("dataset", "method"), ["base", "new", "HM"])
     for dataset in datasets:
         for method in methods:
@@ -76,7 +68,7 @@ def base_to_novel(section: Section) -> list[Table]:
             if any(cells):
                 each.rows.append(Row((label_of(dataset), method.label), list(cells)))
     chosen = averaged(datasets)
-    average = Table(_average_title(chosen), ("method",), ["base", "new", HM, MEAN_OF_HMS])
+    average = Table(average_title(chosen, datasets), ("method",), ["base", "new", HM, MEAN_OF_HMS])
     for method in methods:
         row = accuracies.base_to_novel_average(method, chosen, setting)
         average.rows.append(Row((method.label,), list(row)))
@@ -84,7 +76,7 @@ def base_to_novel(section: Section) -> list[Table]:
 
 
 def source_and_targets(section: Section) -> list[Table]:
-    accuracies, setting = Accuracies(section), Setting(section.shots)
+    accuracies, setting = Accuracies(section.runs, section.metric), Setting(section.shots)
     sources = in_order({run.dataset for run in section.runs if run.role == "source"})
     targets = in_order({run.dataset for run in section.runs if run.role == "target"})
     columns = [f"{label_of(source)} (source)" for source in sources] + list(map(label_of, targets))
@@ -101,8 +93,8 @@ def source_and_targets(section: Section) -> list[Table]:
 
 
 def few_shot(section: Section) -> list[Table]:
-    accuracies, methods = Accuracies(section), methods_of(section.runs)
-    datasets = in_order({run.dataset for run in section.runs})
+    accuracies, methods = Accuracies(section.runs, section.metric), methods_of(section.runs)
+    datasets = datasets_of(section.runs)
     settings = [Setting(shots) for shots in sorted({run.shots for run in section.runs} - {0})] or [Setting()]
     columns = [f"{shots} shot{'s' * (shots != 1)}" for shots, *_ in settings]
     each = Table("Each dataset", ("dataset", "method"), columns)
@@ -112,7 +104,7 @@ def few_shot(section: Section) -> list[Table]:
             if any(cells):
                 each.rows.append(Row((label_of(dataset), method.label), list(cells)))
     chosen = averaged(datasets)
-    average = Table(_average_title(chosen), ("method",), columns)
+    average = Table(average_title(chosen, datasets), ("method",), columns)
     for method in methods:
         means = [accuracies.average(method, chosen, "all", setting) for setting in settings]
         average.rows.append(Row((method.label,), list(means)))
@@ -120,7 +112,7 @@ def few_shot(section: Section) -> list[Table]:
 
 
 def zero_shot(section: Section) -> list[Table]:
-    accuracies, datasets = Accuracies(section), in_order({run.dataset for run in section.runs})
+    accuracies, datasets = Accuracies(section.runs, section.metric), datasets_of(section.runs)
     table = Table("Accuracy on all classes", ("method",), list(map(label_of, datasets)))
     chosen = averaged(datasets)
     for method in methods_of(section.runs):
@@ -135,17 +127,13 @@ def zero_shot(section: Section) -> list[Table]:
 
 def ablation(section: Section) -> list[Table]:
     """Base, new and HM along each curve: a table for the average, and one for each dataset."""
-    accuracies, datasets = Accuracies(section), in_order({run.dataset for run in section.runs})
+    accuracies, datasets = Accuracies(section.runs, section.metric), datasets_of(section.runs)
     numbers = sorted({run.value for run in section.runs if run.value is not None})
-    order = list(read_protocol(section.protocol).curves)
-    lines = sorted(
-        dict.fromkeys((run.curve, run.method) for run in section.runs),
-        key=lambda line: order.index(line[0]) if line[0] in order else len(order),
-    )
+    lines = curves_of(section.runs)
     chosen = averaged(datasets)
     tables = []
     for members in [*([chosen] if len(chosen) > 1 else []), *([dataset] for dataset in datasets)]:
-        title = label_of(members[0]) if len(members) == 1 else _average_title(members)
+        title = label_of(members[0]) if len(members) == 1 else average_title(members, datasets)
         table = Table(title, ("accuracy", "curve", "method"), [f"{number:g}" for number in numbers])
         columns: dict[tuple, list[list]] = {}
         for curve, method in lines:
@@ -162,7 +150,3 @@ def ablation(section: Section) -> list[Table]:
                 table.rows.append(Row((name, curve, method.label), cells))
         tables.append(table)
     return tables
-
-
-def _average_title(datasets: Sequence[str]) -> str:
-    return f"Average over {len(datasets)} datasets"

@@ -14,8 +14,10 @@ import jinja2
 from experiments.report.formats import WORDS, cell_text, shown_rows, tables_of
 from experiments.report.report import Report
 from experiments.report.tables import Cell, Difference, Table
-from experiments.results.states import FAILED, FINISHED, NEEDS_AN_EYE
-from experiments.results.values import Value
+from experiments.results.accuracies import datasets_of, methods_of
+from experiments.results.benchmarks import label_of
+from experiments.results.states import FAILED, FINISHED, UNFINISHED
+from experiments.results.statistics import Value
 
 PNG_DPI, SHOWN_DPI = 200, 120
 
@@ -55,6 +57,7 @@ def page(report: Report, figures: Sequence[PageFigure] = ()) -> str:
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         report=report,
+        title=title_of(report),
         sections=[
             (anchor(section.title), section, list(map(page_table, tables_of(section))))
             for section in report.sections
@@ -65,6 +68,15 @@ def page(report: Report, figures: Sequence[PageFigure] = ()) -> str:
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         done=sum(run.state == FINISHED for run in report.runs),
     )
+
+
+def title_of(report: Report) -> str:
+    """The methods or their number, and the datasets or their number."""
+    methods = [method.label for method in methods_of(report.runs)]
+    datasets = [label_of(dataset) for dataset in datasets_of(report.runs)]
+    who = ", ".join(methods) if len(methods) <= 3 else f"{len(methods)} methods"
+    where = ", ".join(datasets) if len(datasets) <= 3 else f"{len(datasets)} datasets"
+    return f"Results of {who} on {where}"
 
 
 def anchor(title: str) -> str:
@@ -90,4 +102,4 @@ def _mark(cell: Cell) -> str:
         return FAILED if cell.state == FAILED else "incomplete"
     if isinstance(cell, Difference):
         return cell.verdict
-    return cell if isinstance(cell, str) and cell in NEEDS_AN_EYE else ""
+    return cell if isinstance(cell, str) and cell in UNFINISHED else ""

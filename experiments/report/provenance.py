@@ -1,40 +1,51 @@
-"""What the runs cost, and whether they were made with the same code and on the same images."""
+"""The costs of the runs, and whether they share code, machine and training images."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import median
 
+from experiments.methods import Method
 from experiments.report.tables import Cell, Row, Table
 from experiments.results.accuracies import methods_of
 from experiments.results.benchmarks import label_of
-from experiments.results.files import Result
+from experiments.results.result_file import LOG, Result
 from experiments.results.runs import Run
 
 GIB = 2**30
 
 
 def costs(runs: Sequence[Run]) -> Table | None:
-    """Of each method: how many numbers it learns, its time and its memory, as far as its runs say."""
-    columns = ["learned parameters", "training, seconds (median)", "peak memory, GiB (most)", "device"]
-    table = Table("Costs", ("method",), columns, compares=False)
+    """Learned parameters, training time and memory of each method, at each number of shots.
+
+    The time is of runs that one process trained alone, from their start to their end.
+    """
+    columns = ["learned parameters", "training, seconds (median)", "whole trainings"]
+    columns += ["peak memory, GiB (most)", "device"]
+    table = Table("Costs", ("method", "shots"), columns, compares=False)
+    groups: defaultdict[tuple[Method, int], dict[tuple[Path, str], Result]] = defaultdict(dict)
+    for run in runs:
+        if run.result:  # a run may stand in several protocols
+            groups[run.method, run.shots][run.result.folder, run.result.source] = run.result
     for method in methods_of(runs):
-        results = [run.result for run in runs if run.method == method and run.result]
-        trainings = [result for result in results if result.training_seconds]
-        parameters = _distinct(
-            f"{each.learned_parameters:,}" for each in results if each.learned_parameters is not None
-        )
-        seconds = [result.training_seconds for result in trainings if result.training_seconds]
-        memory = [result.peak_memory for result in results if result.peak_memory]
-        cells: list[Cell] = [
-            " / ".join(parameters) or None,
-            f"{median(seconds):,.0f}" if seconds else None,
-            f"{max(memory) / GIB:.2f}" if memory else None,
-            ", ".join(_distinct(each.device for each in results if each.device)) or None,
-        ]
-        if any(cells):
-            table.rows.append(Row((method.label,), cells))
+        for shots in sorted({shots for each, shots in groups if each == method}):
+            results = list(groups[method, shots].values())
+            parameters = _distinct(
+                f"{each.learned_parameters:,}" for each in results if each.learned_parameters is not None
+            )
+            seconds = [each.training_seconds for each in results if each.training_seconds]
+            memory = [each.peak_memory for each in results if each.peak_memory]
+            cells: list[Cell] = [
+                " / ".join(parameters) or None,
+                f"{median(seconds):,.0f}" if seconds else None,
+                str(len(seconds)) if seconds else None,
+                f"{max(memory) / GIB:.2f}" if memory else None,
+                ", ".join(_distinct(each.device for each in results if each.device)) or None,
+            ]
+            if any(cells):
+                table.rows.append(Row((method.label, str(shots) if shots else ""), cells))
     return table if table.rows else None
 
 
@@ -53,7 +64,7 @@ def differences(runs: Iterable[Run]) -> list[str]:
     if any(each.commit_is_clean is False for each in results):
         changed = sum(each.commit_is_clean is False for each in results)
         notes.append(f"{changed} of {len(results)} runs were made with uncommitted changes in the code.")
-    logs = sum(each.source == "log" for each in results)
+    logs = sum(each.source == LOG for each in results)
     if logs:
         notes.append(
             f"{logs} of {len(results)} results are read from logs, with the one decimal that they print."

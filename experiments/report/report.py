@@ -6,22 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiments.report.comparison import comparison
 from experiments.report.layouts import sections_of
 from experiments.report.provenance import code_versions, costs, differences, samples
 from experiments.report.tables import Cell, Row, Section, Table
+from experiments.results.accuracies import METRICS
 from experiments.results.benchmarks import label_of
-from experiments.results.published import comparison, published
-from experiments.results.runs import Gathered, Run
+from experiments.results.published import published
+from experiments.results.runs import Run, RunSet
 
-METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 SEEDS_NOTE = (
     "{metric} in percent: mean ± population standard deviation over the seeds. (2/3): only two of three "
     "seeds are there. An average over datasets is given only where all of them are complete; its ± is over "
     "the averages of each seed."
 )
 HM_NOTE = (
-    "HM is the harmonic mean of the means of base and new; its ± is over each seed's HM. The "
-    "published average is the HM of the two averages; the mean of the datasets' HMs is another number."
+    "HM is the harmonic mean of the means of base and new, over the seeds that both have; its ± is over "
+    "each seed's HM. The published average is the HM of the two averages; the mean of the datasets' HMs is "
+    "another number."
 )
 NOISE_NOTE = (
     "Within: the difference to the published number can be chance, since it is at most "
@@ -48,7 +50,7 @@ class Report:
     command: str = ""
 
 
-def make_report(gathered: Gathered, metric: str = "accuracy", command: str = "") -> Report:
+def make_report(gathered: RunSet, metric: str = "accuracy", command: str = "") -> Report:
     """Makes the tables, of accuracy or of another metric.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from experiments.results.runs import Run
 from experiments.results.states import FINISHED
-from experiments.results.values import Value
+from experiments.results.statistics import Value
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Looks up what methods reach, among the runs of one section: on a dataset, and over datasets."""
+"""Looks up what methods reach, among the runs of one section: on a dataset, and averaged over datasets.
+
+Tables and figures ask here, so that they show the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,25 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.methods import Method
-from experiments.report.tables import Section
-from experiments.results.benchmarks import ELEVEN
+from experiments.results.benchmarks import ELEVEN, SYNTHETIC, in_order, label_of
 from experiments.results.runs import Run
-from experiments.results.states import MISSING, NEEDS_AN_EYE
-from experiments.results.values import Value, harmonic, over_datasets, over_seeds
+from experiments.results.states import MISSING, UNFINISHED
+from experiments.results.statistics import Value, harmonic, mean, over_datasets, over_seeds
+from experiments.sweeps.protocols import protocol_names, read_protocol
+
+METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
+
+
+class Group(NamedTuple):
+    """Runs that one section of a report shows together.
+
+    Attributes:
+        shots: 0 where they vary or there are none.
+    """
+
+    protocol: str
+    shots: int
+    source: str
 
 
 class Setting(NamedTuple):
@@ -23,17 +40,17 @@ class Setting(NamedTuple):
 
 
 class Accuracies:
-    """The values of the runs of one section: accuracies, or its other metric, in percent."""
+    """The accuracies of some runs, or another of METRICS, in percent."""
 
-    def __init__(self, section: Section) -> None:
-        self._metric = section.metric
+    def __init__(self, runs: Iterable[Run], metric: str = "accuracy") -> None:
+        self._metric = metric
         self._runs: defaultdict[tuple, list[Run]] = defaultdict(list)
-        for run in section.runs:
+        for run in runs:
             setting = Setting(run.shots, run.curve, run.value)
             self._runs[run.method.key, run.dataset, run.role, setting].append(run)
 
     def of(self, method: Method, dataset: str, role: str, setting: Setting) -> Value | None:
-        """None if no such run is wanted. Zero-shot is the same for all shots."""
+        """None if no such run is wanted. Zero-shot is the same for all shots and seeds."""
         if method.is_zero_shot:
             setting = setting._replace(shots=0)
         runs = self._runs.get((method.key, dataset, role, setting))
@@ -41,8 +58,10 @@ class Accuracies:
             return None
         by_seed = {run.seed: getattr(run.result, self._metric) for run in runs if run.result}
         by_seed = {seed: value for seed, value in by_seed.items() if value is not None}
+        if method.is_zero_shot and by_seed:
+            return over_seeds({0: mean(by_seed.values())}, 1)
         states = {run.state for run in runs} | ({MISSING} if len(by_seed) < len(runs) else set())
-        worst = next((state for state in NEEDS_AN_EYE if state in states), "")
+        worst = next((state for state in UNFINISHED if state in states), "")
         return over_seeds(by_seed, len(runs), worst)
 
     def base_to_novel(self, method: Method, dataset: str, setting: Setting) -> list[Value | None]:
@@ -62,11 +81,58 @@ class Accuracies:
         return over_datasets([self.of(method, dataset, role, setting) for dataset in datasets])
 
 
+def grouped(runs: Iterable[Run]) -> dict[Group, list[Run]]:
+    """The runs of each protocol; those with several shots or sources in a group for each.
+
+    Zero-shot methods have no shots: they are in the groups of all shots.
+    """
+    groups: defaultdict[Group, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[Group(run.protocol, 0 if run.role == "all" else run.shots, run.source)].append(run)
+    for group in list(groups):
+        with_shots = [each for each in groups if each._replace(shots=0) == group and each.shots > 0]
+        if group.shots == 0 and with_shots:
+            zero_shot = groups.pop(group)
+            for each in with_shots:
+                groups[each] += zero_shot
+    return groups
+
+
 def methods_of(runs: Iterable[Run]) -> list[Method]:
     methods = {run.method.key: run.method for run in runs}
     return sorted(methods.values(), key=lambda method: (method.place, method.label))
 
 
+def datasets_of(runs: Iterable[Run]) -> list[str]:
+    """In the order of the papers' tables."""
+    return in_order({run.dataset for run in runs})
+
+
+def curves_of(runs: Iterable[Run]) -> list[tuple[str, Method]]:
+    """The curves of an ablation with their methods, in the order of the protocol if it is one of ours."""
+    curves = {(run.curve, run.method.key): (run.protocol, run.curve, run.method) for run in runs}
+    order: dict[str, list[str]] = {}
+    for protocol, *_ in curves.values():  # a protocol of one's own is known by its runs alone
+        order[protocol] = list(read_protocol(protocol).curves) if protocol in protocol_names() else []
+
+    def place(each: tuple[str, str, Method]) -> int:
+        known = order[each[0]]
+        return known.index(each[1]) if each[1] in known else len(known)
+
+    return [(curve, method) for _, curve, method in sorted(curves.values(), key=place)]
+
+
 def averaged(datasets: Sequence[str]) -> list[str]:
-    """The datasets of an average: the papers' benchmarks, if there are any among them."""
-    return [dataset for dataset in datasets if dataset in ELEVEN] or list(datasets)
+    """The datasets that an average is over.
+
+    These are the papers' benchmarks, if there are any; else all that are not synthetic.
+    """
+    benchmarks = [dataset for dataset in datasets if dataset in ELEVEN]
+    real = [dataset for dataset in datasets if dataset not in SYNTHETIC]
+    return benchmarks or real or list(datasets)
+
+
+def average_title(members: Sequence[str], datasets: Sequence[str]) -> str:
+    """Over how many datasets is averaged, and which, where these are not all of the section's."""
+    names = f": {', '.join(map(label_of, members))}" if len(members) < len(datasets) else ""
+    return f"Average over {len(members)} datasets{names}"

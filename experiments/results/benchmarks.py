@@ -22,7 +22,8 @@ VARIANTS = {  # of ImageNet: only tested on
     "imagenet_a": "ImageNet-A",
     "imagenet_r": "ImageNet-R",
 }
-LABELS = {**ELEVEN, **VARIANTS, "shapes": "Shapes"}
+SYNTHETIC = {"shapes": "Shapes"}  # drawn by this project: in no average with photos
+LABELS = {**ELEVEN, **VARIANTS, **SYNTHETIC}
 
 # DATASET.NAME -> file of configs/datasets, for runs that name no file.
 _STEMS = {label.lower().replace("-", ""): stem for stem, label in LABELS.items()}

@@ -1,22 +1,20 @@
-"""Gathers runs from folders: those with a result, those that a plan wants, and what became of the rest."""
+"""Gathers the runs below folders: those with a result, and those that a plan wants."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.jobs import ERROR_FILE, last_line
 from experiments.methods import Method, method_of
-from experiments.results.benchmarks import LABELS
-from experiments.results.files import Result
-from experiments.results.folders import Found
-from experiments.results.placing import Placing
-from experiments.results.states import FINISHED, MISSING, state_of
+from experiments.results.benchmarks import LABELS, VARIANTS
+from experiments.results.result_file import Result
+from experiments.results.scan import Scan
+from experiments.results.states import FINISHED, state_of
 from experiments.sweeps.plans import Planned
 
-USUAL_SEEDS = {1, 2, 3}  # the field's convention
+CROSS_DATASET, DOMAINS = "cross_dataset", "domain_generalisation"
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,14 @@ class Run:
 
     @property
     def identity(self) -> tuple:
-        """What no two runs of a table share."""
+        """Equal for two runs that a table cannot tell apart."""
         place = (self.protocol, self.method.key, self.dataset, self.role, self.shots, self.seed)
         return (*place, self.curve, self.value, self.source)
 
 
 @dataclass
-class Gathered:
-    """Runs, and what was found beside them.
+class RunSet:
+    """Runs, and warnings about files.
 
     Attributes:
         warnings: files that could not be read and runs that are in no table, a line each.
@@ -73,35 +71,32 @@ class Gathered:
     warnings: list[str] = field(default_factory=list)
 
 
-def gather(
-    folders: Sequence[Path], methods: Sequence[Method], seeds: Iterable[int] | None = None
-) -> Gathered:
-    """All runs below `folders`, and the wanted ones that are not there.
+def gather(folders: Sequence[Path], methods: Sequence[Method], seeds: Iterable[int] | None = None) -> RunSet:
+    """All runs below `folders`, and those of plans that are not there.
 
     Args:
-        seeds: only these, and all of them; else those of a plan, or without one 1 to 3 and all that occur.
+        seeds: only these, and zero-shot runs, for which seeds do not matter; None for all.
 
     Raises:
         FileNotFoundError: one of the folders does not exist.
         ValueError: there are no runs; or a run is there twice, with different results.
     """
-    found = Found(folders)
-    planned = [_planned(job, root, found.results, methods) for job, root in found.jobs]
+    scan = Scan(folders)
+    planned = [_planned(job, root, scan.results, methods) for job, root in scan.jobs]
     in_plan = {run.folder for run in planned}
-    runs = _once([*planned, *_unplanned(_beside(planned, found.results), methods, found.warnings)])
-    for folder in sorted(found.failed - in_plan - set(found.results)):
+    runs = _once([*planned, *_unplanned(_beside(planned, scan.results), methods, scan.warnings)])
+    for folder in sorted(scan.failed - in_plan - set(scan.results)):
         reason = last_line(folder / ERROR_FILE)
-        found.warnings.append(f"{folder} failed ({reason}); no log or plan tells which run it is.")
-    wanted = None if seeds is None else set(seeds)
-    runs += _expected(runs, {run.protocol for run in planned}, wanted)
-    if wanted is not None:
+        scan.warnings.append(f"{folder} failed ({reason}); no log or plan tells which run it is.")
+    if seeds is not None:
+        wanted = set(seeds)
         runs = [run for run in runs if run.seed in wanted or run.method.is_zero_shot]
     if not runs:
         where = ", ".join(map(str, folders))
-        told = "".join(f" {warning}" for warning in found.warnings[:1])
+        told = "".join(f" {warning}" for warning in scan.warnings[:1])
         raise ValueError(f"no runs in {where}: no result.json, no plan, no log of a run.{told}")
     runs.sort(key=_order)
-    return Gathered(runs, found.warnings)
+    return RunSet(runs, scan.warnings)
 
 
 def _order(run: Run) -> tuple:
@@ -146,59 +141,57 @@ def _planned(job: Planned, root: Path, results: dict[Path, list[Result]], method
 
 
 def _unplanned(results: Sequence[Result], methods: Sequence[Method], warnings: list[str]) -> list[Run]:
-    """The runs that no plan names, each in the protocol that its test is of."""
-    placing, runs = Placing(results), []
+    """The runs that no plan names, each in the protocol that its own result tells."""
+    runs = []
     for result in results:
+        method = method_of(methods, result.trainer, result.config)
         try:
-            places = placing.places(result)
+            protocol, role = place_of(result, method)
         except ValueError as error:
             warnings.append(f"{result.folder}: {error}; it is in no table.")
             continue
         trained, is_done = result.trained_on, result.accuracy is not None
         state, reason = (FINISHED, "") if is_done else state_of(result.folder)
-        for protocol, role in places:
-            run = Run(
+        runs.append(
+            Run(
                 protocol=protocol,
-                method=method_of(methods, result.trainer, result.config),
+                method=method,
                 dataset=result.dataset,
                 role=role,
-                shots=trained.shots if trained else 0,
-                seed=trained.seed if trained else result.seed,
-                source=trained.dataset if trained and role in ("source", "target") else "",
+                shots=0 if method.is_zero_shot else (trained or result).shots,
+                seed=(trained or result).seed,
+                source=trained.dataset if trained and role == "target" else "",
                 state=state,
                 reason=reason,
                 folder=result.folder,
                 result=result if is_done else None,
             )
-            runs.append(run)
+        )
     return runs
 
 
-def _expected(runs: Sequence[Run], planned: set[str], seeds: set[int] | None) -> list[Run]:
-    """The runs that should be there and are not, where no plan says: the other seeds, and base beside new."""
-    seen: defaultdict[str, set[int]] = defaultdict(set)
-    groups: defaultdict[tuple, dict[tuple[str, int], Run]] = defaultdict(dict)
-    for run in runs:
-        if run.protocol in planned:
-            continue
-        if not run.method.is_zero_shot:
-            seen[run.protocol].add(run.seed)
-        role = "" if run.protocol == "base2new" else run.role
-        group = (run.protocol, run.method.key, run.dataset, role, run.shots, run.source)
-        groups[group][run.role, run.seed] = run
-    missing = []
-    for there in groups.values():
-        some = next(iter(there.values()))
-        if some.method.is_zero_shot:
-            wanted = {seed for _, seed in there}
-        else:
-            wanted = seeds if seeds is not None else seen[some.protocol] | USUAL_SEEDS
-        roles = ("base", "new") if some.protocol == "base2new" else (some.role,)
-        for role, seed in ((role, seed) for role in roles for seed in sorted(wanted)):
-            if (role, seed) not in there:
-                absent = replace(some, role=role, seed=seed, folder=None, result=None)
-                missing.append(replace(absent, state=MISSING, reason="no such run in the folders"))
-    return missing
+def place_of(result: Result, method: Method) -> tuple[str, str]:
+    """Protocol and role of a run, by what it was trained on and what it tests.
+
+    Raises:
+        ValueError: it fits none; says why.
+    """
+    trained, classes = result.trained_on, result.classes
+    if result.split != "test":
+        raise ValueError("tested on validation images")
+    if trained and trained.dataset != result.dataset:
+        if classes != "all":
+            raise ValueError(f"trained on {trained.dataset}, tested on {classes} classes of {result.dataset}")
+        return (DOMAINS if result.dataset in VARIANTS else CROSS_DATASET), "target"
+    if classes != "all" and (trained is None or trained.classes == "base"):
+        return "base2new", classes
+    if trained and trained.classes != classes:
+        raise ValueError(f"trained on {trained.classes} classes, tested on {classes} classes")
+    if trained is None and not method.is_zero_shot:
+        raise ValueError("its result.json does not say on which dataset the model was trained")
+    if classes != "all":
+        raise ValueError(f"trained on {classes} classes, tested on {classes} classes")
+    return ("few_shot" if trained else "zeroshot"), "all"
 
 
 def _once(runs: Sequence[Run]) -> list[Run]:

@@ -1,4 +1,4 @@
-"""What became of a run that has no result that counts."""
+"""The states of runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from experiments.jobs import state
 
 FINISHED, RUNNING, FAILED = "finished", "running", "failed"
 INTERRUPTED, MISSING = "interrupted", "missing"
-NEEDS_AN_EYE = (FAILED, INTERRUPTED, RUNNING, MISSING)  # the most urgent first
+UNFINISHED = (FAILED, INTERRUPTED, RUNNING, MISSING)  # the most urgent first
 REASONS = {
     RUNNING: "a process works on it",
     INTERRUPTED: "stopped before its result; it can go on",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.results.files import read_json
+from experiments.results.result_file import read_json
 
 ROLES = ("base", "new", "source", "target", "all")
 

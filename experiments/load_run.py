@@ -1,11 +1,12 @@
-"""A trainer with what a run has learned, made of the run's folder."""
+"""Rebuilds the trainer of a finished run from the run's folder."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,13 @@ from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from experiments.configuration import build_parser, extend_cfg, load_plugin
-from experiments.results.files import RESULT_FILE, TEST_FILE
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """What `result.json` of a run holds.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no result in it.
-        ValueError: the file is damaged.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder.")
-    places = [folder / RESULT_FILE, folder / TEST_FILE]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"{folder} holds no {RESULT_FILE}, so that its settings are not known; give the folder of a "
-            "finished run of train.py."
-        )
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        result["settings"]["TRAINER"]["NAME"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of a run ({error!r}); run train.py again.") from error
-    return result
+from experiments.results.result_file import content_of
 
 
 def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
-    """Builds the trainer of a finished run with its own settings, and loads what it has learned.
+    """The trainer of a finished run, with its own settings and its learned parameters.
 
-    A run that only tested gets what it tested. What building prints is kept from the terminal.
+    A run that only tested gets the parameters that it tested. Nothing is printed.
 
     Args:
         root: folder of the datasets, where it is another than the run's.
@@ -53,7 +30,9 @@ def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
         FileNotFoundError: no result, no checkpoint, or no data.
         ValueError: the settings or the checkpoint do not fit this version.
     """
-    result = read_result(folder)
+    result = content_of(folder)
+    if not result.get("settings"):
+        raise ValueError(f"{folder}: its result.json holds no settings; run train.py again.")
     plugins = build_parser().parse_known_args(result.get("command", [])[1:])[0].plugin
     for plugin in plugins:
         if Path(plugin).stem not in sys.modules and plugin not in sys.modules:
@@ -81,7 +60,19 @@ def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
     return trainer
 
 
-def test_transform(trainer: Any) -> Any:
-    """What a test does to a PIL image: a tensor `(3 height width)` comes of it."""
+def eval_transform(trainer: Any) -> Any:
+    """The transform of a test: from a PIL image to a tensor `(3 height width)`."""
     with contextlib.redirect_stdout(io.StringIO()):
         return build_transform(trainer.cfg, is_train=False)
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """Trainer, configuration and seed, as folders name them; and what else of the paths tells runs apart."""
+    paths = [folder.resolve().parts[::-1] for folder in folders]
+    usual = 3 if all(re.fullmatch(r"seed\d+", parts[0]) for parts in paths) else 1
+    labels = [parts[:usual] for parts in paths]
+    for place in range(usual, min(map(len, paths))):
+        differs = len({parts[place] for parts in paths}) > 1
+        if differs and len(set(labels)) < len(set(paths)):
+            labels = [(*label, parts[place]) for label, parts in zip(labels, paths, strict=True)]
+    return [" ".join(label[::-1]) for label in labels]

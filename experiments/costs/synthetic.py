@@ -1,8 +1,9 @@
-"""What stands in for images, class names and weights where only the work counts, and no value matters."""
+"""Synthetic images, class names and weights, for measurements in which no value matters."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 
 from dassl.data.data_manager import LOADER_REGISTRY
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import build_trainer
+from dassl.utils import Registry
 from datasets.shapes import Shapes, class_table
 from prompted_clip import available_models, load_model, tokenize
 from prompted_clip.factory import EMBEDDED
@@ -25,7 +28,6 @@ from trainers.templates import DEFAULT_TEMPLATE
 # --- images -----------------------------------------------------------------------------------------------
 
 
-@DATASET_REGISTRY.register()
 class NoImages(DatasetBase):
     """Class names without images: one entry for each name of `DATASET.OWN.CLASS_LIST`."""
 
@@ -36,14 +38,35 @@ class NoImages(DatasetBase):
         super().__init__(train_x=entries, val=entries, test=entries)
 
 
-@LOADER_REGISTRY.register()
 def batches_of_noise(cfg: Any, data_source: Sequence[Datum], batch_size: int, **_: Any) -> list[dict]:
     """A loader of one batch."""
     return [batch_of_noise(cfg, batch_size, len(data_source))]
 
 
+@contextlib.contextmanager
+def registered(registry: Registry, entry: Any) -> Iterator[None]:
+    """Within, `entry` is in a registry."""
+    registry.register(entry)
+    try:
+        yield
+    finally:
+        del registry._obj_map[entry.__name__]
+
+
+def build_synthetic(cfg: Any) -> Any:
+    """The trainer of a configuration whose dataset is `NoImages`; nothing is printed."""
+    with (
+        registered(DATASET_REGISTRY, NoImages),
+        registered(LOADER_REGISTRY, batches_of_noise),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        trainer = build_trainer(cfg)
+    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 2, 0  # as in the middle of an epoch
+    return trainer
+
+
 def batch_of_noise(cfg: Any, size: int, classes: int) -> dict[str, torch.Tensor]:
-    """A batch as the engine's loaders give it: images `(size 3 height width)`, labels `(size)`."""
+    """A batch as the engine's loaders yield it: images `(size 3 height width)`, labels `(size)`."""
     number = torch.arange(size)
     images = torch.randn(size, 3, *cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
     return {"img": images, "label": number % classes, "domain": torch.zeros_like(number), "index": number}
@@ -53,9 +76,9 @@ def batch_of_noise(cfg: Any, size: int, classes: int) -> dict[str, torch.Tensor]
 
 
 def class_names(count: int, backbone: str, file: str = "") -> list[str]:
-    """As many class names; where that is more than there are, they are taken again from the first on.
+    """As many class names; where there are fewer, they are repeated.
 
-    Those of a file, one a line; else ImageNet's, evenly spaced; for an embedded CLIP, which does not know
+    Those of a file, one per line; else ImageNet's, evenly spaced; for an embedded CLIP, which does not know
     their words, those of `Shapes`.
 
     Raises:
@@ -68,7 +91,7 @@ def class_names(count: int, backbone: str, file: str = "") -> list[str]:
         names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
         names = [name for name in names if name]
         if not names:
-            raise ValueError(f"--class-names {file} is empty; it holds a class name a line.")
+            raise ValueError(f"--class-names {file} is empty; it holds one class name per line.")
     elif backbone in EMBEDDED:
         names = [" ".join(words) for words in class_table()]
     else:
@@ -82,7 +105,7 @@ def template_for(backbone: str) -> str:
 
 
 def tokens_of_names(names: Sequence[str]) -> float:
-    """How many tokens a class name has in the mean, SOS and EOT not counted."""
+    """The mean number of tokens of a class name, without SOS and EOT."""
     ends = tokenize(list(names), truncate=True).argmax(dim=-1)
     return float(ends.float().mean()) - 1
 
@@ -127,7 +150,7 @@ def architecture(backbone: str) -> dict[str, Any]:
 
 
 def image_size(backbone: str) -> int:
-    """Pixels on a side of the images that a backbone takes.
+    """Pixels on a side of a backbone's images.
 
     Raises:
         ValueError: the name is not known.
@@ -139,7 +162,7 @@ def image_size(backbone: str) -> int:
 
 @contextlib.contextmanager
 def random_weights(backbone: str) -> Iterator[Path]:
-    """A file with random weights of a backbone, for `MODEL.BACKBONE.PATH`; it is there within.
+    """A file with random weights of a backbone, for `MODEL.BACKBONE.PATH`; removed afterwards.
 
     Raises:
         ValueError: as `architecture`.

@@ -1,26 +1,26 @@
-"""What a run found out, as it wrote it down in `result.json`."""
+"""The result of a run, from its `result.json`."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.results.benchmarks import LABELS, stem_of
+from experiments.results.benchmarks import stem_of
 
 FORMAT = 1
 RESULT_FILE = "result.json"
 TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
 RESULT_FILES = (RESULT_FILE, TEST_FILE)
+LOG = "log"  # source of a result that is read from a log
 OWN_DATA = ("folder", "csv", "hub")  # one file of configs/datasets for many datasets
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a tested model had been trained on."""
+    """The training of a tested model."""
 
     dataset: str
     classes: str
@@ -36,11 +36,12 @@ class Result:
     Attributes:
         dataset: stem of the file in configs/datasets.
         classes: base, new or all.
-        trained_on: None for zero-shot.
+        trained_on: None where nothing was learned, or where the file does not say.
         accuracy: percent; None if the run has none yet. As `macro_f1`.
         total: images tested.
         peak_memory: bytes, of the device if it has memory of its own, else of the process.
-        source: result.json or log. A log has only the digits that it prints.
+        training_seconds: None if the process did not train this run alone from its start to its end.
+        source: name of the file: result.json, result_test.json, or log. A log has one decimal.
     """
 
     folder: Path
@@ -88,22 +89,40 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def content_of(folder: Path) -> dict[str, Any]:
+    """The content of a run's result.json; of result_test.json where there is no other.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no result in it.
+        ValueError: the file is broken.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder.")
+    path = next((folder / name for name in RESULT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder} holds no {RESULT_FILE}, so that its settings are not known; give the folder of a "
+            "finished run of train.py."
+        )
+    return read_json(path)
+
+
 def read_result_file(path: Path) -> Result:
-    """A `result.json`.
+    """The result in a `result.json`.
 
     Raises:
         ValueError: the file is broken, or is none of this project's; names it and what is wrong.
     """
     content = read_json(path)
     try:
-        return _result(path.parent, content)
+        return _result(path, content)
     except KeyError as error:
         raise ValueError(f"{path} lacks {error.args[0]}.") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} holds a value that does not fit ({error}).") from error
 
 
-def _result(folder: Path, content: Mapping[str, Any]) -> Result:
+def _result(path: Path, content: Mapping[str, Any]) -> Result:
     name = str(content["dataset"])
     stem = str(content.get("dataset_config") or "") or stem_of(name)
     dataset = _own_data(stem, content.get("settings") or {})
@@ -118,17 +137,10 @@ def _result(folder: Path, content: Mapping[str, Any]) -> Result:
             seed=int(trained_on["seed"]),
             sample_sha256=str(trained_on.get("sample_sha256") or ""),
         )
-    elif not str(content["trainer"]).startswith("Zeroshot"):  # a model whose checkpoint does not say
-        trained_on = trained_by_path(
-            str(content.get("model_dir") or ""),
-            dataset,
-            content["classes"],
-            content["shots"],
-            content["seed"],
-        )
+    is_whole = not content.get("resumed_from_epoch") and "--seeds" not in content.get("command", ())
     peak = memory.get("device") or memory.get("process")
     return Result(
-        folder=folder,
+        folder=path.parent,
         trainer=str(content["trainer"]),
         config=str(content.get("config") or ""),
         dataset=dataset,
@@ -142,12 +154,13 @@ def _result(folder: Path, content: Mapping[str, Any]) -> Result:
         macro_f1=_optional(float, results.get("macro_f1")),
         total=_optional(int, content.get("total") or None),  # 0 where the evaluator does not count
         learned_parameters=_optional(int, content.get("learned_parameters")),
-        training_seconds=_optional(float, seconds.get("training")),
+        training_seconds=_optional(float, seconds.get("training") or None) if is_whole else None,
         peak_memory=_optional(int, peak),
         device=str(content.get("device") or ""),
         torch=str(versions.get("torch") or ""),
         commit=str(content.get("commit") or ""),
         commit_is_clean=content.get("commit_is_clean"),
+        source=path.name,
     )
 
 
@@ -155,31 +168,8 @@ def _optional(kind: Callable[[Any], Any], value: Any) -> Any:
     return None if value is None else kind(value)
 
 
-def trained_by_path(model_dir: str, dataset: str, classes: str, shots: int, seed: int) -> Training:
-    """What a model was trained on, by its folder's path: a dataset, `shots_16` or `..._16shots`, `seed1`.
-
-    What the path does not say is as in the test. A model of the dataset that is tested has been trained on
-    the base classes, unless all are tested.
-    """
-    parts = Path(model_dir).parts
-    trained = next((part for part in reversed(parts) if part in LABELS), dataset)
-    base = "train_base" in parts or (trained == dataset and classes in ("base", "new"))
-    return Training(
-        dataset=trained,
-        classes="base" if base else "all",
-        shots=_number_in(parts, r"shots_(\d+)|.*_(\d+)shots", int(shots)),
-        seed=_number_in(parts, r"seed(\d+)", int(seed)),
-    )
-
-
-def _number_in(parts: Sequence[str], pattern: str, default: int) -> int:
-    """The number in the last part that fits a pattern."""
-    matches = [match for part in parts if (match := re.fullmatch(pattern, part))]
-    return int(next(filter(None, matches[-1].groups()))) if matches else default
-
-
 def _own_data(stem: str, settings: Mapping[str, Any]) -> str:
-    """Own data have one configuration file; what tells them apart is where they lie."""
+    """The name of own data: these have one configuration file, and are told apart by their folder."""
     if stem not in OWN_DATA:
         return stem
     dataset = settings.get("DATASET") or {}

@@ -1,4 +1,4 @@
-"""The numbers of a report: means, deviations, both averages of HM, and the noise of seeds."""
+"""The numbers of a report: means, standard deviations, both averages of HM, and the noise of seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 import pytest
 
 from experiments.results.published import published
-from experiments.results.values import (
+from experiments.results.statistics import (
     Value,
     harmonic,
     harmonic_mean,
@@ -18,26 +18,29 @@ from experiments.results.values import (
 )
 
 
-def test_mean_and_deviation_are_those_of_parse_test_res() -> None:
+def test_std_is_that_of_the_population() -> None:
     value = over_seeds({1: 71.25, 2: 73.5, 3: 70.0}, wanted=3)
     assert value.mean == pytest.approx(71.583333, abs=1e-6)
-    assert value.deviation == pytest.approx(1.448179, abs=1e-6)  # of the population: numpy.std
-    assert over_seeds({1: 71.25}, wanted=1).deviation is None
+    assert value.std == pytest.approx(1.448179, abs=1e-6)  # of the population: numpy.std
+    assert over_seeds({1: 71.25}, wanted=1).std is None
     assert over_seeds({}, wanted=3, state="missing").mean is None
 
 
-def test_hm_is_of_the_means_and_its_deviation_of_the_seeds_hms() -> None:
+def test_hm_is_of_the_means_and_its_std_of_the_seeds_hms() -> None:
     base, new = over_seeds({1: 80.0, 2: 60.0}, 2), over_seeds({1: 40.0, 2: 60.0}, 2)
     value = harmonic(base, new)
     assert value.mean == pytest.approx(2 * 70 * 50 / 120)
     assert value.by_seed == pytest.approx({1: 2 * 80 * 40 / 120, 2: 60.0})
-    assert value.deviation == pytest.approx(pstdev([53.333333, 60.0]), abs=1e-6)
+    assert value.std == pytest.approx(pstdev([53.333333, 60.0]), abs=1e-6)
 
 
 def test_hm_counts_only_seeds_that_have_both() -> None:
     value = harmonic(over_seeds({1: 80.0, 2: 60.0}, 2), over_seeds({1: 40.0}, 2, "failed"))
     assert value.mean == pytest.approx(2 * 80 * 40 / 120)
     assert (len(value.by_seed), value.wanted, value.state) == (1, 2, "failed")
+    unplanned = harmonic(over_seeds({1: 60.0, 2: 90.0, 3: 90.0}, 3), over_seeds({1: 60.0}, 1))
+    assert unplanned.mean == pytest.approx(60.0)
+    assert not unplanned.is_complete
     apart = harmonic(over_seeds({1: 80.0}, 2, "missing"), over_seeds({2: 40.0}, 2, "missing"))
     assert apart.mean is None
     assert harmonic_mean(0.0, 50.0) == 0.0
@@ -49,10 +52,11 @@ def test_average_is_only_made_of_complete_datasets() -> None:
     assert value.mean is None
     assert value.lacking == "1/3 datasets"
     assert harmonic(value, complete).lacking == "1/3 datasets"
+    assert over_datasets([complete, over_seeds({1: 80.0}, 1)]).lacking == "1/2 datasets"  # other seeds
     both = over_datasets([complete, over_seeds({1: 60.0, 2: 40.0}, 2)])
     assert both.mean == 67.5
     assert both.by_seed == {1: 70.0, 2: 65.0}
-    assert both.deviation == 2.5
+    assert both.std == 2.5
 
 
 def test_both_averages_of_hm_for_maples_published_table() -> None:

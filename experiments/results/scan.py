@@ -1,4 +1,4 @@
-"""Reads what lies in folders of runs: results, logs, plans, and the marks of failures."""
+"""Scans folders of runs for results, logs, plans, and errors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.jobs import ERROR_FILE
-from experiments.results.files import RESULT_FILES, Result, read_result_file
 from experiments.results.reference_logs import read_logs
+from experiments.results.result_file import RESULT_FILES, Result, read_result_file
 from experiments.sweeps.plans import Planned, read_plan
 
 
-class Found:
-    """Reads all that lies below some folders.
+class Scan:
+    """Reads all results, logs, plans and errors below some folders.
 
     Attributes:
         results: of each folder; a log without a result is one without `accuracy`.

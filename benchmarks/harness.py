@@ -1,7 +1,7 @@
-"""The product's way of computing and the plain one, side by side: what the measurements of models share.
+"""What the benchmarks of models share: ours and the papers' way side by side, in interleaved rounds.
 
-The plain way is the reference's: 77 tokens for each class, text features for every test batch, and every
-position in the last blocks (`experiments.costs.flops.compute_as_reference`).
+The plain way is the papers' (`benchmarks/reference.py`): 77 tokens per class, text features for every test
+batch, and every position in the last blocks.
 """
 
 from __future__ import annotations
@@ -16,23 +16,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks.machine import trainers_device
-from benchmarks.report import load_average, spread
-from dassl.engine import build_trainer
+from benchmarks.machine import default_device, load_average, memory_source, peak_memory, synchronize
+from benchmarks.reference import compute_as_reference
 from experiments.costs.complexity import build_cfg, find_method
-from experiments.costs.flops import compute_as_reference
-from experiments.costs.machine import memory_source, peak_memory, wait_for
-from experiments.costs.stand_ins import batch_of_noise, class_names, image_size, random_weights
-from prompted_clip.chunks import free_memory
+from experiments.costs.synthetic import (
+    batch_of_noise,
+    build_synthetic,
+    class_names,
+    image_size,
+    random_weights,
+)
+from prompted_clip import PromptedCLIP
 from prompted_clip.factory import EMBEDDED
-from prompted_clip.prompted_clip import PromptedCLIP
 from trainers.step_graph import NOTICE
+
+RESULTS = Path(__file__).parent / "results"
 
 BUSY = 0.5  # load average at the start above which nothing is measured
 ROUNDS = 5
@@ -62,12 +67,13 @@ class Rounds:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def warm_up(self) -> None:
-        """Computes a few times; where that is quick, a round will have several."""
+    def warm_up(self, least: float | None) -> None:
+        """Computes a few times, so that a turn can be made to last `least` seconds."""
         for _ in range(0 if self.warm else WARM_UPS[self.device.type]):
             self.compute()
         self.warm = True
-        self.times = max(1, math.ceil(FILLED[self.device.type] / max(self._seconds()[0], 1e-6)))
+        least = FILLED[self.device.type] if least is None else least
+        self.times = max(1, math.ceil(least / max(self._seconds()[0], 1e-6)))
 
     def take_time(self) -> None:
         """Computes once more first: that meets what another way has left in caches and heap."""
@@ -77,18 +83,22 @@ class Rounds:
         self.cpu.append(cpu)
 
     def _seconds(self) -> tuple[float, float]:
-        wait_for(self.device)
+        synchronize(self.device)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(self.times):
             self.compute()
-        wait_for(self.device)
+        synchronize(self.device)
         return (time.perf_counter() - wall) / self.times, (time.process_time() - cpu) / self.times
 
 
-def by_turns(turn: Sequence[Rounds], rounds: int) -> list[float]:
-    """Takes the time of each in each round, after a warm-up; gives the load averages before the rounds."""
+def interleaved(turn: Sequence[Rounds], rounds: int, least: float | None = None) -> list[float]:
+    """Takes the time of each in each round, after a warm-up; returns the load averages before the rounds.
+
+    Args:
+        least: seconds of a turn; None for FILLED.
+    """
     for each in turn:
-        each.warm_up()
+        each.warm_up(least)
     loads = []
     for number in range(rounds if turn else 0):
         loads += load_average()
@@ -131,23 +141,8 @@ def notice_in(printed: str) -> str:
 def is_settled(owner: Any) -> bool:
     """Whether no step of it will be computed beside its replay any more."""
     # Looked up so that it is not made by the look: a trainer makes it when it is needed first.
-    replayed = getattr(owner, "__dict__", {}).get("graphed_step")
-    return replayed is None or replayed.disabled or replayed.checked
-
-
-def memory_of(compute: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `compute` takes at its peak, above what was taken before; None where nobody can tell.
-
-    On a GPU what torch reserves: what a recorded step keeps for its replays is not allocated, but taken.
-    """
-    if device.type != "cuda":
-        return peak_memory(compute, device)
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_reserved(device)
-    compute()
-    return torch.cuda.max_memory_reserved(device) - before
+    graphed = getattr(owner, "__dict__", {}).get("graphed_step")
+    return graphed is None or graphed.disabled or graphed.checked
 
 
 def first_steps(rounds: Rounds, owner: Any = None) -> tuple[int | None, str]:
@@ -158,22 +153,20 @@ def first_steps(rounds: Rounds, owner: Any = None) -> tuple[int | None, str]:
         why.append(settle(rounds, owner))
 
     if rounds.device.type == "cuda":
-        return memory_of(steps, rounds.device), why[0]
+        return peak_memory(steps, rounds.device), why[0]
     steps()  # they make the heap grow, too
-    return memory_of(rounds.compute, rounds.device), why[0]
+    return peak_memory(rounds.compute, rounds.device), why[0]
 
 
 def memory_line(when: str = "") -> str:
-    """How `memory_of` knows, for the reader.
+    """How memory is measured.
 
     Args:
-        when: it was asked; by default as `first_steps` does.
+        when: it was; by default as `first_steps` does.
     """
-    device = trainers_device()
-    if device.type == "cuda":
-        when = when or "in the first steps, recording and all"
-        return f"- GiB: what torch reserves at the peak, {when}, above what was taken before"
-    return f"- GiB: {memory_source(device)}, {when or 'in a step after one to warm up'}"
+    on_gpu = default_device().type == "cuda"
+    when = when or ("in the first steps" if on_gpu else "in a step after one to warm up")
+    return f"- GiB: {memory_source(default_device())}, {when}"
 
 
 def gibibytes(count: int | None) -> str:
@@ -207,9 +200,7 @@ def build(
         options = [*options, "TRAIN.CUDA_GRAPHS", "off"]
     cfg = build_cfg(method, names, backbone, size, weights, precision, options)
     torch.manual_seed(1)
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = build_trainer(cfg)
-    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 2, 0  # as in the middle of an epoch
+    trainer = build_synthetic(cfg)
     trainer.set_model_mode("train")
     # Random weights that learn from noise, step after step on one batch, may end where no loss is finite.
     for optim in filter(None, trainer._optims.values()):
@@ -248,9 +239,10 @@ def largest_plain(texts: int = 1) -> int:
     Args:
         texts: how many a step computes of each class; several where it is made of the image.
     """
-    device = trainers_device()
-    free = free_memory(device) if device.type == "cuda" else None
-    return LARGEST_PLAIN if free is None else max(LARGEST_PLAIN, free // (PLAIN_BYTES * texts))
+    device = default_device()
+    if device.type != "cuda":
+        return LARGEST_PLAIN
+    return max(LARGEST_PLAIN, torch.cuda.mem_get_info(device)[0] // (PLAIN_BYTES * texts))
 
 
 def plain_sizes(classes: int, texts: int = 1) -> list[int]:
@@ -264,6 +256,28 @@ def carried_on(classes: int, sizes: Sequence[int], values: Sequence[float]) -> f
         return values[0]
     (low, high), (fewer, more) = sizes, values
     return more + (more - fewer) / (high - low) * (classes - high)
+
+
+# --- numbers of several rounds ------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def ratios(above: Sequence[float], below: Sequence[float], digits: int = 2) -> str:
+    """Median and range of the quotients of each round."""
+    return spread([a / b for a, b in zip(above, below, strict=True)], digits)
+
+
+def save(path: Path, lines: Sequence[str]) -> None:
+    """Prints the report, and writes it into a file."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 # --- commands ---------------------------------------------------------------------------------------------
@@ -295,10 +309,14 @@ def build_parser_of_ours(description: str | None, classes: Sequence[int]) -> arg
 def add_common(parser: argparse.ArgumentParser, threads: int = 0) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=threads or torch.get_num_threads())
+    parser.add_argument(
+        "--seconds", type=float, help="of a turn, at least (default: 1 on a CPU, 0.3 on a GPU)"
+    )
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine, too")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report")
 
 
-def told_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
+def one_line_errors(main: Callable[..., int]) -> Callable[..., int]:
     """A command whose user's mistakes are one line, and exit code 2."""
 
     def command(argv: Sequence[str] | None = None) -> int:
@@ -317,7 +335,7 @@ def is_refused(args: argparse.Namespace) -> bool:
     Raises:
         ValueError: a number below 1, or a method that is not known.
     """
-    for name in ("classes", "check", "rounds", "threads", "batch_size", "images", "seeds", "steps", "epochs"):
+    for name in ("classes", "check", "rounds", "threads", "batch_size", "images", "steps", "epochs"):
         given = getattr(args, name, 1)
         wrong = [each for each in (given if isinstance(given, list) else [given]) if each < 1]
         if wrong:
@@ -347,8 +365,8 @@ def model_line(args: argparse.Namespace) -> str:
     return f"- {args.backbone} with {weights} weights, {torch.get_num_threads()} threads"
 
 
-def result_name(kind: str, args: argparse.Namespace, *rest: str) -> str:
-    """Of the file in results/, with what is not as usual: another backbone than ViT-B/16, classes, a GPU."""
+def result_path(kind: str, args: argparse.Namespace, *rest: str) -> Path:
+    """The report's file, named by what is not the default: backbone, classes, GPU."""
     backbone = [] if args.backbone == "ViT-B/16" else [args.backbone]
     precision = getattr(args, "plain_prec", "fp32")
     plain = [] if precision == "fp32" else [f"plain-{precision}"]
@@ -356,7 +374,7 @@ def result_name(kind: str, args: argparse.Namespace, *rest: str) -> str:
     classes = [] if usual else [*map(str, args.classes), "classes"]
     gpu = [torch.cuda.get_device_name().removeprefix("NVIDIA ")] if torch.cuda.is_available() else []
     name = "_".join([kind, *args.trainers, *backbone, *rest, *plain, *classes, *gpu]).lower()
-    return "".join("-" if each in "/: " else each for each in name) + ".md"
+    return args.out / ("".join("-" if each in "/: " else each for each in name) + ".md")
 
 
 def scaled_line() -> str:
