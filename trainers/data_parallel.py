@@ -1,52 +1,10 @@
-"""Losses of a batch that several processes share: `torchrun --nproc-per-node N train.py ...`."""
+"""Former names of what `dassl.engine.ddp` and `dassl.utils.distributed` have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from dassl.engine.ddp import Losses
+from dassl.engine.ddp import wrap_ddp as of_all_processes
+from dassl.utils.distributed import get_world_size as processes
+from dassl.utils.distributed import is_rank_zero as is_first_process
 
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-Losses = Callable[[Tensor, Tensor], dict[str, Tensor]]
-
-
-def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
-    """`losses`, such that the backward pass gives each process the mean of all processes' gradients.
-
-    Where each has an equal share of a batch and the losses are means over it, that is the gradient of the
-    whole batch. All start with the first one's tensors. Without torch.distributed, `losses` itself.
-
-    Args:
-        losses: of images `(batch 3 height width)` and labels `(batch)`.
-        learned: what gradients are for.
-    """
-    if processes() == 1:
-        return losses
-    # Static: some learned tensors never get a gradient, such as MaPLe's prompts beyond an encoder's depth.
-    return DistributedDataParallel(_Step(losses, learned), static_graph=True)
-
-
-def processes() -> int:
-    """How many processes share the run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def is_first_process() -> bool:
-    """Whether this process writes what one writes for all."""
-    return processes() == 1 or dist.get_rank() == 0
-
-
-class _Step(nn.Module):
-    """The losses as a forward pass, which is what DistributedDataParallel takes.
-
-    It holds what is learned alone: the frozen CLIP, the same in all processes, is not sent around.
-    """
-
-    def __init__(self, losses: Losses, learned: Iterable[nn.Parameter]) -> None:
-        super().__init__()
-        self.losses = losses
-        self.learned = nn.ParameterList(learned)
-
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return self.losses(images, labels)
+__all__ = ["Losses", "is_first_process", "of_all_processes", "processes"]
