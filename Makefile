@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-full test install
+.PHONY: demo demo-full test test-install install
 
 # Zero-shot CLIP and MaPLe, base to novel, on the embedded dataset and backbone.
 demo: install
@@ -16,6 +16,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The wheel in a fresh environment, beside OpenAI's clip and Hugging Face's datasets. Needs the package index.
+test-install: $(VENV)/installed-dev
+	$(BIN)/python tests/install.py
 
 install: $(VENV)/installed
 

@@ -193,7 +193,7 @@ def measure(
 def computed_anew(trainer: Any) -> Any:
     """The same trainer, whose steps are not replayed."""
     other = copy.copy(trainer)
-    other.replayed_step = None
+    other.graphed_step = None
     return other
 
 

@@ -32,7 +32,7 @@ from experiments.costs.stand_ins import batch_of_noise, class_names, image_size,
 from prompted_clip.chunks import free_memory
 from prompted_clip.factory import EMBEDDED
 from prompted_clip.prompted_clip import PromptedCLIP
-from trainers.step_graph import not_replayed
+from trainers.step_graph import NOTICE
 
 BUSY = 0.5  # load average at the start above which nothing is measured
 ROUNDS = 5
@@ -105,7 +105,7 @@ def settle(steps: Rounds, owner: Any = None) -> str:
     graph, or computed anew for good.
 
     Args:
-        owner: a trainer, or what else has a `replayed_step`.
+        owner: a trainer, or what else has a `graphed_step`.
 
     Returns:
         Why it is computed anew, where that was not asked for; else "".
@@ -124,16 +124,15 @@ def settle(steps: Rounds, owner: Any = None) -> str:
 
 def notice_in(printed: str) -> str:
     """Why steps are not replayed, where that was printed; else ""."""
-    begin = not_replayed("")
-    lines = (line for line in printed.splitlines() if line.startswith(begin))
-    return next(lines, "").removeprefix(begin)
+    lines = (line for line in printed.splitlines() if line.startswith(NOTICE))
+    return next(lines, "").removeprefix(NOTICE)
 
 
 def is_settled(owner: Any) -> bool:
     """Whether no step of it will be computed beside its replay any more."""
     # Looked up so that it is not made by the look: a trainer makes it when it is needed first.
-    replayed = getattr(owner, "__dict__", {}).get("replayed_step")
-    return replayed is None or replayed.given_up or replayed._compared
+    replayed = getattr(owner, "__dict__", {}).get("graphed_step")
+    return replayed is None or replayed.disabled or replayed.checked
 
 
 def memory_of(compute: Callable[[], object], device: torch.device) -> int | None:

@@ -3,7 +3,10 @@
 Not installed, since the name is that of OpenAI's own package. New code imports `prompted_clip`.
 """
 
-from prompted_clip import Prompts, Sentences, load_model, pixel_statistics
+from typing import Any
+
+import prompted_clip
+from prompted_clip import Prompts, SharedPrefixText, load_model, pixel_statistics
 
 from . import model, simple_tokenizer
 from .clip import _MODELS, _download, available_models, build_model, load, tokenize
@@ -11,7 +14,7 @@ from .clip import _MODELS, _download, available_models, build_model, load, token
 __all__ = [
     "_MODELS",
     "Prompts",
-    "Sentences",
+    "SharedPrefixText",
     "_download",
     "available_models",
     "build_model",
@@ -22,3 +25,7 @@ __all__ = [
     "simple_tokenizer",
     "tokenize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(prompted_clip, name)  # names of an earlier version

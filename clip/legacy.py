@@ -34,7 +34,7 @@ import clip
 from prompted_clip.factory import build_model as plain_build_model
 from prompted_clip.factory import load as plain_load
 from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
-from prompted_clip.prompting import Prompts, behind, replace_tokens
+from prompted_clip.prompting import Prompts, replace_tokens
 
 from . import clip as openai_clip
 from . import model as openai_model
@@ -49,7 +49,7 @@ class LegacyBlock(ResidualAttentionBlock):
     text_layer: bool
     maple_length: int | None  # tokens of a deep prompt; None where design_details did not say
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, **options: Any) -> Any:
         """Every position.
 
         Args:
@@ -77,37 +77,23 @@ class LegacyBlock(ResidualAttentionBlock):
         x = x.transpose(0, 1)
         if tokens is not None:
             x = replace_tokens(x, tokens, 1 if self.text_layer else x.shape[1] - tokens.shape[-2])
-        x = self.run(x).transpose(0, 1)
+        x = super().forward(x.transpose(0, 1), **options)
         return x if isinstance(given, Tensor) else [x, deep_prompts, counter]
 
 
 class LegacyTransformer(Transformer):
     """A transformer that calls its blocks: old code hooks them, and puts others in their place."""
 
-    def forward(self, x: Any) -> Any:
-        """Tensor or `[x, deep_prompts, counter]`, as its blocks take it."""
-        return self.resblocks(x)
-
-    def run(
-        self,
-        x: Tensor,
-        deep: Sequence[Tensor] = (),
-        start: int = 1,
-        position: int | None = None,
-        tokens: Tensor | None = None,
-    ) -> Tensor:
-        """As `Transformer.run`; the blocks know themselves where the prompts start."""
-        x = (x if tokens is None else behind(x, tokens)).transpose(0, 1)
-        x = self([x, deep, 0])[0] if len(deep) else self(x)  # a foreign block need not take lists
-        x = x.transpose(0, 1)
-        return x if position is None else x[:, position : position + 1]
+    def forward(self, x: Any, *inputs: Any, **options: Any) -> Any:
+        """Tensor or `[x, deep_prompts, counter]`, as its blocks take it; or as `Transformer.forward`."""
+        return super().forward(x, *inputs, **options) if isinstance(x, Tensor) else self.resblocks(x)
 
 
 class LegacyVisionTransformer(VisionTransformer):
     """CLIP's ViT, which takes MaPLe's prompts as arguments, and uses the parameter `VPT` if it has one."""
 
     def forward(
-        self, x: Tensor, prompts: Prompts | Tensor | None = None, deep_prompts: Sequence[Tensor] = ()
+        self, x: Tensor, prompts: Prompts | Tensor | None = None, deep_prompts: Sequence[Any] = ()
     ) -> Tensor:
         """`(batch 3 height width)` → image features, `(batch feature)`.
 

@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
 from tabulate import tabulate
 
+from dassl.utils.tools import atomic_open
 from datasets.contact_sheet import draw_sheet
-from datasets.download import NoRoom
 from datasets.prepare import prepare
 from datasets.sources import Entry, WrongArgument, find, known
 from datasets.verify import images_of_classes, open_dataset, read_rows, status, verify
@@ -20,23 +19,23 @@ OK, DEVIATES, WRONG, STOPPED = 0, 1, 2, 130  # exit codes
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns 0, 1 where something is missing or differs, 2 for a wrong argument."""
-    args = parser().parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     args.root = Path(args.root).expanduser()
     try:
         return args.run(args)
-    except (ValueError, OSError, RuntimeError, NoRoom) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"python -m datasets: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG if isinstance(error, WrongArgument) else DEVIATES
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print("\nStopped. The same command continues.", file=sys.stderr)
         return STOPPED
 
 
-def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="python -m datasets", description="Fetches and checks the benchmarks."
     )
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -45,15 +44,15 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     command(
-        "list", run_list, "Every dataset: is it there, its config file, its numbers, what a person must do."
+        "list", run_list, "Every dataset: whether it is present, its config file, its numbers, how to get it."
     )
 
     each = command(
-        "prepare", run_prepare, "Downloads, unpacks, lays out and verifies; goes on where it stopped."
+        "prepare", run_prepare, "Downloads, unpacks, lays out and verifies; continues where it stopped."
     )
     each.add_argument("names", nargs="+", metavar="NAME", help="a dataset of `list`, or all")
     each.add_argument(
-        "--keep-archives", action="store_true", help="keep what was downloaded, in FOLDER/.prepare"
+        "--keep-archives", action="store_true", help="keep downloaded archives, in FOLDER/.prepare"
     )
 
     each = command(
@@ -75,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     each.add_argument(
         "--columns", type=positive, default=0, help="classes in a row; by default as many as look well"
     )
-    return whole
+    return parser
 
 
 def positive(text: str) -> int:
@@ -104,7 +103,7 @@ def run_list(args: argparse.Namespace) -> int:
     print(
         tabulate(
             rows,
-            ("Dataset", "There", "Config", "Train/val/test", "Classes", "To be had"),
+            ("Dataset", "Present", "Config", "Train/val/test", "Classes", "How to get it"),
             maxcolwidths=[None, 28, None, None, None, 44],
             disable_numparse=True,
             colalign=("left", "left", "left", "right", "right", "left"),
@@ -114,24 +113,20 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def needs(entry: Entry) -> str:
-    """How a dataset is had, in a few words."""
+    """How to get a dataset, in a few words."""
     if entry.drawn:
-        return "drawn by itself"
-    if not entry.parts:
-        return "by hand"
-    if entry.by_hand:
-        return f"by hand (login): {', '.join(source.file for source in entry.by_hand)}"
-    needed = [part.sources for part in entry.parts if not part.optional]
-    addresses = [[each for source in sources for each in source.addresses] for sources in needed]
-    drive = any(all(each.startswith("gdrive:") for each in some) for some in addresses)
-    return "prepare (Google Drive only)" if drive else "prepare"
+        return "drawn by the project"
+    files = [file.file for file in entry.files if file.by_hand]
+    if not entry.files or (files and not entry.mirror):
+        return f"by hand (login): {', '.join(files)}" if files else "by hand"
+    return f"prepare (mirror), or by hand (login): {', '.join(files)}" if files else "prepare"
 
 
 def run_prepare(args: argparse.Namespace) -> int:
     entries = chosen(args.names)
     failed = []
     for entry in entries:
-        print(f"== {entry.name} ==")
+        print(f"== {entry.name}{f' (licence: {entry.licence})' if entry.licence else ''} ==")
         problems = prepare(entry, args.root, args.keep_archives)
         if problems:
             print(*(f"  still missing: {line}" for line in problems), sep="\n")
@@ -139,7 +134,7 @@ def run_prepare(args: argparse.Namespace) -> int:
         elif report(entry, args.root):
             failed.append(entry.name)
     if failed:
-        print(f"Not whole: {', '.join(failed)}. What to do stands above.")
+        print(f"Incomplete: {', '.join(failed)}. See above for what to do.")
     return DEVIATES if failed else OK
 
 
@@ -186,20 +181,10 @@ def run_show(args: argparse.Namespace) -> int:
             note += f"; here {start + 1} to {start + len(page)}"
         cells = [(name, [image_dir / path for path in images[: args.images]]) for name, images in page]
         path = out if number == 1 else out.with_name(f"{out.stem}-{number}{out.suffix}")
-        save(draw_sheet(cells, entry.name, note, args.columns), path)
+        with atomic_open(str(path), "wb") as file:
+            draw_sheet(cells, entry.name, note, args.columns).save(file, format="PNG", optimize=True)
         print(f"Drawn: {path}")
     return OK
-
-
-def save(sheet: Image.Image, path: Path) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        sheet.save(part, format="PNG", optimize=True)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

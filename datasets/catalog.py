@@ -1,6 +1,6 @@
 """The benchmarks, a few lines each: folders, split files and templates as published with CoOp.
 
-A dataset is a subclass of `CatalogDataset`, registered under its class name (`DATASET.NAME`). It says
+A dataset is a subclass of `FewShotDataset`, registered under its class name (`DATASET.NAME`). It says
 
     dataset_dir   its folder under DATASET.ROOT
     image_dir     the folder in it that the split file's paths start from
@@ -16,14 +16,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from dassl.data import splits
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from datasets import readers, splits
-from datasets.catalog_dataset import CatalogDataset
-from datasets.splits import Row, Shuffle, Split
+from dassl.data.few_shot_dataset import FewShotDataset
+from dassl.data.splits import Row, Shuffle, Split
+from datasets import readers
 
 
 @DATASET_REGISTRY.register()
-class OxfordPets(CatalogDataset):
+class OxfordPets(FewShotDataset):
     """37 breeds of cats and dogs. Parkhi et al., CVPR 2012."""
 
     dataset_dir = "oxford_pets"
@@ -36,7 +37,7 @@ class OxfordPets(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class DescribableTextures(CatalogDataset):
+class DescribableTextures(FewShotDataset):
     """47 textures (DTD). Cimpoi et al., CVPR 2014."""
 
     dataset_dir = "dtd"
@@ -51,7 +52,7 @@ class DescribableTextures(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class EuroSAT(CatalogDataset):
+class EuroSAT(FewShotDataset):
     """10 kinds of land use seen by Sentinel-2. Helber et al., 2019, arXiv 1709.00029."""
 
     dataset_dir = "eurosat"
@@ -76,7 +77,7 @@ class EuroSAT(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class Caltech101(CatalogDataset):
+class Caltech101(FewShotDataset):
     """100 kinds of objects, without the background and the second set of faces. Fei-Fei et al., 2004."""
 
     dataset_dir = "caltech-101"
@@ -96,7 +97,7 @@ class Caltech101(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class StanfordCars(CatalogDataset):
+class StanfordCars(FewShotDataset):
     """196 models of cars, with their year. Krause et al., 3dRR 2013."""
 
     dataset_dir = "stanford_cars"
@@ -109,7 +110,7 @@ class StanfordCars(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class OxfordFlowers(CatalogDataset):
+class OxfordFlowers(FewShotDataset):
     """102 flowers (Flowers102). Nilsback and Zisserman, ICVGIP 2008."""
 
     dataset_dir = "oxford_flowers"
@@ -122,7 +123,7 @@ class OxfordFlowers(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class Food101(CatalogDataset):
+class Food101(FewShotDataset):
     """101 dishes. Bossard et al., ECCV 2014."""
 
     dataset_dir = "food-101"
@@ -135,7 +136,7 @@ class Food101(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class SUN397(CatalogDataset):
+class SUN397(FewShotDataset):
     """397 scenes. Xiao et al., CVPR 2010."""
 
     dataset_dir = "sun397"
@@ -148,7 +149,7 @@ class SUN397(CatalogDataset):
 
 
 @DATASET_REGISTRY.register()
-class UCF101(CatalogDataset):
+class UCF101(FewShotDataset):
     """101 actions, each video by its middle frame. Soomro et al., 2012, arXiv 1212.0402."""
 
     dataset_dir = "ucf101"
@@ -160,7 +161,7 @@ class UCF101(CatalogDataset):
         return readers.ucf_lists(self.dataset_dir, shuffle)
 
 
-class FixedSplit(CatalogDataset):
+class FixedSplit(FewShotDataset):
     """A benchmark whose own files are the split: they are read each time, and no split file is saved."""
 
     own_lists: tuple[str, ...] = ()

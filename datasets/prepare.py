@@ -1,198 +1,229 @@
-"""Puts a dataset into its folder: fetched, unpacked, laid out as published, checked.
+"""Downloads, unpacks and lays out a benchmark as published with CoOp.
 
-What is not finished stands in `.prepare/` in the dataset's folder; a part of the dataset comes to its place
-by one renaming, when it is whole. So a run may be stopped at any time, and the same command goes on.
+Downloads and unpacked archives lie in `.prepare/` in the dataset's folder; what is complete is moved to its
+place by one rename. So a run may be stopped at any time; the same command continues.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-import time
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import Any
 
-from datasets import arrange
-from datasets.archives import Unsafe, unpack
-from datasets.download import NoRoom, Refused, digests, one_line
-from datasets.fetch import fetch, parquet_files
-from datasets.sources import Entry, Part, Source
-from datasets.splits import read_json, write_json
+from filelock import FileLock, Timeout
+from torchvision.datasets import imagenet
+
+from datasets.archives import unpack
+from datasets.sources import Entry, File, checksum_problem, plain
 from datasets.verify import open_dataset
 
-WORK = ".prepare"
-RECORD = "prepared.json"
+WORK, UNPACKED = ".prepare", "unpacked"
+RETRIES = 4  # of a download over HTTP
 
 
-def prepare(entry: Entry, root: Path, keep: bool = False) -> list[str]:
-    """Makes the folder of a dataset as whole as it can be without a person.
+def prepare(entry: Entry, root: Path, keep_archives: bool = False) -> list[str]:
+    """Fetches what is missing in the folder of a dataset.
 
     Args:
-        keep: leave the downloaded archives in `.prepare`.
+        keep_archives: leave downloaded archives in `.prepare/`.
 
     Returns:
-        What is still missing and how to get it, a line each; empty if nothing is.
+        What is still missing and how to get it, one line for each file.
 
     Raises:
-        NoRoom: the disk is too small.
-        RuntimeError: another run is at it.
+        OSError: the disk is full.
+        RuntimeError: another process is preparing this dataset.
     """
     folder = root / entry.folder
-    if not entry.parts:
-        return [] if folder.is_dir() else _draw(entry, root)
-    folder.mkdir(parents=True, exist_ok=True)
-    problems, done = [], []
-    with _alone(folder):
-        for part in entry.parts:
-            try:
-                done += _prepare_part(part, folder, root, entry)
-            except (Refused, Unsafe, OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno == 28:
-                    raise NoRoom(f"{folder}: {one_line(error)}") from error
-                line = f"{entry.name}: {' and '.join(part.gives)}: {one_line(error)}"
-                if part.optional:
-                    print(f"{line} (not needed; going on)")
-                else:
-                    problems.append(line)
-        if done:
-            _write_record(folder / RECORD, entry, done)
-        if not problems and not keep:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
-    return problems
-
-
-def _draw(entry: Entry, root: Path) -> list[str]:
-    if not entry.drawn:
-        return [f"{entry.name}: no source is known; put it into {root / entry.folder} by hand"]
-    open_dataset(entry, root)
-    return []
-
-
-def _prepare_part(part: Part, folder: Path, root: Path, entry: Entry) -> list[dict[str, Any]]:
-    for place in part.gives:
-        other = root / part.elsewhere.get(place, os.curdir)
-        usable = place in part.elsewhere and other.exists() and not os.path.samefile(other, folder)
-        if usable and not os.path.lexists(folder / place):
-            arrange.link(other, folder / place)
-            print(f"{entry.name}: {place} is taken from {other}, by a link")
-    missing = [place for place in part.gives if not (folder / place).exists()]
-    if not missing:
-        print(f"{entry.name}: {', '.join(part.gives)}: there already")
-        return []
-    reasons = []
-    for source in part.sources:
-        try:
-            return [_from_source(source, part, folder)]
-        except (Refused, Unsafe, FileNotFoundError, ValueError) as error:
-            reasons.append(one_line(error))
-    first = part.sources[0]
-    raise Refused(
-        f"{'; '.join(reasons)}. To go on, put {first.file} at {folder / first.file} ({first.checks}) and "
-        f"run: python -m datasets prepare {entry.name} --root {root}"
-    )
-
-
-def _from_source(source: Source, part: Part, folder: Path) -> dict[str, Any]:
-    """Takes what a source gives; returns what is to be recorded of it."""
-    work = folder / WORK
-    fresh = work / f"{source.file}.unpacked"
-    if source.name:
-        return _from_parquet(source, fresh, folder)
-    file, address = _find_file(source, folder)
-    digest = {"sha256": source.checks.sha256} if source.checks.sha256 else digests(file, ["sha256"])
-    print(
-        f"{file.name}: {source.checks if source.checks.decisive else 'no checksum is known; taken as it is'}"
-    )
-    if source.take is None:
-        place = folder / part.gives[0]
-        if file != place:
-            os.replace(file, place)
-    else:
-        shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            try:
-                unpack(file, fresh, source.inner, source.inner_folders, source.checks.decisive)
-            except Unsafe:
-                if file.parent == work:  # fetch it again next time
-                    file.unlink()
-                raise
-            if source.arrange:
-                arrange.ARRANGEMENTS[source.arrange](fresh, folder)
-            arrange.take(fresh, source.take, folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-    return {
-        "gives": list(part.gives),
-        "file": source.file,
-        "from": address,
-        **digest,
-        "checked": source.checks.decisive,
-    }
-
-
-def _find_file(source: Source, folder: Path) -> tuple[Path, str]:
-    """The source's file, whole and checked: put there by hand, downloaded before, or downloaded now."""
-    for path, address in (
-        (folder / source.file, "by hand"),
-        (folder / WORK / source.file, "an earlier run"),
-    ):
-        if path.is_file():
-            problem = source.checks.problem(path)
-            if not problem:
-                return path, address
-            if address == "by hand":
-                raise Refused(f"{path}: {problem}: fetch it again, or remove it")
-            path.unlink()
-    if not source.addresses:
-        raise Refused(f"by hand only. {source.by_hand.rstrip('.')}")
-    target = folder / WORK / source.file
-    return target, fetch(source.addresses, target, source.checks, 1.0 if source.take is None else 2.0)
-
-
-def _from_parquet(source: Source, fresh: Path, folder: Path) -> dict[str, Any]:
-    address, kept = source.addresses[0], fresh.with_suffix(".parquet")
-    files = parquet_files(address, kept)
-    shutil.rmtree(fresh, ignore_errors=True)
+    if entry.drawn and not folder.is_dir():
+        open_dataset(entry, root)
+    if not entry.files:
+        return [] if folder.is_dir() else [f"{entry.name}: no source is known; put it into {folder} by hand"]
+    root.mkdir(parents=True, exist_ok=True)
     try:
-        number = arrange.parquet_images(files, source.name, fresh)
-        arrange.take(fresh, source.take or {}, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(kept, ignore_errors=True)
-    return {"file": source.file, "from": address, "images": number, "checked": False}
+        with FileLock(root / f".{entry.folder}.lock", timeout=0):
+            work = folder / WORK
+            work.mkdir(parents=True, exist_ok=True)
+            problems = _prepare_files(entry, folder, work)
+            shutil.rmtree(work / UNPACKED, ignore_errors=True)
+            if not (problems or keep_archives):
+                shutil.rmtree(work)
+            for path in (work, folder):
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+    except Timeout as error:
+        raise RuntimeError(f"another process is preparing {folder}; wait for it") from error
+    return [
+        f"{entry.name}: {' and '.join(file.places)}: {problem}. To continue, put {file.file} "
+        f"({file.hash or 'no checksum is known'}) into {folder} and run: "
+        f"python -m datasets prepare {entry.name} --root {root}"
+        for file, problem in problems
+    ]
 
 
-def _write_record(path: Path, entry: Entry, done: list[dict[str, Any]]) -> None:
-    before: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        before = list(read_json(str(path))["parts"])
-    when = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    parts = [*before, *({**each, "at": when} for each in done)]
-    write_json({"dataset": entry.name, "licence": entry.licence, "parts": parts}, str(path))
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second run out. A run that was killed leaves no lock behind: the system lets go of it."""
-    work = folder / WORK
-    work.mkdir(exist_ok=True)
+def _prepare_files(entry: Entry, folder: Path, work: Path) -> list[tuple[File, str]]:
+    """Fetches all files; returns those that are missing, with the reason."""
+    problems: list[tuple[File, str]] = []
+    for file in entry.files:
+        try:
+            if missing(file, folder):
+                _prepare_file(file, folder, work)
+        except Exception as error:  # the libraries raise errors of many kinds
+            problems.append((file, _reason(error)))
+    if not problems or not entry.mirror:
+        return problems
+    reason = "its zip does not hold it, or not as published"
     try:
-        import fcntl
-    except ImportError:  # Windows: two runs at once are the user's own care
-        yield
+        _prepare_from_mirror(entry, [file for file, _ in problems], folder, work)
+    except Exception as error:
+        reason = _reason(error)
+    mirror = f"; mirror {entry.mirror}: {reason}"
+    return [(file, problem + mirror) for file, problem in problems if missing(file, folder)]
+
+
+def missing(file: File, folder: Path) -> list[str]:
+    """The paths that the file gives and that are not in the dataset's folder."""
+    return [place for place in file.places if not (folder / place).exists()]
+
+
+def _prepare_file(file: File, folder: Path, work: Path) -> None:
+    by_hand, archive = folder / file.file, work / file.file
+    if by_hand.is_file():
+        archive = by_hand
+        if problem := checksum_problem(archive, file.hash):
+            raise ValueError(f"{archive}: {problem}: download it again, or remove it")
+    elif not archive.is_file() or checksum_problem(archive, file.hash):
+        fetch(file, archive)
+    if not file.take:
+        os.replace(archive, by_hand)
         return
-    with open(folder / f"{WORK}.lock", "w") as file:
+    try:
+        unpacked = _unpack(file, archive, folder, work)
+        found = {place: find(unpacked, path) for path, place in file.take.items()}
+    except (ValueError, FileNotFoundError):
+        if archive != by_hand:
+            archive.unlink()  # downloaded again next time
+        raise
+    for place in missing(file, folder):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(found[place], folder / place)
+
+
+def _unpack(file: File, archive: Path, folder: Path, work: Path) -> Path:
+    print(f"{file.file}: unpacking ({file.hash or 'no checksum is known'})")
+    unpacked = work / UNPACKED
+    shutil.rmtree(unpacked, ignore_errors=True)
+    if file.unpack == "train":  # of ImageNet, whose archives torchvision knows
+        imagenet.parse_train_archive(folder, folder=str(unpacked))
+    elif file.unpack == "val":
+        imagenet.parse_devkit_archive(folder)
+        imagenet.parse_val_archive(folder, folder=str(unpacked))
+        (folder / imagenet.META_FILE).unlink()
+    else:
+        unpack(archive, unpacked)
+    if file.inner:
+        inner = find(unpacked, file.inner)
+        unpack(inner, inner.parent)
+    return unpacked
+
+
+def _prepare_from_mirror(entry: Entry, files: list[File], folder: Path, work: Path) -> None:
+    """Takes what is missing from the zip in the mirror that has one of the dataset's names."""
+    from huggingface_hub import list_repo_files
+
+    print(f"{entry.name}: from the mirror {entry.mirror}")
+    names = {plain(name) for name in entry.names if name}
+    zips = [path for path in list_repo_files(entry.mirror) if path.endswith(".zip")]
+    path = next((path for path in zips if plain(Path(path).stem) in names), None)
+    if path is None:
+        raise ValueError(f"there is no zip called {' or '.join(sorted(names))}")
+    archive = File(Path(path).name, entry.mirror_hashes.get(path, ""), (f"hub:models/{entry.mirror}/{path}",))
+    if not (work / archive.file).is_file():
+        fetch(archive, work / archive.file)
+    unpacked = _unpack(archive, work / archive.file, folder, work)
+    for file in files:
+        for place in missing(file, folder):
+            with contextlib.suppress(FileNotFoundError):
+                found = find(unpacked, place)
+                if file.take or not checksum_problem(found, file.hash):
+                    os.replace(found, folder / place)
+
+
+def find(unpacked: Path, path: str) -> Path:
+    """The path in an unpacked archive, at the least depth where it occurs; "." is the whole.
+
+    Raises:
+        FileNotFoundError: the archive does not hold it.
+    """
+    ending = Path(path).parts
+    level = [unpacked]
+    while level:
+        for inside in level:
+            if inside.relative_to(unpacked).parts[-len(ending) :] == ending:
+                return inside
+        folders = [each for each in level if each.is_dir() and not each.is_symlink()]
+        level = sorted(entry for each in folders if each.name != "__MACOSX" for entry in each.iterdir())
+    raise FileNotFoundError(f"it holds no {path}; it holds {', '.join(sorted(os.listdir(unpacked))[:6])}")
+
+
+def fetch(file: File, target: Path) -> None:
+    """Downloads a file from the first of its URLs that gives it with the right checksum.
+
+    Raises:
+        ValueError: none does; the message has the reason of each.
+    """
+    reasons = [] if file.urls else [f"only by hand. {file.by_hand.rstrip('.')}"]
+    for url in file.urls:
+        print(f"{file.file}: from {url}")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RuntimeError(f"another run is preparing {folder}; wait for it") from error
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # not if they hold something
-                work.rmdir()
-            os.unlink(file.name)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            download(url, target, file.hash)
+            problem = checksum_problem(target, file.hash) if target.is_file() else "no file came"
+        except Exception as error:  # each of the libraries has errors of its own
+            problem = _reason(error)[:300]
+        if not problem:
+            return
+        target.unlink(missing_ok=True)
+        print(f"{file.file}: {problem}")
+        reasons.append(f"{url}: {problem}")
+    raise ValueError("; ".join(reasons))
+
+
+def download(url: str, target: Path, known_hash: str = "") -> None:
+    """Downloads `url` to `target`: by gdown from Google Drive, huggingface_hub from the hub, else pooch."""
+    if url.startswith("gdrive:"):
+        import gdown
+
+        gdown.download(id=url.removeprefix("gdrive:"), output=str(target), resume=True)
+    elif url.startswith("hub:"):
+        from huggingface_hub import hf_hub_download
+
+        kind, owner, name, path = url.removeprefix("hub:").split("/", 3)
+        name, _, revision = name.partition("@")
+        found = hf_hub_download(
+            repo_id=f"{owner}/{name}",
+            repo_type=kind.removesuffix("s"),
+            revision=revision or None,
+            filename=path,
+            local_dir=str(target.parent / "hub"),  # a download that was stopped is resumed there
+        )
+        os.replace(found, target)
+    else:
+        import pooch
+
+        pooch.get_logger().setLevel("WARNING")
+        known = None if known_hash.startswith("git:") else known_hash or None
+        pooch.create(
+            target.parent, "", urls={target.name: url}, registry={target.name: known}, retry_if_failed=RETRIES
+        ).fetch(target.name, progressbar=sys.stderr.isatty())
+
+
+def _reason(error: Exception) -> str:
+    """The error as one line. A full disk is raised again: no other URL changes that."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        raise error
+    if isinstance(error, ImportError):
+        return f'it needs {error.name}: pip install -e ".[download]"'
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Splits made from a dataset's own files, where there is no split file.
+"""Splits made from the lists or folders of a dataset, where there is no split file.
 
 Always from sorted names, so that the same images and seed give the same split on every file system.
 """
@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dassl.data.datasets import Datum
-from datasets.index import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from datasets.index import list_images, progress, rows_of_folders
-from datasets.rows import Rows
-from datasets.splits import Row, Shuffle, Split, split_trainval, to_datums
+from dassl.data.folder_index import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from dassl.data.folder_index import list_images, progress, rows_of_folders
+from dassl.data.packed_rows import Rows
+from dassl.data.splits import Row, Shuffle, Split, split_trainval, to_datums
 
 Parsed = TypeVar("Parsed")
 
@@ -53,7 +53,7 @@ def class_folders(
 
     Args:
         ignored: folders left out.
-        class_names: the names of those classes whose folder is called otherwise.
+        class_names: folder → class name, where they differ.
 
     Raises:
         ValueError: a class is too small to be split.
@@ -113,15 +113,15 @@ def read_and_split_data(
 
 
 def _no_list(path: str) -> FileNotFoundError:
-    return FileNotFoundError(f"There is no split file, and no {path} to make it from. Put one of them there.")
+    return FileNotFoundError(f"There is no split file, and no {path} to make it from. Add one of them.")
 
 
 def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> list[Parsed]:
-    """What `parse` makes of each line of a text file that is not empty.
+    """Returns `parse(line)` for each non-empty line of a text file.
 
     Args:
         parse: raises ValueError or KeyError for a line that it cannot read.
-        expected: says in errors what a line holds.
+        expected: what a line holds, for error messages.
 
     Raises:
         FileNotFoundError: no such file.
@@ -134,7 +134,7 @@ def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> lis
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file ({error.reason}); expected {expected} a line.") from error
+        raise ValueError(f"{path} is no text file ({error.reason}); expected {expected} per line.") from error
     for number, line in enumerate(lines, 1):
         try:
             if line:
@@ -142,7 +142,7 @@ def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> lis
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is {line!r}; expected {expected}.") from error
     if not parsed:
-        raise ValueError(f"{path} is empty; expected {expected} a line.")
+        raise ValueError(f"{path} is empty; expected {expected} per line.")
     return parsed
 
 
@@ -348,7 +348,7 @@ def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: 
         if wrong:
             raise ValueError(
                 f"{top}: of the folders of {len(classes)} classes, {len(wrong)} are {what}, the first: "
-                f"{min(wrong)}. Unpack the images again, or put the published classnames.txt there."
+                f"{min(wrong)}. Unpack the images again, or use the published classnames.txt."
             )
     paths = [f"{under}/{folder}" if under else folder for folder, _ in classes]
     rows = rows_of_folders(

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.catalog_dataset import CatalogDataset
+from dassl.data.few_shot_dataset import FewShotDataset
 from datasets.drawing import Chance, Style, draw
 
 PATTERNS = ("striped", "dotted", "checkered")
@@ -65,7 +65,7 @@ def draw_dataset(folder: str, seed: int = SEED) -> None:
 
 
 @DATASET_REGISTRY.register()
-class Shapes(CatalogDataset):
+class Shapes(FewShotDataset):
     """48 kinds of drawings, in a light that turns their colours."""
 
     dataset_dir = "shapes"

@@ -1,33 +1,31 @@
-"""What the benchmarks are and where they are had: `sources.json`, beside the classes that are registered.
+"""The benchmarks and where they are fetched from: `sources.json`, beside the classes that are registered.
 
-An entry of `sources.json` is a dataset under its registered name:
+`datasets` maps the registered name of a dataset to
 
-    also         other names that people call it by
-    folder       its folder under the root;  images: the folder in it that the split file's paths start from
-    split        its published split file, or null where the benchmark has none
-    counts       published numbers of images and classes; test_base and test_new are those of the two halves
-    unverified   what is from memory
-    parts        what its folder consists of, each had by itself
+    also             other common names
+    folder, images   its folder under the root, and the folder in it that the split file's paths start from
+    split            its published split file; null where there is none
+    counts           published numbers of images and classes; test_base and test_new: of the two halves
+    licence          as its page states it
+    mirror           false where the mirror does not hold it
+    files            the files that its folder is made of, each with
 
-A part `gives` files or folders of the dataset's folder, had `from` the first of its sources that works.
-`elsewhere` says where torchvision keeps the same thing, from the root. An `optional` part may be missing.
-Of a source are said
+        file      the name it is saved under; a copy of that name in the dataset's folder is used
+        hash      md5:..., sha256:... or git:... (that of `git hash-object FILE`), where it is known
+        urls      tried in this order: http(s)://..., gdrive:ID, hub:datasets/OWNER/NAME[@REVISION]/PATH
+        by_hand   how a person gets it, where no URL works
+        take      paths of the archive and where in the dataset's folder they go; without it, it is no archive
+        inner     an archive within the archive, which is unpacked too
+        unpack    which part of ImageNet it is: torchvision unpacks these
 
-    file         the name that it is saved under, and under which it is looked for in the dataset's folder
-    checks       its bytes, md5, sha256 or git_sha1 (that of `git hash-object`), as far as they are known
-    addresses    tried in this order: http(s)://..., gdrive:ID, hub:KIND/OWNER/NAME[@REVISION]/PATH, and
-                 parquet:OWNER/NAME for a dataset of images in the hub's own form
-    by_hand      how a person gets it; without addresses the only way
-    take         which paths of an archive become what ("." is all of it); without it the file stays as it is
-    inner        archives in it, unpacked where they lie, or (inner_folders) each into a folder of its name
-    name         of a parquet: the path of an image, from its columns; {label_name} is the name of its class
-    arrange      what is to be done before it is taken: see datasets/arrange.py
+`mirror` is a model repository on the hub with a zip for each dataset; `hashes` are those of its files.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,76 +34,72 @@ from typing import Any
 import yaml
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.catalog_dataset import CatalogDataset
-from datasets.download import Checks
+from dassl.data.few_shot_dataset import FewShotDataset
 
 SOURCES = Path(__file__).with_name("sources.json")
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
 
 
 class WrongArgument(ValueError):
-    """A command was given what it does not take."""
+    """A command was given an argument that it does not take."""
 
 
 @dataclass(frozen=True)
-class Source:
+class File:
+    """A file to download, or to be put into the dataset's folder by hand."""
+
     file: str
-    addresses: tuple[str, ...]
-    checks: Checks
-    take: dict[str, str] | None = None
-    inner: tuple[str, ...] = ()
-    inner_folders: bool = False
-    name: str = ""
-    arrange: str = ""
+    hash: str = ""
+    urls: tuple[str, ...] = ()
     by_hand: str = ""
+    take: dict[str, str] = field(default_factory=dict)
+    inner: str = ""
+    unpack: str = ""
 
-
-@dataclass(frozen=True)
-class Part:
-    gives: tuple[str, ...]
-    sources: tuple[Source, ...]
-    elsewhere: dict[str, str] = field(default_factory=dict)
-    optional: bool = False
+    @property
+    def places(self) -> list[str]:
+        """What it becomes in the dataset's folder."""
+        return list(self.take.values()) or [self.file]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset. `dataset` is its registered class, None where the catalogue has none of this name."""
+    """A dataset. `dataset` is its registered class, None if no class of this name is registered."""
 
     name: str
     folder: str
     images: str
     split: str | None
-    dataset: type[CatalogDataset] | None
+    dataset: type[FewShotDataset] | None
     also: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
     licence: str = ""
-    unverified: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
+    mirror: str = ""
+    mirror_hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def config(self) -> str:
-        """Its file of `configs/datasets`, without ending; empty where there is none."""
+        """Its file in `configs/datasets`, without suffix; empty if there is none."""
         return config_files().get(self.name, "")
 
     @property
-    def drawn(self) -> bool:
-        """The project makes it itself."""
-        return self.dataset is not None and self.dataset.make is not CatalogDataset.make
+    def names(self) -> tuple[str, ...]:
+        return (self.name, self.config, self.folder, *self.also)
 
     @property
-    def by_hand(self) -> list[Source]:
-        """What no command can fetch."""
-        firsts = [part.sources[0] for part in self.parts if not part.optional]
-        return [source for source in firsts if not source.addresses]
+    def drawn(self) -> bool:
+        """Whether the project draws it itself."""
+        return self.dataset is not None and self.dataset.make is not FewShotDataset.make
 
 
 def read_sources(content: dict[str, Any]) -> dict[str, Entry]:
-    """The datasets of a file like `sources.json`, and those that are registered and are not in it, by name.
+    """Name → dataset, for the datasets of a file such as `sources.json` and for all others registered.
 
-    A registered class has the last word on its folders.
+    Where a class is registered, its folders override those of the file.
     """
     classes = registered()
+    mirror = content.get("mirror", {})
     entries = {}
     for name, fields in content["datasets"].items():
         own = classes.pop(name, None)
@@ -117,9 +111,10 @@ def read_sources(content: dict[str, Any]) -> dict[str, Entry]:
             dataset=own,
             also=tuple(fields.get("also", ())),
             counts=fields["counts"],
-            parts=tuple(_part(part) for part in fields["parts"]),
             licence=fields["licence"],
-            unverified=tuple(fields.get("unverified", ())),
+            files=tuple(File(**{**file, "urls": tuple(file.get("urls", ()))}) for file in fields["files"]),
+            mirror=mirror.get("repo", "") if fields.get("mirror", True) else "",
+            mirror_hashes=mirror.get("hashes", {}),
         )
     for name, own in classes.items():
         entries[name] = Entry(name, own.dataset_dir, own.image_dir, own.split_file or None, own)
@@ -128,40 +123,38 @@ def read_sources(content: dict[str, Any]) -> dict[str, Entry]:
 
 @functools.cache
 def known() -> dict[str, Entry]:
+    """Name → dataset, for all datasets."""
     return read_sources(json.loads(SOURCES.read_text(encoding="utf-8")))
 
 
-def registered() -> dict[str, type[CatalogDataset]]:
-    """The registered datasets that have a folder of their own, by name."""
+def registered() -> dict[str, type[FewShotDataset]]:
+    """The registered datasets that have a fixed folder under the root, by name."""
     classes = {name: DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()}
-    return {
-        name: own
-        for name, own in classes.items()
-        if isinstance(own, type) and issubclass(own, CatalogDataset) and own.dataset_dir
-    }
+    kinds = {name: own for name, own in classes.items() if isinstance(own, type)}
+    return {name: own for name, own in kinds.items() if issubclass(own, FewShotDataset) and own.dataset_dir}
 
 
 def find(name: str) -> Entry:
-    """The dataset of this name, its config file's name, or one of the names that people call it by.
+    """The dataset with this name, config file, folder or other common name, whatever its case.
 
     Raises:
         WrongArgument: there is none.
     """
     names: dict[str, str] = {}
     for entry in known().values():
-        for alias in (entry.name, entry.config, entry.folder, *entry.also):
-            names.setdefault(_plain(alias), entry.name)
-    if _plain(name) in names:
-        return known()[names[_plain(name)]]
-    near = [alias for alias in names if _plain(name) and _plain(name) in alias]
-    near = near or difflib.get_close_matches(_plain(name), names, n=1, cutoff=0.4)
+        for alias in entry.names:
+            names.setdefault(plain(alias), entry.name)
+    if plain(name) in names:
+        return known()[names[plain(name)]]
+    near = [alias for alias in names if plain(name) and plain(name) in alias]
+    near = near or difflib.get_close_matches(plain(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {names[near[0]]}?" if near else ""
-    raise WrongArgument(f"There is no dataset {name!r}; there are {', '.join(known())}.{hint}")
+    raise WrongArgument(f"There is no dataset {name!r}; available: {', '.join(known())}.{hint}")
 
 
 @functools.cache
 def config_files() -> dict[str, str]:
-    """`DATASET.NAME` → the file of `configs/datasets` that sets it, without ending."""
+    """`DATASET.NAME` → the file in `configs/datasets` that sets it, without suffix."""
     found: dict[str, str] = {}
     for path in sorted(CONFIGS.glob("*.yaml")):
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -171,22 +164,21 @@ def config_files() -> dict[str, str]:
     return found
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Letters and digits only, in lower case."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _part(fields: dict[str, Any]) -> Part:
-    return Part(
-        gives=tuple(fields["gives"]),
-        sources=tuple(_source(source) for source in fields["from"]),
-        elsewhere=fields.get("elsewhere", {}),
-        optional=fields.get("optional", False),
-    )
-
-
-def _source(fields: dict[str, Any]) -> Source:
-    fields = dict(fields)
-    checks = Checks(**fields.pop("checks", {}))
-    for key in ("addresses", "inner"):
-        fields[key] = tuple(fields.get(key, ()))
-    return Source(checks=checks, **fields)
+def checksum_problem(path: Path, expected: str) -> str:
+    """How the checksum differs from `expected`, which is as in `File.hash`; empty if it does not."""
+    kind, _, value = expected.partition(":")
+    if not value:
+        return ""
+    digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
+    if kind == "git":
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    found = digest.hexdigest()
+    return "" if found == value else f"its {kind} is {found} instead of {value}"

@@ -1,4 +1,4 @@
-"""Is a dataset whole? Its folder, split file, each listed image, and the published numbers."""
+"""Checks the folder, split file, images and numbers of a dataset against the published ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from dassl.config import get_cfg_default
-from datasets.catalog_dataset import CatalogDataset
-from datasets.sources import Entry, known
-from datasets.splits import Row, Split, load_split, to_rows
+from dassl.data.few_shot_dataset import FewShotDataset
+from dassl.data.splits import Row, Split, load_split, to_rows
+from datasets.sources import Entry, checksum_problem, known
 
 SAMPLE = 300  # images decoded unless all are asked for
 SHOWN = 10  # lines of one kind
@@ -27,7 +27,7 @@ def verify(entry: Entry, root: Path, decode_all: bool = False) -> tuple[str, lis
     """Checks a dataset. Changes nothing, but for a benchmark without a published split, which makes its own.
 
     Returns:
-        What was found, and a line for each deviation, with the way out; none if all is as published.
+        A summary, and one line per deviation that says what to do.
     """
     folder, image_dir = root / entry.folder, root / entry.folder / entry.images
     again = f"run: python -m datasets prepare {entry.name} --root {root}"
@@ -61,7 +61,7 @@ def verify(entry: Entry, root: Path, decode_all: bool = False) -> tuple[str, lis
 
 
 def read_rows(entry: Entry, root: Path) -> Split:
-    """What a dataset lists: its split file, or where none is published what its class reads.
+    """The rows of a dataset: of its split file or, if none is published, as its class reads them.
 
     Raises:
         FileNotFoundError: the split file or the folder is not there.
@@ -84,8 +84,8 @@ def read_rows(entry: Entry, root: Path) -> Split:
     )
 
 
-def open_dataset(entry: Entry, root: Path) -> CatalogDataset:
-    """The dataset as a run would have it, with all its images and classes. Quiet."""
+def open_dataset(entry: Entry, root: Path) -> FewShotDataset:
+    """Opens a dataset with all its images and classes, without output."""
     assert entry.dataset is not None
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATASET.ROOT = entry.name, str(root)
@@ -123,13 +123,10 @@ def _listing(folder: Path) -> set[str]:
 
 
 def _split_file_problems(entry: Entry, folder: Path, again: str) -> list[str]:
-    for source in (source for part in entry.parts for source in part.sources):
-        if entry.split and source.file == entry.split:
-            problem = source.checks.problem(folder / entry.split)
-            if problem:
-                return [
-                    f"{folder / entry.split} is not the published file ({problem}): delete it, and {again}"
-                ]
+    for file in entry.files:
+        problem = checksum_problem(folder / file.file, file.hash) if file.file == entry.split else ""
+        if problem:
+            return [f"{folder / file.file} is not the published file ({problem}): delete it, and {again}"]
     return []
 
 
@@ -230,6 +227,6 @@ def status(entry: Entry, root: Path) -> str:
         return "no"
     needed = Counter({entry.images: 1})
     needed.update([entry.split] if entry.split else [])
-    needed.update(place for part in entry.parts if not part.optional for place in part.gives)
+    needed.update(place for file in entry.files for place in file.places)
     missing = [place for place in needed if not (folder / place).exists()]
     return f"without {', '.join(missing)}" if missing else "yes"

@@ -21,8 +21,7 @@ from dassl.utils import load_checkpoint
 from prompted_clip import load_model
 from prompted_clip.model import CLIP
 from prompted_clip.simple_tokenizer import default_tokenizer
-from trainers.checkpoints import IDENTITY, learned_tensors
-from trainers.clip_trainer import fingerprint
+from trainers.checkpoints import IDENTITY, fingerprint, learned_tensors
 
 METRICS = ("euclidean", "cosine")
 SAMPLE = 2000  # words whose neighbours tell the typical distance

@@ -1,7 +1,12 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020) whose encoders take prompts, and what learns them."""
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) whose encoders take prompts and adapters; learners."""
 
+import warnings
+from typing import Any
+
+from .adapters import Adapters, BlockAdapter
 from .factory import available_models, build_model, load, load_model, pixel_statistics, tokenize
 from .model import CLIP
+from .ops import allow_double_backward
 from .prompt_learner import (
     IndependentPromptLearner,
     PromptLearner,
@@ -13,16 +18,19 @@ from .prompt_learner import (
 )
 from .prompted_clip import PromptedCLIP
 from .prompting import Prompts
-from .sentences import Sentences
+from .shared_prefix import SharedPrefixText
 
 __all__ = [
     "CLIP",
+    "Adapters",
+    "BlockAdapter",
     "IndependentPromptLearner",
     "PromptLearner",
     "PromptedCLIP",
     "Prompts",
-    "Sentences",
+    "SharedPrefixText",
     "TemplateEnsemble",
+    "allow_double_backward",
     "available_models",
     "build_model",
     "class_sentences",
@@ -34,3 +42,10 @@ __all__ = [
     "tokenize",
     "tokenize_classes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Sentences":
+        warnings.warn("Sentences is SharedPrefixText now", DeprecationWarning, stacklevel=2)
+        return SharedPrefixText
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,8 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def _download(url: str, root: str | None = None) -> str:
             return str(target)
         print(f"{target} has another sha256 than {expected}: it is downloaded again")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")  # runs may start side by side
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")  # runs may start side by side
     by_hand = f"fetch {url} by another way and give the file as MODEL.BACKBONE.PATH"
     try:
         with urllib.request.urlopen(url, timeout=60) as source, open(partial, "wb") as output:
@@ -104,15 +105,17 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _transform(n_px: int) -> Compose:
-    """OpenAI's preprocessing of an image, for a square of `n_px` pixels."""
+def _transform(
+    n_px: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, interpolation: str = "bicubic"
+) -> Compose:
+    """A model's preprocessing of an image, for a square of `n_px` pixels; OpenAI's by default."""
     return Compose(
         [
-            Resize(n_px, interpolation=InterpolationMode.BICUBIC),
+            Resize(n_px, interpolation=InterpolationMode(interpolation)),
             CenterCrop(n_px),
             _to_rgb,
             ToTensor(),
-            Normalize(MEAN, STD),
+            Normalize(mean, std),
         ]
     )
 
@@ -209,9 +212,15 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each colour by which a model's images are normalised; OpenAI's for most."""
+    """Mean and std of each colour by which a model's images are normalised; OpenAI's for most."""
     known = open_clip_models.pixel_statistics(name) if name.startswith(open_clip_models.PREFIX) else None
     return known or (MEAN, STD)
+
+
+def interpolation(name: str) -> str:
+    """How a model's images are resized; "bicubic" for most."""
+    known = open_clip_models.interpolation(name) if name.startswith(open_clip_models.PREFIX) else None
+    return known or "bicubic"
 
 
 def load(
@@ -220,7 +229,7 @@ def load(
     jit: bool = False,
     download_root: str | None = None,
 ) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
-    """OpenAI's function: a name of `available_models()` or a path → the model and its preprocessing.
+    """OpenAI's function: a name, as of `load_model`, or a path → the model and its own preprocessing.
 
     As OpenAI's, the model is in float16 on a GPU and in float32 on a CPU; a GPU is taken if there is one.
 
@@ -233,7 +242,8 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type != "cpu":
         convert_weights(model)
-    return model.to(device), _transform(model.visual.input_resolution)
+    mean, std = pixel_statistics(name)
+    return model.to(device), _transform(model.visual.input_resolution, mean, std, interpolation(name))
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:

@@ -6,17 +6,21 @@ Parameter names and constructors are OpenAI's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from .adapters import Adapters, BlockAdapter, replaced_tensors
+from .mlp import QuickGELU
 from .norm import LayerNorm
-from .perceptron import QuickGELU
-from .prompting import Prompts, replace_tokens
+from .prompting import Prompts, insert_tokens, overwrite_slots, replace_tokens
 from .resnet import ModifiedResNet
 from .simple_tokenizer import words_with
-from .transformer import Activation, ResidualAttentionBlock, Transformer
+from .transformer import Activation, Attend, Positions, ResidualAttentionBlock, Transformer, take
 
 __all__ = [
     "CLIP",
@@ -67,20 +71,51 @@ class VisionTransformer(nn.Module):
         self.ln_post = LayerNorm(width, eps=eps)
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
-    def forward(self, x: Tensor, prompts: Prompts | None = None) -> Tensor:
-        """`(batch 3 height width)` → image features, `(batch feature)`.
+    def forward(
+        self, x: Tensor, prompts: Prompts | None = None, adapters: Sequence[BlockAdapter | None] = ()
+    ) -> Tensor:
+        """Image features: `(batch 3 height width)` → `(batch feature)`.
 
-        Prompt tokens stand behind the patches; they get no positional embedding and pass `ln_pre`.
+        Args:
+            adapters: of each block; see `Adapters.blocks`.
+        """
+        return self.project(self.hidden_states(x, prompts, adapters, positions=[0])[:, 0])
+
+    def hidden_states(
+        self,
+        x: Tensor,
+        prompts: Prompts | None = None,
+        adapters: Sequence[BlockAdapter | None] = (),
+        positions: Positions | None = None,
+    ) -> Tensor:
+        """Hidden states before the last norm: `(batch 3 height width)` → `(batch position width)`.
+
+        Position 0 is CLS, then the patches follow, then the prompt tokens.
+
+        Args:
+            adapters: of each block; see `Adapters.blocks`.
+            positions: those to return; None for all.
         """
         prompts = prompts or Prompts()
         x = self.conv1(x).flatten(2).transpose(1, 2)
-        class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        slots, tokens = x.shape[1], prompts.tokens
-        if tokens is not None:
-            tokens = self.ln_pre(tokens.to(x.dtype))
-        x = self.transformer.run(self.ln_pre(x), prompts.deep, start=slots, position=0, tokens=tokens)
-        return self.ln_post(x[:, 0]) @ self.proj.to(x.dtype)
+        end = x.shape[1]
+        if (tokens := prompts.before(0)) is not None:
+            x = insert_tokens(x, tokens, end)
+        x = self.ln_pre(x)
+
+        def enter(block: int, x: Tensor) -> tuple[Tensor, Attend | None]:
+            return prompts.enter(block, x, end), None
+
+        # Whoever hooked or replaced a block expects every position.
+        computed = positions if self.transformer.is_unmodified() else None
+        x = self.transformer(x.transpose(0, 1), enter, adapters, computed).transpose(0, 1)
+        return x if computed is positions else take(x, positions)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """The last norm and the projection: `(... width)` → `(... feature)`."""
+        return self.ln_post(hidden) @ self.proj.to(hidden.dtype)
 
 
 class CLIP(nn.Module):
@@ -187,19 +222,33 @@ class CLIP(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
 
-    def encode_image(self, image: Tensor, prompts: Prompts | None = None) -> Tensor:
-        """`(batch 3 height width)` → image features, `(batch feature)`, not normalised.
+    def encode_image(
+        self, image: Tensor, prompts: Prompts | None = None, adapters: Adapters | None = None
+    ) -> Tensor:
+        """Image features, not normalised: `(batch 3 height width)` → `(batch feature)`.
 
         Raises:
-            ValueError: prompts are given and the image encoder is a ResNet, which has no tokens.
+            ValueError: prompts or adapters of blocks are given and the image encoder is a ResNet.
         """
-        if prompts is None:
-            return self.visual(image.to(self.dtype))
+        adapters = adapters or Adapters()
+        with replaced_tensors(self, adapters.tensors):
+            if prompts is None and not adapters.blocks:
+                return self.visual(image.to(self.dtype))
+            options = {"adapters": adapters.blocks} if adapters.blocks else {}
+            return self.vision_transformer()(image.to(self.dtype), prompts, **options)
+
+    def vision_transformer(self) -> VisionTransformer:
+        """The image encoder, where it has tokens and blocks.
+
+        Raises:
+            ValueError: it is a ResNet.
+        """
         if not isinstance(self.visual, VisionTransformer):
             raise ValueError(
-                "This CLIP's image encoder is a ResNet: it has no tokens for image prompts; use a ViT."
+                "This CLIP's image encoder is a ResNet: it has no tokens for image prompts, and no blocks "
+                "for adapters; use a ViT."
             )
-        return self.visual(image.to(self.dtype), prompts)
+        return self.visual
 
     def embed_words(self, text: Tensor) -> Tensor:
         """Token ids of any shape → their embeddings, `(... width)`, without positions.
@@ -225,21 +274,55 @@ class CLIP(nn.Module):
                 "use other words, or a checkpoint with the whole vocabulary."
             )
 
-    def encode_text(self, text: Tensor, prompts: Prompts | None = None) -> Tensor:
-        """Token ids, `(sentence length)` → text features, `(sentence feature)`, not normalised.
+    def encode_text(
+        self,
+        text: Tensor,
+        prompts: Prompts | None = None,
+        adapters: Adapters | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """Text features, not normalised: token ids `(sentence length)` → `(sentence feature)`.
 
-        Each sentence by itself, at the length given; `sentences.Sentences` gives the same for less.
-        Prompt tokens overwrite the words behind SOS, and get their positions.
+        Each sentence by itself, at the length given; `SharedPrefixText` returns the same for less.
+
+        Args:
+            prompts: overwrite words, and get their positional embeddings; see `Prompts` for later blocks.
+                Tokens of each class are those of each sentence here.
+            slots: the positions that prompts overwrite, `(sentence n)`; None for those after SOS.
+        """
+        prompts, adapters = prompts or Prompts(), adapters or Adapters()
+        with replaced_tensors(self, adapters.tensors):
+            hidden = self.text_hidden_states(text, prompts, adapters.blocks, slots)
+            # EOT has the highest id of the vocabulary.
+            eot = text.argmax(dim=-1) + prompts.inserted()
+            return self.ln_final(hidden)[torch.arange(len(hidden), device=hidden.device), eot] @ (
+                self.text_projection.to(hidden.dtype)
+            )
+
+    def text_hidden_states(
+        self,
+        text: Tensor,
+        prompts: Prompts | None = None,
+        adapters: Sequence[BlockAdapter | None] = (),
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states before the last norm: `(sentence length)` → `(sentence length width)`.
+
+        Arguments as of `encode_text`. Tokens that enter at a later block follow SOS, and lengthen it.
         """
         prompts = prompts or Prompts()
+
+        def enter(block: int, x: Tensor) -> tuple[Tensor, Attend | None]:
+            tokens = prompts.before(block)
+            if slots is None or tokens is None:
+                return prompts.enter(block, x, 1), None
+            return overwrite_slots(x, tokens, slots, prompts.blend), None
+
         x = self.embed_words(text)
-        if prompts.tokens is not None:
-            x = replace_tokens(x, prompts.tokens, 1)
+        if (tokens := prompts.before(0)) is not None:
+            x = replace_tokens(x, tokens, 1) if slots is None else overwrite_slots(x, tokens, slots)
         x = x + self.positional_embedding[: x.shape[1]].to(x.dtype)
-        x = self.transformer.run(x, prompts.deep, start=1)
-        # EOT has the highest id of the vocabulary.
-        x = x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]
-        return self.ln_final(x) @ self.text_projection.to(x.dtype)
+        return self.transformer(x.transpose(0, 1), enter, adapters).transpose(0, 1)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of each image over the texts, `(image text)`, and their transpose."""
@@ -250,17 +333,23 @@ class CLIP(nn.Module):
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
-    """Turns the weights that OpenAI publishes in float16 into `dtype`, in place.
+    """Casts the weights that OpenAI publishes in float16 to `dtype`, in place.
 
-    Those are convolutions, linear layers, attention and the two projections; embeddings and norms stay.
+    Those are convolutions, linear layers, attention and the two projections; embeddings and norms stay. Of a
+    parametrized weight, the original is cast.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-            tensors = [module.weight, module.bias]
+            names = ["weight", "bias"]
         elif isinstance(module, nn.MultiheadAttention):
-            tensors = [module.in_proj_weight, module.in_proj_bias, module.bias_k, module.bias_v]
+            names = ["in_proj_weight", "in_proj_bias", "bias_k", "bias_v"]
         else:
-            tensors = [getattr(module, name, None) for name in ("text_projection", "proj")]
-        for tensor in tensors:
+            names = ["text_projection", "proj"]
+        for name in names:
+            if is_parametrized(module, name):
+                assert isinstance(module.parametrizations, nn.ModuleDict)
+                tensor: Any = module.parametrizations[name].original
+            else:
+                tensor = getattr(module, name, None)
             if isinstance(tensor, Tensor):
                 tensor.data = tensor.data.to(dtype)

@@ -12,7 +12,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import nn
 
-from .model import QuickGELU
+from .mlp import QuickGELU
 
 PREFIX = "open_clip:"
 
@@ -123,9 +123,14 @@ def fetch_weights(name: str) -> Path:
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of the colours that a model was trained with; None where open_clip says nothing."""
+    """Mean and std of the colours that a model was trained with; None where open_clip says nothing."""
     tag = get_pretrained_cfg(*split_name(name))
     return (tuple(tag["mean"]), tuple(tag["std"])) if tag.get("mean") and tag.get("std") else None
+
+
+def interpolation(name: str) -> str | None:
+    """How the images that a model was trained with were resized; None where open_clip says nothing."""
+    return get_pretrained_cfg(*split_name(name)).get("interpolation")
 
 
 def check_widths(name: str, arguments: dict[str, Any]) -> None:

@@ -8,17 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adapters import Adapters
 from .factory import tokenize
 from .model import CLIP, VisionTransformer
 from .prompting import Prompts
-from .sentences import Sentences
+from .shared_prefix import SharedPrefixText
 
 MAX_CONTEXT_WORDS = 4  # longer contexts start from noise, as published
 NOISE_STD = 0.02  # of all prompts that start from noise
 
 
 class PromptLearner(nn.Module):
-    """All that a method learns, and nothing else; frozen sentences, and no prompts, unless a method says so.
+    """All that a method learns, and nothing else; frozen sentences and plain CLIP unless a method says so.
+
+    A method overrides what it changes: tokens (`text_prompts`, `image_prompts`), what is added inside the
+    encoders (`text_adapters`, `image_adapters`), the features, or the logits.
 
     Args:
         sentences: of all classes; see `class_sentences`.
@@ -29,7 +33,7 @@ class PromptLearner(nn.Module):
     # Whether the learned tensors belong to these very classes.
     class_specific = False
 
-    def __init__(self, sentences: Sentences) -> None:
+    def __init__(self, sentences: SharedPrefixText) -> None:
         super().__init__()
         self.sentences = sentences
         # What this learner is for, kept in its state dict: plain names, numbers and lists of them.
@@ -44,9 +48,38 @@ class PromptLearner(nn.Module):
         """Prompts of the image encoder."""
         return None
 
+    def text_adapters(self) -> Adapters | None:
+        """What is added inside the text encoder, or put in place of its tensors."""
+        return None
+
+    def image_adapters(self) -> Adapters | None:
+        """What is added inside the image encoder, or put in place of its tensors."""
+        return None
+
     def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
-        """`(class feature)`, or `(batch class feature)` of a conditional learner; of any length."""
-        return self.sentences.encode(clip_model, self.text_prompts(image_features))
+        """Text features of any norm: `(class feature)`, or `(batch class feature)` if conditional."""
+        return self.sentences.encode(clip_model, self.text_prompts(image_features), self.text_adapters())
+
+    def image_features(self, clip_model: CLIP, image: Tensor) -> Tensor:
+        """Image features of any norm: `(batch 3 height width)` → `(batch feature)`, or what `logits` takes.
+
+        Several features of an image, `(batch n feature)`, are normalised each.
+        """
+        return clip_model.encode_image(image, self.image_prompts(), self.image_adapters())
+
+    def logits(self, clip_model: CLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosines, in at least float32: `(batch class)`.
+
+        Args:
+            image_features: `(batch feature)`, normalised.
+            text_features: `(class feature)`, or `(batch class feature)` where each image has its own;
+                normalised.
+        """
+        if text_features.dim() == 3:
+            cosines = torch.einsum("bf,bcf->bc", image_features, text_features)
+        else:
+            cosines = image_features @ text_features.t()
+        return at_least_float32(clip_model.logit_scale.exp() * cosines)
 
     def get_extra_state(self) -> dict:
         return self.identity
@@ -83,9 +116,7 @@ class IndependentPromptLearner(PromptLearner):
         if text_tokens:
             context, words = initial_context(clip_model, text_tokens, words)
         super().__init__(class_sentences(clip_model, classnames, f"{words} {{}}.", text_tokens))
-        print(f'Initial text context: "{words}"')
-        print(f"Number of context words (tokens) for Language prompting: {text_tokens}")
-        print(f"Number of context words (tokens) for Vision prompting: {image_tokens}")
+        self.words = words
         self.ctx = self.image_tokens = None
         if context is not None:
             text = clip_model.transformer
@@ -127,7 +158,7 @@ class TemplateEnsemble(PromptLearner):
     def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
         total = None
         for sentences in self.ensemble:
-            assert isinstance(sentences, Sentences)
+            assert isinstance(sentences, SharedPrefixText)
             features = at_least_float32(sentences.encode(clip_model))
             if self.normalise_each:
                 features = F.normalize(features, dim=-1)
@@ -170,14 +201,15 @@ def initial_context(
                 f'Warning: "{words}" has {given} tokens, the context {n_ctx}: as in the reference, the '
                 "learned tokens overwrite the first tokens of the class names"
             )
-        return clip_model.embed_words(tokens[1 : 1 + n_ctx]).float(), words
+        words_of_context = tokens[1 : 1 + n_ctx].to(clip_model.token_embedding.weight.device)
+        return clip_model.embed_words(words_of_context).float(), words
     (vectors,) = noise(1, n_ctx, clip_model.transformer.width)
     return vectors.detach(), " ".join(["X"] * n_ctx)
 
 
 def class_sentences(
     clip_model: CLIP, classnames: Sequence[str], template: str, prompts: int = 0
-) -> Sentences:
+) -> SharedPrefixText:
     """The sentence of each class, such as "a photo of a german shorthaired."
 
     Args:
@@ -187,7 +219,7 @@ def class_sentences(
     Raises:
         ValueError: a sentence is longer than the text encoder takes, or ends before the prompts do.
     """
-    return Sentences(tokenize_classes(clip_model, classnames, template), prompts)
+    return SharedPrefixText(tokenize_classes(clip_model, classnames, template), prompts)
 
 
 def tokenize_classes(clip_model: CLIP, classnames: Sequence[str], template: str) -> Tensor:

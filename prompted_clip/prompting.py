@@ -1,4 +1,4 @@
-"""What a method may put into CLIP's encoders, and the one operation that puts it there."""
+"""The tokens that a method puts into CLIP's encoders, and the operations that put them there."""
 
 from __future__ import annotations
 
@@ -13,48 +13,95 @@ from torch import Tensor
 class Prompts:
     """Learned tokens of one encoder.
 
-    `tokens` enter before block 0; `deep[k]` overwrites the same slots before block `k + 1`. Text slots follow
-    SOS, image slots stand behind the patches. Deep prompts beyond the encoder's blocks are not used.
+    `tokens` enter before block `first_block` and `deep[k]` overwrites them before block `k + 1`; blocks are
+    counted from 0. In text, tokens stand after SOS: those of block 0 overwrite words and get their positional
+    embedding, those of a later block are inserted and lengthen the sequence. In images, tokens stand after
+    the patches; those of block 0 pass `ln_pre`. Deep prompts beyond the encoder's blocks are not used.
 
     Attributes:
         tokens: `(n width)`, or `(batch n width)` where each sample has its own; None for no tokens.
-        deep: each `(n width)` or `(batch n width)`.
+        deep: each `(n width)` or `(batch n width)`; None leaves what is there.
+        first_block: the block before which `tokens` enter.
+        blend: β of overwriting, β · new + (1 − β) · old; 1 replaces.
+        class_specific: whether tokens with three axes are each class's own, `(class n width)`, in text.
+
+    Raises:
+        ValueError: deep prompts are to overwrite tokens that have not entered yet.
     """
 
     tokens: Tensor | None = None
-    deep: Sequence[Tensor] = ()
+    deep: Sequence[Tensor | None] = ()
+    first_block: int = 0
+    blend: float | Tensor = 1.0
+    class_specific: bool = False
+
+    def __post_init__(self) -> None:
+        early = [k for k, tokens in enumerate(self.deep[: self.first_block]) if tokens is not None]
+        if early or (self.first_block and self.tokens is None):
+            given = f"deep[{early[0]}] is given" if early else "tokens is None"
+            raise ValueError(
+                f"Prompts(first_block={self.first_block}): {given}; tokens must enter before they are "
+                f"overwritten: give tokens, and None for deep[0] to deep[{self.first_block - 1}]."
+            )
+
+    def before(self, block: int) -> Tensor | None:
+        """The tokens that enter before a block, counted from 0; None for none."""
+        if block == self.first_block:
+            return self.tokens
+        return self.deep[block - 1] if self.first_block < block <= len(self.deep) else None
+
+    def inserted(self) -> int:
+        """By how many tokens a sentence is lengthened."""
+        return 0 if self.first_block == 0 or self.tokens is None else self.tokens.shape[-2]
+
+    def are_of_classes(self, tokens: Tensor) -> bool:
+        """Whether such tokens are each class's own."""
+        return self.class_specific and tokens.dim() == 3
+
+    def enter(self, block: int, x: Tensor, start: int) -> Tensor:
+        """Puts the tokens of a block after the first into `x`, `(batch length width)`, at `start`."""
+        tokens = self.before(block)
+        if tokens is None or block == 0:
+            return x
+        if block == self.first_block:
+            return insert_tokens(x, tokens, start)
+        return replace_tokens(x, tokens, start, self.blend)
 
 
-def replace_tokens(x: Tensor, tokens: Tensor, start: int) -> Tensor:
+def replace_tokens(x: Tensor, tokens: Tensor, start: int, blend: float | Tensor = 1.0) -> Tensor:
     """Overwrites the `n` tokens of `x` from `start` on; the rest of `x` is untouched.
 
-    Learned tokens are kept in float32: they take the type of `x` here, where they enter.
+    Learned tokens are kept in float32: they are cast to the dtype of `x` here, where they enter.
+
+    Args:
+        x: `(batch length width)`.
+        tokens: `(n width)`, or `(batch n width)` where each sample has its own.
+        blend: β of β · tokens + (1 − β) · x.
+    """
+    end = start + tokens.shape[-2]
+    tokens = blended(tokens, x[:, start:end], blend)
+    return torch.cat([x[:, :start], tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, end:]], dim=1)
+
+
+def insert_tokens(x: Tensor, tokens: Tensor, start: int) -> Tensor:
+    """Inserts tokens into `x` before position `start`, which is its length to append them.
 
     Args:
         x: `(batch length width)`.
         tokens: `(n width)`, or `(batch n width)` where each sample has its own.
     """
-    tokens = tokens.to(x.dtype).expand(len(x), -1, -1)
-    return torch.cat([x[:, :start], tokens, x[:, start + tokens.shape[1] :]], dim=1)
+    return torch.cat([x[:, :start], tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, start:]], dim=1)
 
 
-def behind(x: Tensor, tokens: Tensor) -> Tensor:
-    """Puts tokens behind those of `x`, in its type.
-
-    Args:
-        x: `(batch length width)`.
-        tokens: `(n width)`, or `(batch n width)` where each sample has its own.
-    """
-    return torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+def overwrite_slots(x: Tensor, tokens: Tensor, slots: Tensor, blend: float | Tensor = 1.0) -> Tensor:
+    """As `replace_tokens`, but each sample has its own positions for the tokens: `slots`, `(batch n)`."""
+    index = slots[:, :, None].expand(-1, -1, x.shape[2])
+    new = blended(tokens.expand(x.shape[0], -1, -1), x.gather(1, index), blend)
+    return x.scatter(1, index, new.to(x.dtype))
 
 
-def enter(x: Tensor, tokens: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
-    """As `replace_tokens`; but tokens that are to end `x` stay apart, and what they follow comes before them.
-
-    Args:
-        x: `(batch length width)`, or without the tokens that are to be overwritten.
-        tokens: as of `replace_tokens`.
-    """
-    if x.shape[1] <= start + tokens.shape[-2]:
-        return x[:, :start], tokens.to(x.dtype)
-    return replace_tokens(x, tokens, start), None
+def blended(new: Tensor, old: Tensor, blend: float | Tensor) -> Tensor:
+    """β · new + (1 − β) · old, where β is `blend`; `new` itself for a β of 1."""
+    if not isinstance(blend, Tensor) and blend == 1:
+        return new
+    return blend * new + (1 - blend) * old.to(new.dtype)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import attention
+from .ops import attention
 
 
 class Bottleneck(nn.Module):

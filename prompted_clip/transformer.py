@@ -1,36 +1,60 @@
-"""CLIP's transformer, of both encoders: blocks that compute no more than what is asked for.
+"""CLIP's transformer, of both encoders: blocks that are called, and one loop over them.
 
-The layout at the public seams is OpenAI's, `(length batch width)`. Inside it is `(batch length width)`, and a
-transformer can be asked for one position only: it then computes nothing that does not reach it.
+Modules take OpenAI's layout, `(length batch width)`. Inside a block it is `(batch length width)`: a
+transposed view at each call, no copy. A part of a block that someone has hooked, replaced, subclassed or
+parametrized is called in OpenAI's layout; where the attention is CLIP's own, its projections are fused.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import frozen
-from .frozen import Projected, written_out
-from .kernels import attention
+from .adapters import BlockAdapter
+from .mlp import MLP, QuickGELU
 from .norm import LayerNorm
-from .perceptron import Perceptron, QuickGELU, folds
-from .prompting import behind, enter
+from .ops import attention, differentiable_once, is_unmodified, linear
 
 Activation = Callable[[], nn.Module]
+Positions = Sequence[int] | Tensor
+
+
+class Attend(Protocol):
+    """How positions attend to each other: `(batch head length head_width)` each → the same of `positions`."""
+
+    def __call__(
+        self, queries: Tensor, keys: Tensor, values: Tensor, positions: Positions | None, /
+    ) -> Tensor: ...
+
+
+# Called before each block with its number and the tokens, `(batch length width)`; returns what the block
+# gets, and how it attends: None for the block's own mask.
+EnterBlock = Callable[[int, Tensor], tuple[Tensor, Attend | None]]
+
+
+def take(x: Tensor, positions: Positions | None, dim: int = 1) -> Tensor:
+    """The positions of `x` along an axis; all if None."""
+    if positions is None:
+        return x
+    if isinstance(positions, Tensor):
+        return x.index_select(dim, positions)
+    parts = [x.narrow(dim, position, 1) for position in positions]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Attention, then a two-layer perceptron, each behind a layer norm and around a residual.
+    """Attention, then an MLP, each after a layer norm and around a residual.
 
     Args:
-        attn_mask: `(length length)`, added to the attention logits; longer than any input.
-        mlp_width: width of the perceptron's hidden layer; OpenAI's is 4 · d_model.
+        attn_mask: `(length length)`, added to the attention logits; longer than any input, or causal.
+        mlp_width: width of the MLP's hidden layer; OpenAI's is 4 · d_model.
     """
+
+    attn_mask: Tensor | None
 
     def __init__(
         self,
@@ -46,123 +70,129 @@ class ResidualAttentionBlock(nn.Module):
         self.attn = nn.MultiheadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model, eps=eps)
         hidden = mlp_width or 4 * d_model
-        self.mlp = Perceptron(
+        self.mlp = MLP(
             OrderedDict(c_fc=nn.Linear(d_model, hidden), gelu=activation(), c_proj=nn.Linear(hidden, d_model))
         )
         self.ln_2 = LayerNorm(d_model, eps=eps)
-        self.attn_mask = attn_mask
+        self.register_buffer("attn_mask", attn_mask, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Every position of `x`, `(length batch width)`."""
-        return self.run(x.transpose(0, 1)).transpose(0, 1)
-
-    def run(
-        self, x: Tensor, tokens: Tensor | None = None, rows: int | None = None, at: int | None = None
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        attend: Attend | None = None,
+        adapter: BlockAdapter | None = None,
+        positions: Positions | None = None,
     ) -> Tensor:
-        """What `x` becomes in some of its positions: `(batch rows width)`.
+        """Every position of `x`, or some: `(length batch width)` → `(position batch width)`.
 
         Args:
-            x: `(batch length width)`.
-            tokens: stand behind `x`, in its type; `(n width)`, or `(batch n width)`.
-            rows: how many positions, from the first on, are wanted; None for all.
-            at: the only position wanted.
+            attend: how positions attend, in place of the block's own mask.
+            adapter: what a method adds.
+            positions: those to return; None for all.
+
+        Raises:
+            ValueError: an adapter is to be added inside an attention that was hooked or replaced.
         """
-        if at is not None:
-            return self.run_at(x if tokens is None else behind(x, tokens), at)
-        projected = self.project(x, tokens, rows)
-        mask = self.mask(projected.keys.shape[2], x)
-        if mask is not None and rows is not None:
-            mask = mask[:rows]
-        attended = attention(*projected[1:], mask)
-        return self.finish(projected.residual, attended)
+        adapter = adapter or BlockAdapter()
+        x = x.transpose(0, 1)
+        normed = _call(self.ln_1, self.norm_is_unmodified(self.ln_1), x)
+        if self.attention_is_unmodified():
+            attended = self.attend(normed, attend, adapter, positions)
+        elif adapter.is_in_attention():
+            raise ValueError(
+                f"An adapter of query, key, value or out cannot enter this block's attention, a "
+                f"{type(self.attn).__name__} that was hooked or replaced. Remove the hook, or the adapter."
+            )
+        else:
+            each = normed.transpose(0, 1)
+            mask = self.mask(each.shape[0], each)
+            attended = self.attn(each, each, each, need_weights=False, attn_mask=mask)[0]
+            attended = take(attended.transpose(0, 1), positions)
+        h = take(x, positions) + attended
+        normed_2 = _call(self.ln_2, self.norm_is_unmodified(self.ln_2), h)
+        out = h + _call(self.mlp, self.mlp_is_unmodified(), normed_2)
+        if adapter.mlp is not None:
+            out = out + adapter.mlp(normed_2)
+        if adapter.block is not None:
+            out = out + adapter.block(take(x, positions), take(normed, positions))
+        return out.transpose(0, 1)
 
-    def run_at(self, x: Tensor, position: int) -> Tensor:
-        """What `x`, `(batch length width)`, becomes in one position: `(batch 1 width)`.
-
-        Of one query, keys and values need not be computed: it asks the input itself, through the key weights,
-        and the value weights apply to the mean of the input that it attends to.
-        """
-        normed = self.ln_1(x)
-        one = slice(position, position + 1)
-        mask = self.mask(x.shape[1], x)
-        mask = None if mask is None else mask[one]
-        queries = self.queries(normed[:, one])
-        if folds(x):
-            attended = self.attend_inputs(queries[:, :, 0], normed, mask)[:, :, None]
-        else:  # rounded where OpenAI's is
-            attended = attention(queries, *self.keys_values(normed), mask)
-        return self.finish(x[:, one], attended)
-
-    def attend_inputs(self, queries: Tensor, normed: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of one query a sample: `(batch head head_width)`.
-
-        The bias of the keys adds the same to all logits of a query, and changes nothing.
-
-        Args:
-            queries: `(batch head head_width)`.
-            normed: `(batch length width)`.
-            mask: added to the logits, `(1 length)`.
-        """
-        heads, width = queries.shape[1], normed.shape[-1]
-        _, key, value = self.attn.in_proj_weight.view(3, heads, -1, width)
-        asked = (queries.transpose(0, 1) @ key).transpose(0, 1)  # (batch head width)
-        logits = queries.shape[-1] ** -0.5 * asked @ normed.transpose(1, 2)
-        mean = (logits if mask is None else logits + mask).softmax(dim=-1) @ normed  # (batch head width)
-        attended = mean.transpose(0, 1) @ value.transpose(1, 2)  # (head batch head_width)
-        return attended.transpose(0, 1) + self.attn.in_proj_bias[2 * width :].view(heads, -1)
-
-    def project(self, x: Tensor, tokens: Tensor | None = None, rows: int | None = None) -> Projected:
-        """All that comes before the attention; arguments as of `run`."""
-        if written_out(self, x, tokens):
-            return frozen.project(self, x, tokens, rows)
-        x = x if tokens is None else behind(x, tokens)
-        normed = self.ln_1(x)
-        if rows is None or rows == x.shape[1]:
-            each = F.linear(normed, self.attn.in_proj_weight, self.attn.in_proj_bias).chunk(3, dim=-1)
-            return Projected(x, *(self.by_head(part) for part in each))
-        return Projected(x[:, :rows], self.queries(normed[:, :rows]), *self.keys_values(normed))
-
-    def queries(self, normed: Tensor) -> Tensor:
-        """`(batch length width)` → `(batch head length head_width)`."""
-        width = self.attn.embed_dim
-        weight, bias = self.attn.in_proj_weight[:width], self.attn.in_proj_bias[:width]
-        # In one piece: else half precision would round before the bias and behind it.
-        return self.by_head(F.linear(normed.contiguous(), weight, bias))
-
-    def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """`(batch length width)` → keys and values, each `(batch head length head_width)`."""
-        width = self.attn.embed_dim
-        weight, bias = self.attn.in_proj_weight[width:], self.attn.in_proj_bias[width:]
-        keys, values = F.linear(normed, weight, bias).split(width, dim=-1)
-        return self.by_head(keys), self.by_head(values)
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """All that follows the attention.
-
-        Args:
-            x: the block's input, `(batch length width)`.
-            attended: `(batch head length head_width)`.
-        """
-        if written_out(self, x, attended):
-            return frozen.finish(self, x, attended)
-        x = x + self.attn.out_proj(attended.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.ln_2(x))
+    def attend(
+        self, normed: Tensor, attend: Attend | None, adapter: BlockAdapter, positions: Positions | None
+    ) -> Tensor:
+        """The attention: `(batch length width)` → `(batch position width)`."""
+        attn = self.attn
+        weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
+        own = attend is None  # the mask is known, and only the positions that are read need queries
+        asking = take(normed, positions) if own else normed
+        if asking is normed:
+            queries, keys, values = linear(normed, weight, bias).chunk(3, dim=-1)
+        else:
+            queries = linear(asking, weight[:width], bias[:width])
+            keys, values = linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+        if adapter.query is not None:
+            queries = queries + adapter.query(asking)
+        if adapter.key is not None:
+            keys = keys + adapter.key(normed)
+        if adapter.value is not None:
+            values = values + adapter.value(normed)
+        q, k, v = (
+            each.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for each in (queries, keys, values)
+        )
+        if attend is None:
+            mask = self.mask(normed.shape[1], normed)
+            attended = attention(q, k, v, None if mask is None else take(mask, positions, dim=0))
+        else:
+            attended = attend(q, k, v, positions)
+        joined = attended.transpose(1, 2).flatten(2)
+        out = linear(joined, attn.out_proj.weight, attn.out_proj.bias)
+        return out if adapter.out is None else out + adapter.out(joined)
 
     def mask(self, length: int, like: Tensor) -> Tensor | None:
-        """The additive mask of so many positions, `(length length)`, in the type and place of `like`."""
+        """The additive mask of so many positions, `(length length)`, in the dtype of `like`."""
         if self.attn_mask is None:
             return None
-        # Kept where it was used last, as OpenAI's block does: a copy per call would wait for the device.
-        with torch.inference_mode(False):  # a tensor made in inference mode would be of no use in training
-            self.attn_mask = self.attn_mask.to(device=like.device, dtype=like.dtype)
-        return self.attn_mask[:length, :length]
+        if length > len(self.attn_mask):  # tokens were inserted
+            return torch.full((length, length), -torch.inf, device=like.device, dtype=like.dtype).triu(1)
+        return self.attn_mask[:length, :length].to(device=like.device, dtype=like.dtype)
 
-    def by_head(self, x: Tensor) -> Tensor:
-        """`(batch length width)` → `(batch head length head_width)`."""
-        return x.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2)
+    # --- what was modified from outside -------------------------------------------------------------------
+
+    def is_unmodified(self) -> bool:
+        """Whether the block and its parts are CLIP's own: no hook, no replacement, no subclass."""
+        return (
+            is_unmodified(self, ResidualAttentionBlock)
+            and self.attention_is_unmodified()
+            and self.norm_is_unmodified(self.ln_1)
+            and self.norm_is_unmodified(self.ln_2)
+            and self.mlp_is_unmodified()
+        )
+
+    def attention_is_unmodified(self) -> bool:
+        out_proj = self.attn.out_proj if is_unmodified(self.attn, nn.MultiheadAttention) else None
+        # Torch makes it of a subclass of its own; a parametrization changes what `weight` returns alone.
+        return (
+            out_proj is not None
+            and type(out_proj).forward is nn.Linear.forward
+            and is_unmodified(out_proj, type(out_proj))
+        )
+
+    def norm_is_unmodified(self, norm: nn.Module) -> bool:
+        return is_unmodified(norm, LayerNorm)
+
+    def mlp_is_unmodified(self) -> bool:
+        return is_unmodified(self.mlp, MLP) and self.mlp.parts_are_unmodified()
+
+
+def _call(module: nn.Module, unmodified: bool, x: Tensor) -> Tensor:
+    """Calls a part of a block on `(batch length width)`; a modified one in OpenAI's layout."""
+    return module(x) if unmodified else module(x.transpose(0, 1)).transpose(0, 1)
 
 
 class Transformer(nn.Module):
+    """The blocks of an encoder; constructor and names are OpenAI's."""
+
     def __init__(
         self,
         width: int,
@@ -189,45 +219,42 @@ class Transformer(nn.Module):
     def blocks(self) -> list[ResidualAttentionBlock]:
         return cast("list[ResidualAttentionBlock]", list(self.resblocks))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Every position of `x`, `(length batch width)`."""
-        return self.run(x.transpose(0, 1)).transpose(0, 1)
-
-    def run(
+    def forward(
         self,
         x: Tensor,
-        deep: Sequence[Tensor] = (),
-        start: int = 1,
-        position: int | None = None,
-        tokens: Tensor | None = None,
+        enter: EnterBlock | None = None,
+        adapters: Sequence[BlockAdapter | None] = (),
+        positions: Positions | None = None,
     ) -> Tensor:
-        """The blocks, with deep prompts on the way.
+        """Runs all blocks: `(length batch width)` → `(position batch width)`.
 
         Args:
-            x: `(batch length width)`.
-            deep: `deep[k]` overwrites the tokens from `start` on before block `k + 1`; each `(n width)` or
-                `(batch n width)`. What exceeds the blocks is not used.
-            position: the only position wanted, and nothing is computed then that does not reach it; None for
-                every position of each block.
-            tokens: stand behind `x` before the first block; `(n width)` or `(batch n width)`.
-
-        Returns:
-            `(batch length width)`, or `(batch 1 width)` for one position.
+            enter: puts in what a method adds to the tokens before each block, and says how they attend.
+            adapters: of each block; see `Adapters.blocks`.
+            positions: those to return, after the last block; None for all.
         """
-        if position is None and tokens is not None:
-            x, tokens = behind(x, tokens), None
+        x = x.transpose(0, 1)
         last = len(self.resblocks) - 1
-        for k, block in enumerate(self.blocks()):
-            if 0 < k <= len(deep):
-                x, tokens = enter(x, deep[k - 1], start)
-            if position is None:
-                x = block.run(x, tokens)
-            elif k == last:
-                x = block.run(x, tokens, at=position)
-            else:
-                length = x.shape[1] + (0 if tokens is None else tokens.shape[-2])
-                # The next block's prompts may stand where this block's end.
-                ends = k < len(deep) and length <= start + deep[k].shape[-2]
-                x = block.run(x, tokens, start if ends else None)
-            tokens = None
-        return x
+        for k, block in enumerate(self.resblocks):
+            # Given only where there is something to give: what stands in a block's place need not take it.
+            options: dict[str, Any] = {}
+            if enter is not None:
+                x, attend = enter(k, x)
+                if attend is not None:
+                    options["attend"] = attend
+            if k < len(adapters) and adapters[k] is not None:
+                options["adapter"] = adapters[k]
+            if k == last and positions is not None:
+                options["positions"] = positions
+            x = block(x.transpose(0, 1), **options).transpose(0, 1)
+        return differentiable_once(x).transpose(0, 1)
+
+    def is_unmodified(self) -> bool:
+        """Whether nothing in it was hooked, replaced, subclassed or parametrized.
+
+        Only then may it be asked for some positions, or given tokens that are no whole sequences: whoever
+        hooks or replaces a module expects `(length batch width)` at every position.
+        """
+        return is_unmodified(self, Transformer) and all(
+            isinstance(block, ResidualAttentionBlock) and block.is_unmodified() for block in self.resblocks
+        )

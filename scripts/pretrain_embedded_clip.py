@@ -128,7 +128,8 @@ def encode_patches(visual: VisionTransformer, images: Tensor, seen: Tensor) -> T
     x = visual.conv1(images).flatten(2).transpose(1, 2) + visual.positional_embedding[1:]
     x = x.gather(1, seen[:, :, None].expand(-1, -1, x.shape[2]))
     first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
-    x = visual.transformer.run(visual.ln_pre(torch.cat([first, x], dim=1)), position=0)
+    x = visual.ln_pre(torch.cat([first, x], dim=1)).transpose(0, 1)
+    x = visual.transformer(x, positions=[0]).transpose(0, 1)
     return visual.ln_post(x[:, 0]) @ visual.proj
 
 

@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, list[Any]]] = {name: (name, []) for name in METHODS}
     "MaPLe, deeper than the encoders": ("MaPLe", ["TRAINER.MAPLE.PROMPT_DEPTH", 9]),
     "MaPLe, with workers": ("MaPLe", ["DATALOADER.NUM_WORKERS", 1]),
     "MaPLe, a batch of all": ("MaPLe", ["DATALOADER.TRAIN_X.BATCH_SIZE", 32]),
+    "two views": ("TwoViews", ["DATALOADER.K_TRANSFORMS", 2]),
     "CoOp, by classes": (
         "CoOp",
         ["DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", 2],
@@ -47,6 +48,21 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "own step": ("OwnStep", []),
     "foreign": ("Foreign", []),
 }
+
+
+class TwoViews(MaPLe):
+    """A method that takes two views of each image, and the images' numbers."""
+
+    settings = MaPLe.settings
+    takes_views = True
+
+    def parse_batch_train(self, batch: Any) -> Any:
+        return *super().parse_batch_train(batch), batch["index"]
+
+    def losses(self, views: Any, labels: Any, numbers: Any) -> Any:
+        first, second = (self.model.encode_image(images) for images in views)
+        terms = super().losses(views[0], labels)
+        return {**terms, "loss_views": ((1 + numbers) * (first - 2 * second).square().sum(dim=1)).mean()}
 
 
 class OwnStep(MaPLe):
@@ -90,7 +106,7 @@ class Stopped(MaPLe):
         return super().losses(images, labels)
 
 
-TRAINERS = (OwnStep, Foreign, Failing, Stopped)
+TRAINERS = (TwoViews, OwnStep, Foreign, Failing, Stopped)
 # Settings and flags of train.py: 24 or 48 images, 144 to test.
 SETTINGS = ["MODEL.BACKBONE.NAME", "ViT-Shapes/8", "INPUT.SIZE", (64, 64), "USE_CUDA", False]
 SETTINGS += ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATASET.NUM_SHOTS", 1]
@@ -119,7 +135,10 @@ def steps(root: Path, output: Path, name: str, options: list[Any]) -> dict[str, 
     """What is learned at first, its gradients in float64 in each step of an epoch, and what is logged."""
     trainer = make(root, output, name, options)
     trainer.model.double()
-    trainer.parse_batch_train = lambda batch: (batch["img"].double(), batch["label"])
+    parse = trainer.parse_batch_train
+    trainer.parse_batch_train = lambda batch: [
+        each.double() if each.is_floating_point() else each for each in parse(batch)
+    ]
     learned = dict(trainer.model.prompt_learner.named_parameters())
     gradients, logged = [], {}
     step = trainer.forward_backward

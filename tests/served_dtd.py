@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image
 from test_datasets_prepare_archives import FORMS
 
 from datasets import __main__ as command
-from datasets import download, sources
+from datasets import prepare, sources
 
 
 def jpeg(seed: int, size: tuple[int, int] = (24, 20)) -> bytes:
@@ -46,7 +45,7 @@ def md5(content: bytes) -> str:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "time", types.SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(prepare, "RETRIES", 0)
     server = FileServer({"dtd.tar.gz": ARCHIVE, "split.json": SPLIT_FILE})
     yield server
     server.stop()
@@ -54,46 +53,31 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
 
 @pytest.fixture
 def world(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """The entry of DTD, whose sources are the server; what a test changes in it holds."""
+    """A `sources.json` of DTD alone, whose URLs are the server; tests may change it."""
+    pytest.importorskip("pooch", reason="pooch, of the extra `download`, is not installed")
+    archive = {
+        "file": "dtd.tar.gz",
+        "hash": f"md5:{md5(ARCHIVE)}",
+        "urls": [server.url("plain", "dtd.tar.gz")],
+        "take": {"dtd/images": "images"},
+    }
+    split = {
+        "file": "split_zhou_DescribableTextures.json",
+        "hash": f"md5:{md5(SPLIT_FILE)}",
+        "urls": [server.url("gone", "split.json"), server.url("plain", "split.json")],
+    }
     entry = {
         "folder": "dtd",
         "images": "images",
         "split": "split_zhou_DescribableTextures.json",
         "counts": COUNTS,
         "licence": "none",
-        "parts": [
-            {
-                "gives": ["images"],
-                "elsewhere": {"images": "dtd/dtd/images"},
-                "from": [
-                    {
-                        "file": "dtd.tar.gz",
-                        "checks": {"md5": md5(ARCHIVE)},
-                        "addresses": [server.url("plain", "dtd.tar.gz")],
-                        "take": {"dtd/images": "images"},
-                    }
-                ],
-            },
-            {
-                "gives": ["split_zhou_DescribableTextures.json"],
-                "from": [
-                    {
-                        "file": "split_zhou_DescribableTextures.json",
-                        "checks": {"md5": md5(SPLIT_FILE)},
-                        "addresses": [server.url("gone", "split.json"), server.url("plain", "split.json")],
-                    }
-                ],
-            },
-        ],
+        "files": [archive, split],
     }
-    content = {"datasets": {"DescribableTextures": entry}}
+    content: dict = {"datasets": {"DescribableTextures": entry}, "mirror": {}}
     for module in (sources, command):
         monkeypatch.setattr(module, "known", lambda: sources.read_sources(content))
-    return entry
-
-
-def images_source(world: dict) -> dict:
-    return world["parts"][0]["from"][0]
+    return content
 
 
 def run(*arguments: str | Path) -> int:
@@ -104,4 +88,4 @@ def tree(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-WHOLE = {f"images/{path}" for path in IMAGES} | {"split_zhou_DescribableTextures.json", "prepared.json"}
+WHOLE = {f"images/{path}" for path in IMAGES} | {"split_zhou_DescribableTextures.json"}

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity
 
 from benchmarks import evaluate, machine, report, seeds, step, training, ways
 from trainers.clip_trainer import CLIPPromptTrainer
-from trainers.step_graph import not_replayed
+from trainers.step_graph import NOTICE
 
 GPU = torch.device("cuda")
 
@@ -33,8 +33,8 @@ def test_quick_computations_are_repeated_in_a_round(monkeypatch):
     assert len(calls) == 1 + 1 + 2 * (1 + 10)
 
 
-def replayed(given_up: bool = False, compared: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(replayed_step=SimpleNamespace(given_up=given_up, _compared=compared))
+def replayed(disabled: bool = False, checked: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(graphed_step=SimpleNamespace(disabled=disabled, checked=checked))
 
 
 def test_steps_settle_when_they_are_replayed():
@@ -42,7 +42,7 @@ def test_steps_settle_when_they_are_replayed():
 
     def take() -> None:
         steps.append(1)
-        trainer.replayed_step._compared = len(steps) == 25
+        trainer.graphed_step.checked = len(steps) == 25
 
     rounds = ways.Rounds(take, GPU)
     assert ways.settle(rounds, trainer) == ""
@@ -53,8 +53,8 @@ def test_steps_settle_when_they_are_replayed():
 
 
 def test_steps_that_are_not_replayed_say_why(capsys):
-    trainer = replayed(given_up=True)
-    assert ways.settle(ways.Rounds(lambda: print(not_replayed("it waits")), GPU), trainer) == "it waits"
+    trainer = replayed(disabled=True)
+    assert ways.settle(ways.Rounds(lambda: print(NOTICE + "it waits"), GPU), trainer) == "it waits"
     assert ways.settle(ways.Rounds(lambda: print("epoch"), GPU), trainer) == ""
     why = ways.settle(ways.Rounds(lambda: None, GPU), replayed())
     assert why == f"its gradients were not finite in {ways.MOST_WARM_UPS} steps"
@@ -136,7 +136,7 @@ def results(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(
         CLIPPromptTrainer, "parse_batch_train", lambda self, batch: (batch["img"], batch["label"])
     )
-    monkeypatch.setattr(CLIPPromptTrainer, "why_not_replayed", lambda self: "there is none")
+    monkeypatch.setattr("trainers.step_graph.why_eager", lambda trainer: "there is none")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     yield tmp_path
     torch.set_num_threads(threads)

@@ -244,8 +244,7 @@ def test_parts_are_sequence_first_and_give_every_position(design, old, weights):
     x = random(77, 2, 64).double()
     right = plain_transformer(model.transformer, x, text_deep, 1, causal=True)
     assert relative_error(model.transformer(x), right) < 1e-12
-    one = model.transformer.run(x.transpose(0, 1), position=4)
-    assert relative_error(one, right[4:5].transpose(0, 1)) < 1e-12
+    assert relative_error(model.transformer(x, positions=[4]), right[4:5]) < 1e-12
 
 
 def test_planted_prompts_are_used_by_the_whole_encoders(old, weights):

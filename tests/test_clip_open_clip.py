@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import prompted_clip
 from prompted_clip import open_clip_models
-from prompted_clip.model import QuickGELU
+from prompted_clip.mlp import QuickGELU
 
 
 def accepted(architecture: str) -> bool:
@@ -207,3 +209,17 @@ def test_normalisation_is_the_one_of_the_weights():
         prompted_clip.factory.STD,
     )
     assert prompted_clip.pixel_statistics("open_clip:ViT-L-14/laion2b_s32b_b82k") == ((0.5,) * 3, (0.5,) * 3)
+
+
+def test_preprocessing_is_the_one_of_the_model(tmp_path, monkeypatch):
+    """With the mean, std and interpolation that its weights were trained with."""
+    weights = tmp_path / "weights.safetensors"
+    theirs = open_clip.create_model("ViT-B-32", force_image_size=64)
+    save_file(theirs.state_dict(), weights)
+    monkeypatch.setattr(open_clip_models, "fetch_weights", lambda _: weights)
+    tag = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3), "interpolation": "bilinear"}
+    monkeypatch.setattr(open_clip_models, "get_pretrained_cfg", lambda *_: tag)
+    _, preprocess = prompted_clip.load("open_clip:ViT-B-32/laion2b_s34b_b79k", device="cpu")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    right = open_clip.image_transform(64, is_train=False, **tag)
+    assert torch.equal(preprocess(image), right(image))

@@ -13,13 +13,11 @@ from test_methods import CASES, NAMES, options_of
 from torch import Tensor, nn
 
 import prompted_clip
-from prompted_clip import Prompts, Sentences, chunks
-from prompted_clip import sentences as sentences_module
-from prompted_clip.bins import pack
-from prompted_clip.chunks import AUTOMATIC, NEVER, classes_at_once
+from prompted_clip import PromptedCLIP, Prompts, SharedPrefixText, shared_prefix
+from prompted_clip.mlp import MLP, QuickGELU
 from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer
-from prompted_clip.perceptron import Perceptron, QuickGELU
-from prompted_clip.prompted_clip import PromptedCLIP
+from prompted_clip.packing import pack
+from prompted_clip.shared_prefix import AUTOMATIC, NEVER
 
 EXACT = 1e-12
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -30,26 +28,17 @@ BEYOND = {"PROMPT_DEPTH": 9, "PROMPT_DEPTH_TEXT": 9, "PROMPT_DEPTH_VISION": 9}
 # --- every method -----------------------------------------------------------------------------------------
 
 
-class PlainSentences(Sentences):
+class PlainSentences(SharedPrefixText):
     """Each class by itself, with all of its 77 tokens, in each position of each block."""
 
-    def __init__(self, sentences: Sentences) -> None:
+    def __init__(self, text: SharedPrefixText) -> None:
         nn.Module.__init__(self)
-        self.class_specific = sentences.class_specific
-        self.own_tokens = sentences.own_tokens  # by their number a batch is taken in parts
-        count, prefix = len(sentences.places), len(sentences.prefix_tokens)
-        self.tokens = torch.zeros(count, 77, dtype=torch.long)
-        self.tokens[:, :prefix] = sentences.prefix_tokens
-        self.tokens[sentences.own_classes, sentences.own_positions] = sentences.own_tokens.long()
-        self.places = torch.arange(1, 1 + sentences.prompts).repeat(count, 1)
-        if len(sentences.own_slots):
-            each = sentences.own_prompts % sentences.prompts
-            classes = sentences.own_classes[sentences.own_slots]
-            self.places[classes, each] = sentences.own_positions[sentences.own_slots]
+        self.lengths, self.shared = text.lengths, text.shared  # by these a batch is taken in parts
+        self.tokens, self.slots = text.tokens.long(), text.slots
 
-    def encode(self, model: CLIP, prompts: Prompts | None = None) -> Tensor:
+    def encode(self, model: CLIP, prompts: Prompts | None = None, adapters: Any = None) -> Tensor:
         prompts = prompts or Prompts()
-        grouped = prompts.tokens is not None and prompts.tokens.dim() == 3 and not self.class_specific
+        grouped = prompts.tokens is not None and prompts.tokens.dim() == 3 and not prompts.class_specific
         if not grouped:
             return self.encode_group(model, prompts.tokens, prompts.deep)
         return torch.stack([self.encode_group(model, tokens, prompts.deep) for tokens in prompts.tokens])
@@ -65,7 +54,7 @@ class PlainSentences(Sentences):
     def put(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         if tokens is None:
             return x
-        index = self.places[:, :, None].expand(-1, -1, x.shape[2])
+        index = self.slots[:, :, None].expand(-1, -1, x.shape[2])
         return x.scatter(1, index, tokens.to(x.dtype).expand(len(x), -1, -1))
 
 
@@ -74,14 +63,14 @@ def plainly(model: PromptedCLIP) -> PromptedCLIP:
     plain = copy.deepcopy(model)
     encoders = plain.clip_model
 
-    def encode_image(image: Tensor, prompts: Prompts | None = None) -> Tensor:
+    def encode_image(image: Tensor, prompts: Prompts | None = None, adapters: Any = None) -> Tensor:
         prompts = prompts or Prompts()
         return plain_image_features(encoders, image, prompts.tokens, prompts.deep)
 
     encoders.encode_image = encode_image
     for parent in list(plain.prompt_learner.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, Sentences):
+            if isinstance(child, SharedPrefixText):
                 setattr(parent, name, PlainSentences(child))
     return plain
 
@@ -153,8 +142,10 @@ def learned_prompts(depth: int, *groups: int) -> tuple[Prompts, list[Tensor]]:
     return Prompts(learned[0], learned[1:]), learned
 
 
-def sentences_of(names: list[str], chunk: int = AUTOMATIC) -> Sentences:
-    sentences = Sentences(prompted_clip.tokenize([f"a photo of a {name}." for name in names]), prompts=2)
+def sentences_of(names: list[str], chunk: int = AUTOMATIC) -> SharedPrefixText:
+    sentences = SharedPrefixText(
+        prompted_clip.tokenize([f"a photo of a {name}." for name in names]), prompts=2
+    )
     sentences.chunk = chunk
     return sentences
 
@@ -164,7 +155,7 @@ def sentences_of(names: list[str], chunk: int = AUTOMATIC) -> Sentences:
 def test_many_classes_of_many_lengths(chunk, groups, model):
     prompts, learned = learned_prompts(3, *groups)
     sentences = sentences_of(MANY, chunk)
-    assert sentences._layout(0, len(MANY)).bins > 2
+    assert sentences._layout(0, len(MANY), sentences.shared, 0).bins > 2
     features, right = sentences.encode(model, prompts), PlainSentences(sentences).encode(model, prompts)
     assert relative_error(features, right) <= EXACT
     weights = torch.randn_like(right)
@@ -186,15 +177,15 @@ def test_bins_hold_whole_classes_and_little_padding(on_cpu):
     assert pack([600, 2], on_cpu)[1] == [0, 600]  # none is cut
 
 
-def test_chunks_keep_less_and_compute_their_classes_again(model):
+def test_chunks_keep_less_and_compute_their_classes_again(model, monkeypatch):
     kept, run = {}, {}
+    tokens: list[int] = []
+    forward = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda mlp, x: tokens.append(x.shape[:-1].numel()) or forward(mlp, x))
     for chunk in (NEVER, 20):
         prompts, _ = learned_prompts(3)
         sentences = sentences_of(MANY, chunk)
-        tokens: list[int] = []
-        hook = model.transformer.blocks()[0].mlp.register_forward_hook(
-            lambda _, args, __, tokens=tokens: tokens.append(args[0].shape[:-1].numel())
-        )
+        tokens.clear()
         storages: dict[int, int] = {}
 
         def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
@@ -204,96 +195,29 @@ def test_chunks_keep_less_and_compute_their_classes_again(model):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             features = sentences.encode(model, prompts)
         features.sum().backward()
-        hook.remove()
         kept[chunk], run[chunk] = sum(storages.values()), sum(tokens)
-    own, prefix = len(sentences.own_tokens), len(sentences.prefix_tokens)
+    blocks, chunks = 2, 10  # and the last one runs EOT alone
+    suffixes, prefix = sentences.suffix_tokens, sentences.shared
     assert kept[20] < kept[NEVER] / 4
-    prefix -= 2  # the prompts of the next block stand where those of this one would
-    assert prefix + own <= run[NEVER] <= prefix + 1.05 * own  # with padding
-    assert prefix + 2 * own <= run[20] <= prefix + 2.1 * own
+    once = blocks * (suffixes + prefix) + len(MANY)
+    assert once <= run[NEVER] <= 1.05 * once  # with padding
+    again = 2 * (blocks * (suffixes + chunks * prefix) + len(MANY))
+    assert again <= run[20] <= 1.1 * again
 
 
-def test_chunks_follow_from_the_memory_that_is_free():
-    assert classes_at_once(1000, kept=10, free=None) == 1000
-    assert classes_at_once(1000, kept=10, free=20) == 1000
-    assert classes_at_once(1000, kept=11, free=20) == 500
-    assert classes_at_once(1000, kept=10, free=5) == 250
-    assert classes_at_once(3, kept=10**9, free=0) == 1
-
-
-def test_a_step_takes_as_many_classes_as_there_is_memory_for(model, monkeypatch):
-    asked = []
-
-    def free_memory(device: torch.device) -> int:
-        asked.append(device)
-        return 1 << 20
-
-    monkeypatch.setattr(sentences_module, "free_memory", free_memory)
+def test_many_classes_run_in_chunks_by_themselves(model, monkeypatch):
+    monkeypatch.setattr(shared_prefix, "CLASSES_AT_ONCE", 64)
     sentences = sentences_of(MANY)
-    counts: list[int] = []
-    hook = model.ln_final.register_forward_hook(lambda _, args, __: counts.append(args[0].shape[1]))
-    with torch.no_grad():  # keeps nothing
-        sentences.encode(model)
-    assert (counts, asked) == ([200], [])
-    counts.clear()
-    for _ in range(2):  # asked once: each step is computed like the first
-        sentences.encode(model, learned_prompts(1)[0])
-    hook.remove()
-    assert len(asked) == 1
-    assert sum(counts) == 400
-    assert max(counts) < 50
-
-
-def test_the_free_memory_of_this_machine_is_plausible():
-    free = sentences_module.free_memory(torch.device("cpu"))
-    assert free is None or 0 < free < 1 << 50
-    assert sentences_module.free_memory(torch.device("meta")) is None
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_free_memory_is_what_is_left_to_a_job(version, tmp_path, monkeypatch):
-    """The job's own limit counts, and that of what it runs in; not where there is none."""
-    mebibyte = 2**20
-    files = {
-        1: ("memory/", "limit_in_bytes", "usage_in_bytes", "total_inactive_file", str(2**63 - 4096)),
-        2: ("", "max", "current", "inactive_file", "max"),
-    }
-    root, limit, used, inactive, none = files[version]
-    groups = tmp_path / "groups"
-
-    def put(group: str, most: str, now: int, kept: int) -> None:
-        folder = groups / root / group
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"memory.{limit}").write_text(f"{most}\n")
-        (folder / f"memory.{used}").write_text(f"{now * mebibyte}\n")
-        (folder / "memory.stat").write_text(f"anon 5\n{inactive} {kept * mebibyte}\n")
-
-    meminfo, own = tmp_path / "meminfo", tmp_path / "cgroup"
-    meminfo.write_text("MemTotal: 9000000 kB\nMemAvailable: 819200 kB\n")
-    own.write_text("4:memory:/jobs/7/step\n3:cpuset:/\n" if version == 1 else "0::/jobs/7/step\n")
-    for name, path in (("MEMORY", meminfo), ("GROUPS", groups), ("GROUPS_OF_THIS", own)):
-        monkeypatch.setattr(chunks, name, path)
-
-    def free() -> int:
-        found = chunks.free_memory(torch.device("cpu"))
-        assert found is not None
-        return found // mebibyte
-
-    assert free() == 800  # no group has files: as in a container that sees none of them
-    put("jobs/7/step", none, 300, 0)
-    assert free() == 800
-    put("jobs/7", str(1000 * mebibyte), 700, 100)
-    assert free() == 400
-    put("jobs", str(500 * mebibyte), 900, 0)  # more than allowed, as after a change
-    assert free() == 0
-    own.unlink()
-    assert free() == 800
+    features = sentences.encode(model)
+    assert {last - first for first, last, *_ in sentences._cache} == {64, 200 - 3 * 64}
+    sentences.chunk = NEVER
+    assert relative_error(features, sentences.encode(model)) <= EXACT
 
 
 def test_text_chunk_reaches_all_sentences(make_trainer):
     for name in ("MaPLe", "ZeroshotCLIP2"):
         learner = make_trainer(name, {}, chunk=2).model.prompt_learner
-        assert {each.chunk for each in learner.modules() if isinstance(each, Sentences)} == {2}
+        assert {each.chunk for each in learner.modules() if isinstance(each, SharedPrefixText)} == {2}
     with pytest.raises(ValueError, match=r"MODEL\.TEXT_CHUNK is -2; allowed are a number of classes, 0 for"):
         make_trainer("MaPLe", {}, chunk=-2)
 
@@ -301,19 +225,12 @@ def test_text_chunk_reaches_all_sentences(make_trainer):
 # --- outputs that nobody uses -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 6])
-def test_images_run_no_prompt_that_the_next_block_replaces(depth, model):
-    tokens, *deep = (torch.randn(2, 128, dtype=torch.float64) for _ in range(depth))
+def test_the_last_block_of_images_runs_the_class_token_alone(model, monkeypatch):
     positions: list[int] = []
-    hooks = [
-        block.mlp.register_forward_hook(lambda _, args, __: positions.append(args[0].shape[1]))
-        for block in model.visual.transformer.blocks()
-    ]
-    model.encode_image(IMAGES, Prompts(tokens, deep))
-    for hook in hooks:
-        hook.remove()
-    patches = 5  # with CLS
-    assert positions == [patches if depth > 1 else patches + 2, patches if depth > 2 else patches + 2, 1]
+    forward = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda mlp, x: positions.append(x.shape[1]) or forward(mlp, x))
+    model.encode_image(IMAGES)
+    assert positions == [5, 5, 1]
 
 
 def test_fewer_deep_prompts_than_tokens_leave_the_others_in_place(model):
@@ -324,20 +241,20 @@ def test_fewer_deep_prompts_than_tokens_leave_the_others_in_place(model):
 
 def test_who_names_no_position_gets_all():
     transformer = Transformer(16, 3, 2).double()
-    x = torch.randn(2, 7, 16, dtype=torch.float64)
-    deep = [torch.randn(2, 16, dtype=torch.float64) for _ in range(2)]
-    everything = transformer.run(x, deep, start=5)
+    x = torch.randn(7, 2, 16, dtype=torch.float64)
+    everything = transformer(x)
     assert everything.shape == x.shape
-    assert relative_error(transformer.run(x, deep, start=5, position=0), everything[:, :1]) <= EXACT
+    for positions in ([0], [2, 0, 6], torch.tensor([5, 1])):
+        assert relative_error(transformer(x, positions=positions), everything[positions]) <= EXACT
 
 
-# --- the perceptron ---------------------------------------------------------------------------------------
+# --- the MLP ---------------------------------------------------------------------------------------
 
 
-def perceptron(dtype: torch.dtype = torch.float64, activation: Any = QuickGELU) -> Perceptron:
+def make_mlp(dtype: torch.dtype = torch.float64, activation: Any = QuickGELU) -> MLP:
     torch.manual_seed(0)
     mlp = ResidualAttentionBlock(12, 2, activation=activation).mlp
-    assert isinstance(mlp, Perceptron)
+    assert isinstance(mlp, MLP)
     return mlp.to(dtype)
 
 
@@ -358,9 +275,9 @@ def kept_by(module: nn.Module, x: Tensor) -> int:
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (4, 1), (2, 2, 3), ()])
-def test_a_perceptron_is_its_three_parts(shape):
+def test_an_mlp_is_its_three_parts(shape):
     """Values, and the gradients of what goes in and of all weights."""
-    mlp, x = perceptron(), torch.randn(*shape, 12, dtype=torch.float64, requires_grad=True)
+    mlp, x = make_mlp(), torch.randn(*shape, 12, dtype=torch.float64, requires_grad=True)
     ours, right = mlp(x), mlp.c_proj(mlp.gelu(mlp.c_fc(x)))
     assert relative_error(ours, right) <= EXACT
     weights = torch.randn_like(right)
@@ -372,9 +289,9 @@ def test_a_perceptron_is_its_three_parts(shape):
         assert relative_error(gradient, expected) <= EXACT
 
 
-def test_a_frozen_perceptron_keeps_its_hidden_layer_once():
+def test_a_frozen_mlp_keeps_its_hidden_layer_once():
     x = torch.randn(7, 12, dtype=torch.float32, requires_grad=True)
-    frozen = perceptron(torch.float32).requires_grad_(False)
+    frozen = make_mlp(torch.float32).requires_grad_(False)
     assert kept_by(frozen, x) == 7 * 48
     assert kept_by(nn.Sequential(*frozen), x) == 2 * 7 * 48
     assert list(frozen.state_dict()) == ["c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias"]
@@ -382,7 +299,7 @@ def test_a_frozen_perceptron_keeps_its_hidden_layer_once():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_where_openai_s_does(dtype):
-    mlp, x = perceptron(dtype), torch.randn(3, 5, 12, dtype=dtype)
+    mlp, x = make_mlp(dtype), torch.randn(3, 5, 12, dtype=dtype)
     assert torch.equal(mlp(x), mlp.c_proj(mlp.gelu(mlp.c_fc(x))))
     full = mlp.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -390,7 +307,7 @@ def test_half_precision_rounds_where_openai_s_does(dtype):
 
 
 def test_another_activation_is_called():
-    mlp, x = perceptron(activation=nn.GELU), torch.randn(3, 12, dtype=torch.float64)
+    mlp, x = make_mlp(activation=nn.GELU), torch.randn(3, 12, dtype=torch.float64)
     assert torch.equal(mlp(x), mlp.c_proj(F.gelu(mlp.c_fc(x))))
 
 
@@ -408,7 +325,7 @@ class Adapted(nn.Module):
 
 @pytest.mark.parametrize("name", ["c_fc", "c_proj"])
 def test_a_layer_in_another_s_place_is_called(name):
-    mlp, x = perceptron(), torch.randn(3, 12, dtype=torch.float64)
+    mlp, x = make_mlp(), torch.randn(3, 12, dtype=torch.float64)
     before = mlp(x)
     setattr(mlp, name, Adapted(mlp.get_submodule(name)))
     assert torch.equal(mlp(x), mlp.c_proj(mlp.gelu(mlp.c_fc(x))))
@@ -419,7 +336,7 @@ def test_a_layer_in_another_s_place_is_called(name):
 
 @pytest.mark.parametrize("part", ["c_fc", "gelu", "c_proj"])
 def test_hooked_parts_are_called(part):
-    mlp, x = perceptron(), torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    mlp, x = make_mlp(), torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
     module, called = mlp.get_submodule(part), []
     hooks = [
         module.register_forward_hook(lambda *_: called.append("forward")),

@@ -66,8 +66,10 @@ def test_a_test_encodes_the_text_once(maple, monkeypatch):
     run.test_loader = batches
     run.dm = SimpleNamespace(dataset=run.dm.dataset)
     calls = []
-    encode = prompted_clip.Sentences.encode
-    monkeypatch.setattr(prompted_clip.Sentences, "encode", lambda *words: calls.append(1) or encode(*words))
+    encode = prompted_clip.SharedPrefixText.encode
+    monkeypatch.setattr(
+        prompted_clip.SharedPrefixText, "encode", lambda *words: calls.append(1) or encode(*words)
+    )
     run.test()
     assert len(calls) == 1
     run.model_inference(batches[0]["img"])
@@ -82,6 +84,37 @@ def test_what_is_learned_gets_gradients_and_the_rest_none(maple):
         assert (tensor.grad is not None) == name.startswith("prompt_learner."), name
     learned = {id(tensor) for tensor in run.model.prompt_learner.parameters()}
     assert {id(tensor) for group in run.optim.param_groups for tensor in group["params"]} == learned
+
+
+def test_a_model_without_an_optimizer_is_not_stepped(maple):
+    run = maple()
+    teacher = nn.Linear(1, 1)
+    run.register_model("teacher", teacher)
+    before, weight = run.model.prompt_learner.ctx.detach().clone(), teacher.weight.detach().clone()
+    run.num_batches, run.batch_idx = 2, 0
+    run.forward_backward({"img": torch.randn(2, 3, 32, 32), "label": torch.tensor([0, 1])})
+    assert not torch.equal(run.model.prompt_learner.ctx, before)
+    assert torch.equal(teacher.weight, weight)
+
+
+def test_what_a_program_without_a_trainer_saved_is_loaded(maple, tmp_path):
+    saved, run = maple(), maple()
+    saved.model.prompt_learner.identity = {}  # as of a learner that no trainer has built
+    saved.model.prompt_learner.ctx.data.normal_()
+    saved.save_model(0, str(tmp_path))
+    run.load_model(str(tmp_path), epoch=1)
+    assert torch.equal(run.model.prompt_learner.ctx, saved.model.prompt_learner.ctx)
+
+
+def test_a_run_that_is_not_this_one_is_refused_before_anything_is_loaded(maple, tmp_path):
+    saved, run = maple(), maple()
+    saved.model.prompt_learner.identity["data"]["SEED"] = 7
+    saved.model.prompt_learner.ctx.data.normal_()
+    saved.save_model(0, str(tmp_path))
+    before = run.model.prompt_learner.ctx.detach().clone()
+    with pytest.raises(ValueError, match=r"cannot be continued by this one: SEED was 7, here -1\."):
+        run.resume_model_if_exist(str(tmp_path))
+    assert torch.equal(run.model.prompt_learner.ctx, before)
 
 
 def test_one_class_and_one_image(bare_trainer, golden_checkpoint):

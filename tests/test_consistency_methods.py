@@ -147,8 +147,10 @@ def test_a_checkpoint_without_the_mean_is_not_continued(make_trainer, tmp_path):
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["average"]
     torch.save(checkpoint, file)
+    before = run.model.prompt_learner.ctx.data.normal_().clone()
     with pytest.raises(ValueError, match=r"has no mean over its epochs and cannot be continued; test it"):
         run.resume_model_if_exist(str(tmp_path))
+    assert torch.equal(run.model.prompt_learner.ctx, before)
     run.load_model(str(tmp_path), epoch=1)
 
 

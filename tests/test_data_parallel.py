@@ -22,13 +22,14 @@ from data_parallel_job import (
     THREE_EPOCHS,
     Foreign,
     OwnStep,
+    TwoViews,
     make,
     steps,
 )
 from helpers import ROOT
 
 from dassl.data.samplers import DistributedBatchSampler
-from dassl.engine import ddp
+from dassl.engine import TRAINER_REGISTRY, ddp
 from train import command_line
 from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.maple import MaPLe
@@ -62,7 +63,8 @@ def processes(folder) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_step_is_that_of_one_process_with_the_whole_batch(case, folder, processes):
+def test_each_step_is_that_of_one_process_with_the_whole_batch(case, folder, processes, monkeypatch):
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "TwoViews", TwoViews)
     alone = steps(folder / "data", folder / "one", *CASES[case])
     first, second = (process["steps"][case] for process in processes)
     assert len(alone["gradients"]) == len(first["gradients"]) == len(second["gradients"]) > 0

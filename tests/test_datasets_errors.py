@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dassl.data.few_shot_dataset import FewShotDataset
 from datasets.catalog import Caltech101, DescribableTextures, OxfordPets
-from datasets.catalog_dataset import CatalogDataset
 
 ROWS = {
     "train": [["a 1.jpg", 0, "abyssinian"], ["a 2.jpg", 0, "abyssinian"], ["ü/b.jpg", 1, "bärenhund"]],
@@ -311,7 +311,7 @@ def test_two_first_runs_agree_on_the_split(tmp_path, monkeypatch):
     assert [item.impath for item in slower.test] == [item.impath for item in faster[0].test]
 
 
-class Drawn(CatalogDataset):
+class Drawn(FewShotDataset):
     """As a dataset that the project draws itself."""
 
     dataset_dir, image_dir, split_file = "oxford_pets", "images", "split_zhou_OxfordPets.json"
@@ -324,7 +324,7 @@ class Drawn(CatalogDataset):
         (Path(folder).parent / "elsewhere").rmdir()
 
 
-class HalfDrawn(CatalogDataset):
+class HalfDrawn(FewShotDataset):
     dataset_dir, image_dir, split_file = "drawn", "images", "split.json"
 
     def make(self, folder):

@@ -116,7 +116,7 @@ def test_a_read_only_folder_gets_a_line_and_the_same_split(tmp_path, capsys, mon
     def write_json(content, path, replace=True):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("datasets.splits.write_json", write_json)
+    monkeypatch.setattr("dassl.data.splits.write_json", write_json)
     first, second = open_folder(tmp_path), open_folder(tmp_path, "SEED", 5)
     assert paths(first.test, tmp_path) == paths(second.test, tmp_path)
     assert files(tmp_path) == before
@@ -217,7 +217,7 @@ def test_a_class_called_train_within_train(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        ({"train/cat": 3, "test/cat": 2, "dog": 3}, "holds test and train with folders in it, beside dog"),
+        ({"train/cat": 3, "test/cat": 2, "dog": 3}, "holds test and train with folders in it, and dog"),
         (
             {"train/cat": 3, "val/cat": 2},
             "holds train and val with folders in it, but not both train and test",
@@ -363,7 +363,7 @@ def test_settings_that_cannot_be(key, value, expected, tmp_path):
 
 def test_names_both_listed_and_mapped(tmp_path):
     options = ("DATASET.OWN.CLASS_LIST", ["a", "b"], "DATASET.OWN.CLASS_NAMES", {"cat": "a"})
-    assert "take one of them" in refused(draw(tmp_path, {"cat": 6, "dog": 6}), *options)
+    assert "set one of them" in refused(draw(tmp_path, {"cat": 6, "dog": 6}), *options)
 
 
 def test_another_file_where_the_split_should_be(tmp_path):

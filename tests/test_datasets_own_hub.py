@@ -150,7 +150,7 @@ def test_validation_tests_where_there_is_no_test(repository, tmp_path, capsys):
     assert parts(open_hub(tmp_path / "data", "DATASET.OWN.REVISION", "refs/convert/parquet")) == [2, 0, 1]
     assert "that for validation is taken" in capsys.readouterr().out
     assert repository.asked == [("me/animals", "dataset", "refs/convert/parquet")]
-    assert (tmp_path / "data/hub/me--animals--refs--convert--parquet").is_dir()
+    assert not (tmp_path / "data/hub/me--animals").exists()
 
 
 def test_subsets_by_the_card_and_by_folders(repository, tmp_path):
@@ -189,7 +189,34 @@ def test_a_copy_in_a_folder_is_not_fetched(repository, tmp_path):
     repository.write("data/train-00000-of-00001.parquet", [0, 0, 1, 1], NAMES)
     assert open_hub(tmp_path / "data", "DATASET.OWN.PATH", str(repository.folder)).num_classes == 2
     assert repository.asked == []
-    assert (tmp_path / "data/hub/snapshot").is_dir()
+    (place,) = (tmp_path / "data/hub").iterdir()
+    assert place.name.startswith("snapshot--")
+
+
+def test_each_choice_of_images_has_a_folder_of_its_own(repository, tmp_path):
+    """Copies of one name, columns, subsets, and a subset and a revision of one name."""
+    copies = {}
+    for owner, names in (("a", ["apple", "pear"]), ("b", ["cat", "dog"])):
+        copies[owner] = Repository(tmp_path / owner / "food")
+        copies[owner].write("data/train-00000-of-00001.parquet", [0, 0, 1, 1], names)
+    for owner, names in (("a", ["apple", "pear"]), ("b", ["cat", "dog"])):
+        dataset = open_hub(tmp_path / "data", "DATASET.OWN.PATH", str(copies[owner].folder))
+        assert dataset.classnames == names
+    assert len(os.listdir(tmp_path / "data/hub")) == 2
+
+    file = "x/train-00000-of-00001.parquet"
+    repository.write(file, [0, 0, 1, 1], NAMES)
+    table = repository.parquet.read_table(repository.folder / file)
+    photos = [{"bytes": image(9), "path": None}] * 4
+    table = table.append_column("photo", repository.pyarrow.array(photos, table.schema.field("image").type))
+    repository.parquet.write_table(table, repository.folder / file)
+    for column, expected in (("image", image(0)), ("photo", image(9))):
+        dataset = open_hub(tmp_path / "data", "DATASET.OWN.PATH_COLUMN", column)
+        first = min(item.impath for part in (dataset.train_x, dataset.test) for item in part)
+        assert Path(first).read_bytes() == expected
+    open_hub(tmp_path / "data", "DATASET.OWN.PATH_COLUMN", "image", "DATASET.OWN.SUBSET", "x")
+    open_hub(tmp_path / "data", "DATASET.OWN.PATH_COLUMN", "image", "DATASET.OWN.REVISION", "x")
+    assert len(os.listdir(tmp_path / "data/hub")) == 6
 
 
 def test_nothing_half_written_is_taken_for_whole(repository, tmp_path, monkeypatch):
@@ -204,7 +231,7 @@ def test_nothing_half_written_is_taken_for_whole(repository, tmp_path, monkeypat
         return ".png"
 
     with monkeypatch.context() as patched:
-        patched.setattr("datasets.hub._write_image", stop)
+        patched.setattr("dassl.data.own_hub._write_image", stop)
         with pytest.raises(KeyboardInterrupt):
             open_hub(tmp_path / "data")
     assert written == [0, 1]

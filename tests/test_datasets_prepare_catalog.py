@@ -34,8 +34,8 @@ def entry(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sources.E
         counts |= {"test": 21, "test_base": 14, "test_new": 7}
     for number, (path, _, _) in enumerate(ROWS[name]):
         (folder / entry.images / path).write_bytes(jpeg(number))
-    parts = tuple(part for part in entry.parts if entry.split not in part.gives)  # whose checksum is another
-    small = dataclasses.replace(entry, counts=counts, parts=parts)
+    files = tuple(file for file in entry.files if file.file != entry.split)  # whose checksum is another
+    small = dataclasses.replace(entry, counts=counts, files=files)
     for module in (sources, command, verify):
         monkeypatch.setattr(module, "known", lambda: {name: small})
     return small

@@ -9,9 +9,7 @@ from served_dtd import run
 from served_dtd import server as server
 from served_dtd import world as world
 
-from datasets import arrange, sources
-from datasets.download import Refused
-from datasets.fetch import parse_hub
+from datasets import sources
 from datasets.sources import known, registered
 
 
@@ -21,7 +19,12 @@ def test_list_names_everything(tmp_path, capsys):
     for name, own in registered().items():
         assert f"\n{name} " in shown
         assert known()[name].folder == own.dataset_dir
-    for words in ("by hand (login): cars_train.tgz", "oxford_pets", "2,944/736/3,669", "1,281,167/-/50,000"):
+    for words in (
+        "prepare (mirror), or by hand (login):",
+        "oxford_pets",
+        "2,944/736/3,669",
+        "1,281,167/-/50,000",
+    ):
         assert words in shown
 
 
@@ -44,24 +47,15 @@ def test_every_dataset_is_found_by_its_names(name):
 @pytest.mark.parametrize("name", known())
 def test_every_source_can_be_used(name):
     entry = known()[name]
-    places = [place for part in entry.parts for place in part.gives]
+    places = [place for file in entry.files for place in file.places]
     assert len(set(places)) == len(places)
-    assert not entry.split or not entry.parts or entry.split in places
-    for part in entry.parts:
-        assert set(part.elsewhere) <= set(part.gives)
-        for source in part.sources:
-            assert source.addresses or source.by_hand
-            assert set((source.take or {part.gives[0]: part.gives[0]}).values()) == set(part.gives)
-            assert not source.arrange or source.arrange in arrange.ARRANGEMENTS
-            for address in source.addresses:
-                assert address.startswith(("https://", "http://", "gdrive:", "hub:", "parquet:"))
-                assert not address.startswith("hub:") or parse_hub(address)
-                assert bool(source.name) == address.startswith("parquet:")
-
-
-def test_an_address_of_the_hub_that_is_none():
-    with pytest.raises(Refused, match="is not hub:datasets/OWNER/NAME/FILE"):
-        parse_hub("hub:datasets/one/file")
+    assert not entry.split or not entry.files or entry.split in places
+    for file in entry.files:
+        assert file.urls or file.by_hand
+        assert re.fullmatch(r"(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git:[0-9a-f]{40})?", file.hash)
+        assert file.unpack in ("", "train", "val")
+        for url in file.urls:
+            assert re.match(r"https?://|gdrive:\w+|hub:(datasets|models)/[\w-]+/[\w.@-]+/.", url)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +63,7 @@ def test_an_address_of_the_hub_that_is_none():
     [
         (("verify", "flowers"), "There is no dataset 'flowers'.*Did you mean OxfordFlowers"),
         (("prepare", "caltech"), "Did you mean Caltech101"),
-        (("show", "xyzzy"), "There is no dataset 'xyzzy'; there are ImageNet, "),
+        (("show", "xyzzy"), "There is no dataset 'xyzzy'; available: ImageNet, "),
         (("show", "shapes", "--out", "sheet.jpg"), r"--out is 'sheet\.jpg'; it must end with \.png"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -30,9 +31,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     content = json.loads(sources.SOURCES.read_text(encoding="utf-8"))
     entry = content["datasets"]["DescribableTextures"]
     entry["counts"] = dict(COUNTS)
-    for part in entry["parts"]:
-        for source in part["from"]:
-            source.pop("checks", None)
+    for file in entry["files"]:
+        file.pop("hash", None)
     for module in (sources, command, verify):
         monkeypatch.setattr(module, "known", lambda: sources.read_sources(content))
     return entry["counts"]
@@ -99,9 +99,7 @@ def test_a_damaged_split_file(content, images, tmp_path, capsys):
 
 def test_a_split_file_that_is_not_the_published_one(images, tmp_path, capsys, monkeypatch):
     entry = sources.find("dtd")
-    published = sources.Checks(md5="0" * 32)
-    source = sources.Source(SPLIT_NAME, (), published)
-    changed = sources.Entry(**{**vars(entry), "parts": (sources.Part((SPLIT_NAME,), (source,)),)})
+    changed = dataclasses.replace(entry, files=(sources.File(SPLIT_NAME, "md5:" + "0" * 32),))
     found, lines = verify.verify(changed, tmp_path)
     assert found == "6/3/3 train/val/test images, 3 classes"
     (line,) = lines
@@ -265,7 +263,7 @@ def test_a_benchmark_without_a_split_file_is_read_by_its_class(counts, tmp_path,
         image_dir=str(folder), train_x=items["train"], val=items["val"], test=items["test"]
     )
     monkeypatch.setattr(verify, "open_dataset", lambda *_: read)
-    entry = sources.Entry(**{**vars(sources.find("dtd")), "split": None, "parts": ()})
+    entry = dataclasses.replace(sources.find("dtd"), split=None, files=())
     for path, content in IMAGES.items():
         (tmp_path / "dtd/images" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "dtd/images" / path).write_bytes(content)

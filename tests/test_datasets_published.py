@@ -1,12 +1,21 @@
-"""The published split files, where they lie beside the repository: published numbers, and the lists behind.
+"""Published numbers, halves and names of the benchmarks.
 
-They are not part of the repository, and neither are images; so that all images are there is not checked here.
+`published_counts.json` has the images per class and part of seven published split files, and no names. It was
+made from them by
+
+    counts = [Counter(label for _, label, _ in split[part]) for part in ("train", "val", "test")]
+    [[count[label] for count in counts] for label in sorted(counts[0])]
+
+The split files themselves are not part of the repository, and neither are images. Tests that need them are
+skipped where they do not lie in ../shared/splits.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import benchmark_trees as trees
@@ -14,23 +23,20 @@ import pytest
 from benchmark_trees import open_dataset
 from helpers import ROOT
 
+from dassl.data import splits
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import catalog_dataset, splits
+from dassl.data.splits import Split
+from datasets import catalog
+from datasets.sources import known
 
+PARTS = Split._fields
+COUNTS = json.loads((ROOT / "tests/published_counts.json").read_text(encoding="utf-8"))
+COUNTS.pop("about")
+SIZES = json.loads((ROOT / "experiments/results/published.json").read_text(encoding="utf-8"))["test_sizes"]
 SHARED = ROOT.parent / "shared"
-pytestmark = pytest.mark.skipif(
+needs_split_files = pytest.mark.skipif(
     not (SHARED / "splits").is_dir(), reason="the published split files are not in ../shared/splits"
 )
-# Name → its name in the papers' tables, and its id in the list of sources.
-SPLITS = {
-    "Caltech101": ("Caltech101", "caltech101"),
-    "OxfordPets": ("OxfordPets", "oxford_pets"),
-    "StanfordCars": ("StanfordCars", "stanford_cars"),
-    "OxfordFlowers": ("Flowers102", "oxford_flowers"),
-    "DescribableTextures": ("DTD", "dtd"),
-    "EuroSAT": ("EuroSAT", "eurosat"),
-    "UCF101": ("UCF101", "ucf101"),
-}
 
 
 def published(name: str) -> splits.Split:
@@ -45,31 +51,104 @@ def make_folder(name: str, root: Path) -> Path:
 
 @pytest.fixture
 def no_images(monkeypatch):
-    monkeypatch.setattr(catalog_dataset.splits, "check_images", lambda *args: None)
+    monkeypatch.setattr(splits, "check_images", lambda *args: None)
 
 
-@pytest.mark.parametrize("name", SPLITS)
+def split_of(name: str) -> dict[str, list[tuple[str, int, str]]]:
+    """A split with the published numbers of images per class and part."""
+    return {
+        part: [
+            (f"{label:03d}/{part}_{number:04d}.jpg", label, f"class {label:03d}")
+            for label, counts in enumerate(COUNTS[name])
+            for number in range(counts[position])
+        ]
+        for position, part in enumerate(PARTS)
+    }
+
+
+def counts_of(split: Split) -> list[list[int]]:
+    counts = [Counter(label for _, label, _ in part) for part in split]
+    return [[count[label] for count in counts] for label in sorted(counts[0])]
+
+
+@pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.usefixtures("no_images")
-def test_counts(name, tmp_path):
-    in_tables, in_sources = SPLITS[name]
-    tables = json.loads((SHARED / "published" / "tables.json").read_text())["test_sizes"]
-    sources = json.loads((SHARED / "sources.json").read_text())["datasets"]
-    (counts,) = (entry["counts"] for entry in sources if entry["id"] == in_sources)
-    split_file = f"split_zhou_{name}.json"
-    shutil.copy(SHARED / "splits" / split_file, make_folder(name, tmp_path) / split_file)
-
+def test_counts_and_halves(name, tmp_path):
+    """Our reading and halving of a split of these sizes give the numbers of both tables."""
+    folder = make_folder(name, tmp_path)
+    (folder / f"split_zhou_{name}.json").write_text(json.dumps(split_of(name)), encoding="utf-8")
     whole, base, new = (
         open_dataset(name, tmp_path, subsample=subsample) for subsample in ("all", "base", "new")
     )
-    sizes = {"train": len(whole.train_x), "val": len(whole.val), "test": len(whole.test)}
-    assert {**sizes, "classes": whole.num_classes} == counts
-    assert [len(whole.train_x), len(base.test), len(new.test)] == tables[in_tables]
+    assert known()[name].counts == {
+        "train": len(whole.train_x),
+        "val": len(whole.val),
+        "test": len(whole.test),
+        "classes": whole.num_classes,
+        "test_base": len(base.test),
+        "test_new": len(new.test),
+    }
+    sizes = {"base": len(base.test), "new": len(new.test), "all": len(whole.test)}
+    assert SIZES[known()[name].config] == sizes
     assert base.classnames + new.classnames == whole.classnames
+    assert len(base.classnames) - len(new.classnames) in (0, 1)
     shots = open_dataset(name, tmp_path, shots=16, subsample="base")
     assert len(shots.train_x) == 16 * base.num_classes
     assert len(shots.val) == 4 * base.num_classes
 
 
+def test_the_two_files_of_published_numbers_agree():
+    """Also for the benchmarks of which no split file is at hand."""
+    counts = {known()[name].config: known()[name].counts for name in known() if known()[name].counts}
+    for config, sizes in SIZES.items():
+        assert sizes["all"] == sizes["base"] + sizes["new"] == counts[config]["test"]
+        assert (sizes["base"], sizes["new"]) == (counts[config]["test_base"], counts[config]["test_new"])
+    assert len(SIZES) == 11
+
+
+@pytest.mark.parametrize("name", ["OxfordPets", "UCF101"])
+@pytest.mark.usefixtures("no_images")
+def test_a_fifth_is_held_out_as_published(name, tmp_path):
+    """The benchmark's own lists of this size give the published numbers of each class."""
+    split = split_of(name)
+    folder = make_folder(name, tmp_path)
+    trainval, test = split["train"] + split["val"], split["test"]
+    if name == "UCF101":  # the names of its folders are those of its classes
+        letters = [chr(65 + label // 26) + chr(97 + label % 26) for label in range(len(COUNTS[name]))]
+        trainval, test = (
+            [(f"{letters[label]}/{path[4:]}", label, letters[label]) for path, label, _ in rows]
+            for rows in (trainval, test)
+        )
+    else:  # file names start with the class
+        trainval, test = (
+            [(f"kind{label}_{path[4:].replace('_', '')}", label, f"kind{label}") for path, label, _ in rows]
+            for rows in (trainval, test)
+        )
+    trees.WRITERS[name](folder, trainval, test)
+    open_dataset(name, tmp_path)
+    assert counts_of(splits.load_split(str(folder / f"split_zhou_{name}.json"))) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", ["Caltech101", "DescribableTextures", "EuroSAT"])
+def test_class_folders_are_divided_as_published(name, tmp_path):
+    for label, counts in enumerate(COUNTS[name]):
+        (tmp_path / f"{label:03d}").mkdir()
+        for number in range(sum(counts)):
+            (tmp_path / f"{label:03d}" / f"{number:04d}.jpg").touch()
+    split = catalog.readers.class_folders(str(tmp_path), random.Random(1).shuffle)
+    assert counts_of(split) == COUNTS[name]
+
+
+# From the published split files themselves ------------------------------------------------------------------
+
+
+@needs_split_files
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_counts_are_those_of_the_published_file(name):
+    assert counts_of(published(name)) == COUNTS[name]
+
+
+@needs_split_files
 @pytest.mark.parametrize("name", ["OxfordPets", "StanfordCars", "OxfordFlowers", "UCF101"])
 @pytest.mark.usefixtures("no_images")
 def test_own_lists_lead_to_the_published_rows(name, tmp_path):
@@ -87,6 +166,7 @@ def test_own_lists_lead_to_the_published_rows(name, tmp_path):
         assert made.test == split.test
 
 
+@needs_split_files
 @pytest.mark.parametrize("name", ["Caltech101", "DescribableTextures", "EuroSAT"])
 def test_class_folders_lead_to_the_published_names(name, tmp_path):
     image_dir = make_folder(name, tmp_path) / DATASET_REGISTRY.get(name).image_dir
@@ -101,6 +181,7 @@ def test_class_folders_lead_to_the_published_names(name, tmp_path):
     assert made == expected
 
 
+@needs_split_files
 @pytest.mark.parametrize("name", ["ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"])
 def test_the_class_list_of_imagenet(name, tmp_path):
     folder = make_folder(name, tmp_path)

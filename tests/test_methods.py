@@ -18,6 +18,9 @@ import prompted_clip
 from dassl.engine import TRAINER_REGISTRY
 from train import command_line
 from trainers.clip_trainer import CLIPPromptTrainer
+from trainers.cocoop import ConditionalContextLearner
+from trainers.coop import ContextLearner
+from trainers.maple import MultiModalPromptLearner
 
 NAMES = ["abyssinian", "american_bulldog", "bengal", "german shorthaired"]
 METHODS = [
@@ -144,8 +147,10 @@ def test_text_is_encoded_once_a_test_unless_it_depends_on_the_image(name, form, 
     run = make_trainer(name, **form)
     run.test_loader = [batch(), batch()]
     calls = []
-    encode = prompted_clip.Sentences.encode
-    monkeypatch.setattr(prompted_clip.Sentences, "encode", lambda *words: calls.append(1) or encode(*words))
+    encode = prompted_clip.SharedPrefixText.encode
+    monkeypatch.setattr(
+        prompted_clip.SharedPrefixText, "encode", lambda *words: calls.append(1) or encode(*words)
+    )
     run.test()
     once = len(getattr(run.model.prompt_learner, "ensemble", [1]))
     assert len(calls) == (2 if run.model.prompt_learner.conditional else once)
@@ -261,6 +266,39 @@ def base_16(tmp_path_factory):
         model = prompted_clip.model.CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
     model.token_embedding = torch.nn.Embedding.from_pretrained(torch.zeros(1, 512).expand(49408, 512))
     return model
+
+
+@pytest.mark.parametrize("learner", [ContextLearner, ConditionalContextLearner, MultiModalPromptLearner])
+def test_a_learner_built_by_a_program_says_nothing_and_is_on_clip_s_device(learner, base_16, capsys):
+    built = learner(base_16, NAMES)
+    assert capsys.readouterr().out == ""
+    assert {tensor.device.type for tensor in built.parameters()} == {"meta"}
+    assert {tensor.device.type for tensor in built.buffers()} == {"meta"}
+
+
+COOP_LOG = ["Initializing a generic context", 'Initial context: "X X"', "Number of context words (tokens): 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "MaPLe",
+            [
+                "MaPLe design: Multi-modal Prompt Learning",
+                'Initial context: "a photo of a"',
+                "Number of MaPLe context words (tokens): 2",
+            ],
+        ),
+        ("CoOp", COOP_LOG),
+        ("CoCoOp", COOP_LOG),
+    ],
+)
+def test_a_run_s_log_has_the_reference_s_lines(name, lines, make_trainer, capsys):
+    make_trainer(name, N_CTX=2)
+    printed = capsys.readouterr().out.splitlines()
+    start = printed.index("Building custom CLIP") + 1
+    assert printed[start : start + 3] == lines
 
 
 @pytest.mark.parametrize(("method", "learned"), [*PUBLISHED.items(), *COUNTED.items()])

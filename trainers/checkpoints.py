@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from prompted_clip.model import CLIP
 from prompted_clip.prompted_clip import PromptedCLIP
+
+if TYPE_CHECKING:
+    from .clip_trainer import CLIPPromptTrainer
 
 IDENTITY = "_extra_state"  # where torch keeps a module's own state among its tensors
 MOST_DIFFERENCES = 6
@@ -19,6 +24,34 @@ CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale", "prompt_learner.Z
 WORD_KEYS = ("token_prefix", "token_suffix", "token_midfix")
 # Its IVLP, VPT and PromptSRC keep prompts in the encoders, those before block k in that block.
 ENCODER_PROMPTS = re.compile(r"(image|text)_encoder\.(?:transformer\.resblocks\.(\d+)\.)?VPT(?:_shallow)?")
+
+
+def identity_of(trainer: CLIPPromptTrainer, clip_model: CLIP) -> dict[str, Any]:
+    """What a checkpoint says that it is for: plain names, numbers and lists."""
+    cfg, dataset = trainer.cfg, trainer.dm.dataset
+    return {
+        "trainer": type(trainer).__name__,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "backbone_sha256": fingerprint(clip_model),
+        "settings": {key: value for key, value in trainer.own_settings.items() if key != "PREC"},
+        "classnames": list(dataset.classnames),
+        "data": {
+            "DATASET.NAME": cfg.DATASET.NAME,
+            "DATASET.NUM_SHOTS": cfg.DATASET.NUM_SHOTS,
+            "DATASET.SUBSAMPLE_CLASSES": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "SEED": cfg.SEED,
+            # Of the images drawn; "" for a dataset that does not say.
+            "sample_sha256": getattr(getattr(dataset, "sample", None), "sha256", ""),
+        },
+    }
+
+
+def fingerprint(clip_model: CLIP) -> str:
+    """Tells one CLIP from another of the same widths: sha256 over its projections, in float32."""
+    digest = hashlib.sha256()
+    for tensor in (clip_model.text_projection, clip_model.visual.conv1.weight, clip_model.logit_scale):
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def learned_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,8 +106,8 @@ def check_fit(
 
 
 def _identity_differences(given: Any, here: dict[str, Any], model: PromptedCLIP) -> list[str]:
-    """Where a checkpoint says what it is for; the reference's do not."""
-    if not isinstance(given, Mapping):
+    """How what a checkpoint is for differs from this run; the reference's do not say what they are for."""
+    if not isinstance(given, Mapping) or not given:  # saved by this project's learner, without a trainer
         return []
     differences = []
     if given.get("trainer") != here["trainer"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,18 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl.engine import TrainerX
+from dassl.engine.ddp import Losses, wrap_ddp
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
-from prompted_clip import load_model, pixel_statistics
-from prompted_clip.chunks import AUTOMATIC, NEVER
+from dassl.utils.distributed import is_rank_zero
+from prompted_clip import load_model
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
 
-from .checkpoints import check_fit, check_same_run, learned_tensors
-from .data_parallel import Losses, is_first_process, of_all_processes, processes
+from .checkpoints import IDENTITY, check_fit, check_same_run, identity_of, learned_tensors
 from .precision import PRECISIONS, Precision
-from .step_graph import Gpu, Outcome, ReplayedStep, Step, as_backward_leaves_them, not_replayed, replayable
+from .settings import check_input, check_settings
+from .step_graph import GraphedStep, cuda_graph_safe, graphed_step_of
 
 SAMPLE_FILE = "few_shot.json"
 
@@ -41,7 +41,11 @@ class CLIPPromptTrainer(TrainerX):
     # Folder of the checkpoints, as published.
     model_name: ClassVar[str] = "prompt_learner"
     # Whether published keys begin with "prompt_learner.": so where the reference registers the whole model.
-    keys_of_whole_model: ClassVar[bool] = True
+    prefixed_keys: ClassVar[bool] = True
+    # What CLIP and the learner are put together by.
+    model_class: ClassVar[type[PromptedCLIP]] = PromptedCLIP
+    # Whether `losses` take several views of an image, as many as DATALOADER.K_TRANSFORMS says.
+    takes_views: ClassVar[bool] = False
 
     model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
 
@@ -51,14 +55,15 @@ class CLIPPromptTrainer(TrainerX):
         """The learner, on the CPU; `clip_model` is there too, in float32."""
         raise NotImplementedError
 
-    @replayable
+    @cuda_graph_safe
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss, summed for the backward pass; each is logged under its name.
 
-        Where they are marked as `replayable`, a GPU records them once and replays them.
+        Losses marked as `cuda_graph_safe` are replayed as a CUDA graph on a GPU, ten times as fast. A method
+        that takes more of a batch has more parameters here, as `parse_batch_train` gives them.
 
         Args:
-            images: `(batch 3 height width)`.
+            images: `(batch 3 height width)`; `(view batch 3 height width)` where `takes_views` is set.
             labels: `(batch)`.
         """
         return {"loss_ce": F.cross_entropy(self.model(images), labels)}
@@ -80,29 +85,7 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: names the key, its value and what is allowed.
         """
         self.check_setting(cfg, "PREC", one_of=PRECISIONS)
-        graphs = getattr(cfg.TRAIN, "CUDA_GRAPHS", "auto")
-        if graphs not in ("auto", "off"):
-            raise ValueError(f"TRAIN.CUDA_GRAPHS is {graphs!r}; allowed are auto and off.")
-        if len(cfg.INPUT.SIZE) != 2:
-            raise ValueError(
-                f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed are two numbers, height and width in pixels."
-            )
-        for key in ("PIXEL_MEAN", "PIXEL_STD"):
-            values = cfg.INPUT[key]
-            if len(values) != 3 or (key == "PIXEL_STD" and min(values) <= 0):
-                raise ValueError(f"INPUT.{key} is {values}; allowed are three numbers, deviations above 0.")
-        if cfg.INPUT.NO_TRANSFORM or cfg.DATALOADER.K_TRANSFORMS != 1:
-            raise ValueError(
-                f"INPUT.NO_TRANSFORM is {cfg.INPUT.NO_TRANSFORM} and DATALOADER.K_TRANSFORMS "
-                f"{cfg.DATALOADER.K_TRANSFORMS}; a prompt trainer takes one transformed image: False and 1."
-            )
-        if cfg.TEST.SPLIT not in ("val", "test"):
-            raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
-        if text_chunk(cfg) < NEVER:
-            raise ValueError(
-                f"MODEL.TEXT_CHUNK is {text_chunk(cfg)}; allowed are a number of classes, {AUTOMATIC} for as "
-                f"many as there is memory for, and {NEVER} for all."
-            )
+        check_settings(cfg, self.takes_views)
         name = cfg.MODEL.BACKBONE.NAME
         if self.has_image_tokens(cfg) and name.startswith("RN"):
             raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
@@ -138,18 +121,18 @@ class CLIPPromptTrainer(TrainerX):
     def build_model(self) -> None:
         cfg = self.cfg
         backbone = cfg.MODEL.BACKBONE
-        path = getattr(backbone, "PATH", "")
-        print(f"Loading CLIP (backbone: {backbone.NAME}{f', weights: {path}' if path else ''})")
-        clip_model = load_model(backbone.NAME, path).requires_grad_(False)
+        weights = f", weights: {backbone.PATH}" if backbone.PATH else ""
+        print(f"Loading CLIP (backbone: {backbone.NAME}{weights})")
+        clip_model = load_model(backbone.NAME, backbone.PATH).requires_grad_(False)
         if self.has_image_tokens(cfg) and not isinstance(clip_model.visual, VisionTransformer):
-            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {path} is"))
-        self.check_input(clip_model)
+            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {backbone.PATH} is"))
+        check_input(cfg, clip_model)
 
         print("Building custom CLIP")
         learner = self.build_learner(clip_model, self.dm.dataset.classnames)
-        learner.identity = self.identity(clip_model)
+        learner.identity = identity_of(self, clip_model)
         # Not the whole model: what is saved and optimised is what is learned.
-        saved = nn.ModuleDict({"prompt_learner": learner}) if self.keys_of_whole_model else learner
+        saved = nn.ModuleDict({"prompt_learner": learner}) if self.prefixed_keys else learner
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(saved, cfg.MODEL.INIT_WEIGHTS)
 
@@ -159,7 +142,7 @@ class CLIPPromptTrainer(TrainerX):
         if self.precision.name == "fp16" and self.device.type == "cpu":
             print("Warning: fp16 is slow on a CPU; bf16 or fp32 is meant for it")
         self.precision.cast(clip_model)
-        self.model = PromptedCLIP(clip_model, learner, text_chunk(cfg)).to(self.device)
+        self.model = self.model_class(clip_model, learner, cfg.MODEL.TEXT_CHUNK).to(self.device)
         learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
@@ -167,20 +150,6 @@ class CLIPPromptTrainer(TrainerX):
             self.optim = build_optimizer(learner, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
             self.register_model(self.model_name, saved, self.optim, self.sched)
-
-    def check_input(self, clip_model: CLIP) -> None:
-        """Refuses images of another size than CLIP's, and warns of another normalisation."""
-        size, needed = tuple(self.cfg.INPUT.SIZE), clip_model.visual.input_resolution
-        if size != (needed, needed):
-            raise ValueError(
-                f"INPUT.SIZE is {size}, but this CLIP ({self.cfg.MODEL.BACKBONE.NAME}) takes images of "
-                f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
-            )
-        trained = pixel_statistics(self.cfg.MODEL.BACKBONE.NAME)
-        for key, values in zip(("PIXEL_MEAN", "PIXEL_STD"), trained, strict=True):
-            given = tuple(self.cfg.INPUT[key])
-            if any(abs(a - b) > 1e-3 for a, b in zip(given, values, strict=True)):
-                print(f"Warning: INPUT.{key} is {given}, but this CLIP was trained with {values}")
 
     def warn_of_unused_depth(self, key: str, tower: str, transformer: Transformer) -> None:
         """Says which prompts have no block to enter; the reference takes such depths, and so do we.
@@ -196,35 +165,16 @@ class CLIPPromptTrainer(TrainerX):
                 f"{transformer.layers + 1} on are not used there"
             )
 
-    def identity(self, clip_model: CLIP) -> dict:
-        """What a checkpoint is for: plain names, numbers and lists."""
-        cfg = self.cfg
-        return {
-            "trainer": type(self).__name__,
-            "backbone": cfg.MODEL.BACKBONE.NAME,
-            "backbone_sha256": fingerprint(clip_model),
-            "settings": {key: value for key, value in self.own_settings.items() if key != "PREC"},
-            "classnames": list(self.dm.dataset.classnames),
-            "data": {
-                "DATASET.NAME": cfg.DATASET.NAME,
-                "DATASET.NUM_SHOTS": cfg.DATASET.NUM_SHOTS,
-                "DATASET.SUBSAMPLE_CLASSES": cfg.DATASET.SUBSAMPLE_CLASSES,
-                "SEED": cfg.SEED,
-                # Of the images drawn; "" for a dataset that does not say.
-                "sample_sha256": getattr(getattr(self.dm.dataset, "sample", None), "sha256", ""),
-            },
-        }
-
     # --- training and testing ---------------------------------------------------------------------------
 
     def before_epoch(self) -> None:
         """Before the first epoch, the sample that is trained on is written beside the results."""
         super().before_epoch()
-        replayed_step = vars(self).get("replayed_step")  # made when it is needed first
-        if replayed_step is not None:
-            replayed_step.begin_epoch()
+        graphed_step = vars(self).get("graphed_step")  # made when it is needed first
+        if graphed_step is not None:
+            graphed_step.begin_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
-        if self.epoch == self.start_epoch and sample is not None and is_first_process():
+        if self.epoch == self.start_epoch and sample is not None and is_rank_zero():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
 
     @classmethod
@@ -237,15 +187,20 @@ class CLIPPromptTrainer(TrainerX):
     def shared_losses(self) -> Losses:
         """`losses`, whose gradients are those of all processes together."""
         learned = [each for each in self.model.parameters() if each.requires_grad]
-        return of_all_processes(self.losses, learned)
+        return wrap_ddp(self.losses, learned)
+
+    @cached_property
+    def graphed_step(self) -> GraphedStep | None:
+        """Losses and gradients as a CUDA graph; None where they run eagerly."""
+        return graphed_step_of(self)
 
     def forward_backward(self, batch) -> dict[str, Any]:
-        images, labels = self.parse_batch_train(batch)
-        if self.replayed_step is None:
-            loss, terms = self.summed_losses(images, labels)
+        inputs = self.parse_batch_train(batch)
+        if self.graphed_step is None:
+            loss, terms = self.summed_losses(*inputs)
             self.model_backward_and_update(loss)
         else:
-            loss, terms, gradients = self.replayed_step(images, labels)
+            loss, terms, gradients = self.graphed_step(*inputs)
             self.detect_anomaly(loss)
             self.model_zero_grad()
             for tensor, gradient in zip(self.optimised_tensors(), gradients, strict=True):
@@ -254,13 +209,17 @@ class CLIPPromptTrainer(TrainerX):
         summary = {"loss": loss, **(terms if len(terms) > 1 else {})}
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        # From a GPU, tensors: the engine waits for them when it prints.
+        # From a GPU, tensors: the engine syncs when it prints.
         return {name: each.detach() if each.is_cuda else each.item() for name, each in summary.items()}
 
-    def summed_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and its terms."""
+    def summed_losses(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its terms.
+
+        Args:
+            inputs: what `parse_batch_train` gives.
+        """
         with self.precision.autocast():
-            terms = self.shared_losses(images, labels)
+            terms = self.shared_losses(*inputs)
             return torch.stack(list(terms.values())).sum(), terms
 
     def model_backward_and_update(self, loss: Tensor, names=None) -> None:
@@ -273,61 +232,28 @@ class CLIPPromptTrainer(TrainerX):
 
     def optimizers_step(self, names: Sequence[str]) -> None:
         for name in names:
-            self.scaler.step(self._optims[name])
+            if self._optims[name] is not None:
+                self.scaler.step(self._optims[name])
         self.scaler.update()
-
-    # --- the step as a CUDA graph -------------------------------------------------------------------------
-
-    @cached_property
-    def replayed_step(self) -> ReplayedStep | None:
-        """Computes losses and gradients where a GPU may replay them; None where they are computed anew."""
-        return self.replayed(self.gradient_step, self.why_not_replayed())
-
-    def replayed(self, step: Step, why_not: str) -> ReplayedStep | None:
-        """`step` where a GPU may replay it; None where that is off, or a line says why it may not.
-
-        Args:
-            why_not: what is known to stand against it; "" for nothing.
-        """
-        if self.device.type != "cuda" or getattr(self.cfg.TRAIN, "CUDA_GRAPHS", "auto") == "off":
-            return None
-        if why_not:
-            print(not_replayed(why_not))
-            return None
-        tolerance = 1e-3 if self.precision.name == "fp32" else 5e-2  # sums in another order
-        return ReplayedStep(step, tolerance, Gpu(self.device))
-
-    def why_not_replayed(self) -> str:
-        """What is known to stand against it; "" for nothing."""
-        name = type(self).__name__
-        if processes() > 1:
-            return "several processes share a batch"
-        if not getattr(type(self).losses, "replayable", False):
-            return f"{name}.losses is not marked as replayable, see trainers/step_graph.py"
-        for part in ("model_backward_and_update", "model_zero_grad", "model_backward", "model_update"):
-            if getattr(type(self), part) is not getattr(CLIPPromptTrainer, part):
-                return f"{name} has a {part} of its own"
-        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self.optimised_tensors()):
-            return "there are hooks on gradients"
-        return ""
 
     def optimised_tensors(self) -> list[Tensor]:
         """What is learned now, of all optimizers."""
         groups = [group for optim in self._optims.values() if optim for group in optim.param_groups]
         return [each for group in groups for each in group["params"] if each.requires_grad]
 
-    def gradient_step(self, images: Tensor, labels: Tensor) -> Outcome:
-        """The loss and its gradients, scaled as the loss scaler wants them; nothing is changed by it."""
-        loss, terms = self.summed_losses(images, labels)
-        learned = self.optimised_tensors()
-        gradients = torch.autograd.grad(self.scaler.scale(loss), learned, allow_unused=True)
-        terms = {name: each.detach() for name, each in terms.items()}
-        return Outcome(loss.detach(), terms, as_backward_leaves_them(gradients, learned))
-
     # --- batches and tests --------------------------------------------------------------------------------
 
-    def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
-        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+    def parse_batch_train(self, batch) -> tuple[Tensor, ...]:
+        """What `losses` take: images and labels, on the device.
+
+        A method that takes more of a batch (`img0`, `img2`, `index`, ...) appends it; tensors alone, so that
+        a CUDA graph can replay the step.
+        """
+        images, labels = batch["img"], batch["label"]
+        views = images if isinstance(images, (list, tuple)) else [images]
+        moved = [each.to(self.device, non_blocking=True) for each in views]
+        images = torch.stack(moved) if self.takes_views else moved[0]
+        return images, labels.to(self.device, non_blocking=True)
 
     def model_inference(self, input: Tensor) -> Tensor:
         with self.precision.autocast():
@@ -335,7 +261,7 @@ class CLIPPromptTrainer(TrainerX):
 
     @torch.no_grad()
     def test(self, split=None, **kwargs):
-        with self.precision.autocast(), self.model.text_encoded_once():
+        with self.precision.autocast(), self.model.cached_text_features():
             return super().test(split, **kwargs)
 
     # --- the frozen CLIP, for methods that stay near it ---------------------------------------------------
@@ -364,27 +290,13 @@ class CLIPPromptTrainer(TrainerX):
         check_fit(path, state_dict, self._models[name].state_dict(), self.model)
         return learned_tensors(state_dict)
 
-    def resume_model_if_exist(self, directory: str) -> int:
-        """Goes on from the last checkpoint in a folder, if it is of this very run.
+    def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
+        """Refuses to continue a run with other images, classes or another seed.
 
         Raises:
-            ValueError: it was made with other images, classes or another seed.
+            ValueError: lists what differs.
         """
-        epoch = super().resume_model_if_exist(directory)
-        if epoch:
-            learner = self.model.prompt_learner
-            check_same_run(directory, learner.loaded_identity, learner.identity)
-        return epoch
-
-
-def text_chunk(cfg) -> int:
-    """Classes that run through the text encoder at once; upstream's configuration has no such key."""
-    return getattr(cfg.MODEL, "TEXT_CHUNK", AUTOMATIC)
-
-
-def fingerprint(clip_model: CLIP) -> str:
-    """Tells one CLIP from another of the same widths: sha256 over its projections, in float32."""
-    digest = hashlib.sha256()
-    for tensor in (clip_model.text_projection, clip_model.visual.conv1.weight, clip_model.logit_scale):
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        states = checkpoint["state_dict"].items()
+        identity = next((value for key, value in states if key.endswith(IDENTITY)), None)
+        if isinstance(identity, Mapping):
+            check_same_run(directory, identity, self.model.prompt_learner.identity)

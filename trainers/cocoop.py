@@ -17,7 +17,7 @@ from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import PromptLearner
 
 from .clip_trainer import CLIPPromptTrainer
-from .coop import ContextLearner
+from .coop import ContextLearner, print_context
 
 
 class ConditionalContextLearner(ContextLearner):
@@ -45,11 +45,11 @@ class ConditionalContextLearner(ContextLearner):
         hidden = [meta_width or max(1, features // 16)] * (meta_layers - 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         widths = zip([features, *hidden], [*hidden, text_width], strict=True)
-        for number, (given, made) in enumerate(widths, start=1):
+        for number, (width_in, width_out) in enumerate(widths, start=1):
             if layers:
                 layers[f"relu{number - 1}"] = nn.ReLU()
-            layers[f"linear{number}"] = nn.Linear(given, made)
-        self.meta_net = nn.Sequential(layers)
+            layers[f"linear{number}"] = nn.Linear(width_in, width_out)
+        self.meta_net = nn.Sequential(layers).to(self.ctx.device)
 
     def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
         """A context for each image: tokens `(batch n width)` of `image_features`, `(batch feature)`."""
@@ -68,7 +68,7 @@ class CoCoOp(CLIPPromptTrainer):
         "META_NET_WIDTH": 0,  # of hidden layers; 0: a 16th of the features
         "META_NET_LAYERS": 2,
     }
-    keys_of_whole_model = False
+    prefixed_keys = False
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
@@ -78,6 +78,8 @@ class CoCoOp(CLIPPromptTrainer):
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         own = self.own_settings
-        return ConditionalContextLearner(
+        learner = ConditionalContextLearner(
             clip_model, classnames, own.N_CTX, own.CTX_INIT, own.META_NET_WIDTH, own.META_NET_LAYERS
         )
+        print_context(learner)
+        return learner

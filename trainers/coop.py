@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
-from prompted_clip import Prompts, Sentences
+from prompted_clip import Prompts, SharedPrefixText
 from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import PromptLearner, initial_context, noise, tokenize_classes
 from prompted_clip.simple_tokenizer import default_tokenizer
@@ -23,11 +23,13 @@ CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 
 
 class ContextLearner(PromptLearner):
-    """Context tokens in the input of the text encoder.
+    """Context tokens in the input of the text encoder; on CLIP's device.
+
+    `words` are those that the context starts from.
 
     Args:
         n_ctx: learned tokens, where `ctx_init` is empty; otherwise as many as it has words, as published.
-        ctx_init: words that the context starts from.
+        ctx_init: words that the context starts from; `_` stands for a space.
         class_specific: whether each class has a context of its own; it starts from noise.
         position: where the class name stands: at the end, in the middle or in front of the context.
     """
@@ -41,7 +43,7 @@ class ContextLearner(PromptLearner):
         class_specific: bool = False,
         position: str = "end",
     ) -> None:
-        n_ctx = len(ctx_init.split(" ")) if ctx_init else n_ctx
+        n_ctx = len(ctx_init.replace("_", " ").split(" ")) if ctx_init else n_ctx
         context, words = initial_context(clip_model, n_ctx, ctx_init, most_words=n_ctx)
         if class_specific:  # one for each, in place of that one
             contexts = noise(len(classnames), n_ctx, clip_model.transformer.width)
@@ -49,15 +51,21 @@ class ContextLearner(PromptLearner):
         tokens = tokenize_classes(clip_model, classnames, f"{words} {{}}.")
         names = [len(default_tokenizer().encode(name.replace("_", " "))) for name in classnames]
         tokens, slots = arrange(tokens, n_ctx, torch.tensor(names), position)
-        super().__init__(Sentences(tokens, slots, class_specific))
-        print(f"Initializing {'class-specific contexts' if class_specific else 'a generic context'}")
-        print(f'Initial context: "{words}"')
-        print(f"Number of context words (tokens): {n_ctx}")
+        super().__init__(SharedPrefixText(tokens, slots))
+        self.words = words
         self.ctx = nn.Parameter(context)
         self.class_specific = class_specific
+        self.to(clip_model.text_projection.device)
 
     def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
-        return Prompts(self.ctx)
+        return Prompts(self.ctx, class_specific=self.class_specific)
+
+
+def print_context(learner: ContextLearner) -> None:
+    """Logs what the context starts from, as the reference does."""
+    print(f"Initializing {'class-specific contexts' if learner.class_specific else 'a generic context'}")
+    print(f'Initial context: "{learner.words}"')
+    print(f"Number of context words (tokens): {learner.ctx.shape[-2]}")
 
 
 def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> tuple[Tensor, Tensor]:
@@ -95,7 +103,7 @@ class CoOp(CLIPPromptTrainer):
         "PREC": "fp16",
         "CLASS_TOKEN_POSITION": "end",
     }
-    keys_of_whole_model = False
+    prefixed_keys = False
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
@@ -109,7 +117,7 @@ class CoOp(CLIPPromptTrainer):
                 f"Warning: TRAINER.{self.settings_key()}.CSC is not used, as in the reference: the context "
                 f"starts from the words of CTX_INIT, {own.CTX_INIT!r}, for all classes"
             )
-        return ContextLearner(
+        learner = ContextLearner(
             clip_model,
             classnames,
             own.N_CTX,
@@ -117,3 +125,5 @@ class CoOp(CLIPPromptTrainer):
             own.CSC and not own.CTX_INIT,
             own.CLASS_TOKEN_POSITION,
         )
+        print_context(learner)
+        return learner

@@ -47,7 +47,7 @@ class IVLP(CLIPPromptTrainer):
         if isinstance(clip_model.visual, VisionTransformer):
             self.warn_of_unused_depth("PROMPT_DEPTH_VISION", "image", clip_model.visual.transformer)
         print("Independent V-L design")
-        return IndependentPromptLearner(
+        learner = IndependentPromptLearner(
             clip_model,
             classnames,
             own.CTX_INIT,
@@ -56,3 +56,13 @@ class IVLP(CLIPPromptTrainer):
             own.N_CTX_VISION if self.has_image_tokens(self.cfg) else 0,
             own.PROMPT_DEPTH_VISION,
         )
+        print_prompts(learner)
+        return learner
+
+
+def print_prompts(learner: IndependentPromptLearner) -> None:
+    """Logs the context and the number of tokens, as the reference does."""
+    text, image = (0 if tokens is None else len(tokens) for tokens in (learner.ctx, learner.image_tokens))
+    print(f'Initial text context: "{learner.words}"')
+    print(f"Number of context words (tokens) for Language prompting: {text}")
+    print(f"Number of context words (tokens) for Vision prompting: {image}")

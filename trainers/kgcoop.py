@@ -14,7 +14,7 @@ from torch import Tensor
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp
-from .step_graph import replayable
+from .step_graph import cuda_graph_safe
 from .templates import template_of
 
 
@@ -32,7 +32,7 @@ class KgCoOp(CoOp):
     def clip_text_features(self) -> Tensor:
         return self.frozen_text_features([template_of(self.dm.dataset)])
 
-    @replayable
+    @cuda_graph_safe
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         text_features = self.model.encode_text()
         logits = self.model.logits(self.model.encode_image(images), text_features)

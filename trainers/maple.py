@@ -32,6 +32,8 @@ AS_PROMPT_DEPTH = -1
 class MultiModalPromptLearner(PromptLearner):
     """Tokens of one encoder, the source, and the couplings that make the tokens of the other, the target.
 
+    All are on CLIP's device. `words` are those that the context starts from.
+
     Args:
         n_ctx: learned tokens a depth.
         ctx_init: words that the context starts from; noise without them, or if image tokens are the source.
@@ -58,10 +60,7 @@ class MultiModalPromptLearner(PromptLearner):
         context, words = initial_context(clip_model, n_ctx, ctx_init)
         prompts = n_ctx if text_depth else 0
         super().__init__(class_sentences(clip_model, classnames, f"{words} {{}}.", prompts))
-        print("MaPLe design: Multi-modal Prompt Learning")
-        print(f'Initial context: "{words}"')
-        print(f"Number of MaPLe context words (tokens): {n_ctx}")
-
+        self.words = words
         widths = {"text": clip_model.transformer.width, "image": clip_model.visual.transformer.width}
         depths = {"text": text_depth, "image": image_depth}
         self.source, self.target = direction.split("_to_")
@@ -82,6 +81,7 @@ class MultiModalPromptLearner(PromptLearner):
         first = nn.Linear(width, widths[self.target])
         clones = max(0, self.target_depth - 1) if coupling == "per_layer" else 0
         self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(first) for _ in range(clones))
+        self.to(clip_model.text_projection.device)
 
     def text_prompts(self, image_features: torch.Tensor | None = None) -> Prompts | None:
         return self._prompts_of("text")
@@ -153,7 +153,7 @@ class MaPLe(CLIPPromptTrainer):
         text, image = ("PROMPT_DEPTH" if own[key] == AS_PROMPT_DEPTH else key for key in BRANCH_DEPTHS)
         self.warn_of_unused_depth(text, "text", clip_model.transformer)
         self.warn_of_unused_depth(image, "image", image_encoder.transformer)
-        return MultiModalPromptLearner(
+        learner = MultiModalPromptLearner(
             clip_model,
             classnames,
             own.N_CTX,
@@ -164,3 +164,7 @@ class MaPLe(CLIPPromptTrainer):
             own.DIRECTION,
             own.DEEP_INIT,
         )
+        print("MaPLe design: Multi-modal Prompt Learning")
+        print(f'Initial context: "{learner.words}"')
+        print(f"Number of MaPLe context words (tokens): {own.N_CTX}")
+        return learner

@@ -20,7 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .clip_trainer import CLIPPromptTrainer
 from .ivlp import IVLP
 from .maple import MaPLe
-from .step_graph import replayable
+from .step_graph import cuda_graph_safe
 from .templates import IMAGENET_TEMPLATES, embedded_templates
 
 TEMPLATES = IMAGENET_TEMPLATES[:60]  # the authors took these of OpenAI's 80
@@ -57,7 +57,7 @@ class SelfRegulation(CLIPPromptTrainer):
         templates = embedded_templates(self.model.clip_model, TEMPLATES)
         return self.frozen_text_features(templates, normalise_each=False)
 
-    @replayable
+    @cuda_graph_safe
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         own, model = self.own_settings, self.model
         image_features, text_features = model.encode_image(images), model.encode_text()
@@ -88,13 +88,16 @@ class SelfRegulation(CLIPPromptTrainer):
     def checkpoint_state(self, name: str) -> dict[str, Any]:
         return {**super().checkpoint_state(name), "average": self.average}
 
-    def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
-        super().restore_state(name, checkpoint)
+    def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
+        super().check_resumable(name, checkpoint, directory)
         if "average" not in checkpoint:
             raise ValueError(
                 f"The checkpoint of {name} has no mean over its epochs and cannot be continued; test it with "
                 "--eval-only, or give another --output-dir to start anew."
             )
+
+    def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
+        super().restore_state(name, checkpoint)
         self.average = {key: tensor.to(self.device) for key, tensor in checkpoint["average"].items()}
 
 

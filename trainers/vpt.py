@@ -14,6 +14,7 @@ from prompted_clip.model import CLIP, VisionTransformer
 from prompted_clip.prompt_learner import IndependentPromptLearner, PromptLearner
 
 from .clip_trainer import CLIPPromptTrainer
+from .ivlp import print_prompts
 
 
 @TRAINER_REGISTRY.register()
@@ -40,10 +41,12 @@ class VPT(CLIPPromptTrainer):
         assert isinstance(clip_model.visual, VisionTransformer)
         self.warn_of_unused_depth("PROMPT_DEPTH_VISION", "image", clip_model.visual.transformer)
         print("Vision Prompting Design")
-        return IndependentPromptLearner(
+        learner = IndependentPromptLearner(
             clip_model,
             classnames,
             own.CTX_INIT.replace("_", " "),
             image_tokens=own.N_CTX_VISION,
             image_depth=own.PROMPT_DEPTH_VISION,
         )
+        print_prompts(learner)
+        return learner

@@ -21,7 +21,7 @@ from dassl.utils import set_random_seed
 from dassl.utils.distributed import broadcast_tensors, get_rank, get_world_size
 from dassl.utils.torchrun import check_devices
 
-Losses = Callable[[Tensor, Tensor], dict[str, Tensor]]
+Losses = Callable[..., dict[str, Tensor]]
 
 
 def wrap_ddp(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
@@ -31,8 +31,8 @@ def wrap_ddp(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
     whole batch. All start with the tensors of rank zero. Without torch.distributed, `losses` itself.
 
     Args:
-        losses: of images `(batch 3 height width)` and labels `(batch)`.
-        learned: what gradients are for.
+        losses: of tensors, such as images `(batch 3 height width)` and labels `(batch)`.
+        learned: the tensors that gradients are of.
     """
     if get_world_size() == 1:
         return losses
@@ -51,8 +51,8 @@ class _Step(nn.Module):
         self.losses = losses
         self.learned = nn.ParameterList(learned)
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return self.losses(images, labels)
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        return self.losses(*inputs)
 
 
 def select_device(cfg: CfgNode) -> torch.device:

@@ -200,6 +200,7 @@ class TrainerBase:
                 check_optimizer(self._optims[name], checkpoint["optimizer"], name, path)
             if self._scheds[name] is not None and checkpoint.get("scheduler"):
                 check_scheduler(self._scheds[name], checkpoint["scheduler"], name, path)
+            self.check_resumable(name, checkpoint, directory)
 
         for name, (path, checkpoint, state) in found.items():
             print(f'Loading checkpoint from "{path}"')
@@ -212,6 +213,9 @@ class TrainerBase:
         self._resumed_rng = self._random_state_of(checkpoint)
         print(f"Previous epoch: {checkpoint['epoch']}")
         return checkpoint["epoch"]
+
+    def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
+        """For a trainer to refuse a checkpoint that its run cannot continue, before anything is loaded."""
 
     @staticmethod
     def _random_state_of(checkpoint: Mapping[str, Any]) -> Any:

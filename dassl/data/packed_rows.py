@@ -1,7 +1,6 @@
-"""Images as `(path, label, class name)`, in some thirty bytes each where there are very many of them.
+"""Rows `(path, label, class name)` packed into arrays: some 30 bytes per image, a tenth of Python objects.
 
-A path, a label and a name as Python objects take ten times that, which at ImageNet's 1.28 million images is
-several hundred megabytes and seconds.
+For ImageNet's 1.28 million images that saves several hundred megabytes, and seconds at each start.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import numpy as np
 from dassl.data.datasets import Datum
 
 Row = tuple[str, int, str]  # path with "/" between its parts, label, class name
-END = "/"  # behind each packed name: no file name has it
+END = "/"  # ends each packed name: no file name contains it
 
 
 def pack_names(names: Iterable[str]) -> bytes:
-    """File names one behind the other, each with `END`. What the file system has in no encoding is kept."""
+    """File names as bytes, each followed by `END`. Invalid Unicode survives the round trip."""
     return "".join(f"{name}{END}" for name in names).encode("utf-8", "surrogatepass")
 
 
@@ -31,15 +30,15 @@ def unpack_names(packed: bytes) -> list[str]:
 
 
 class Rows(Sequence[Row]):
-    """A list of rows that cannot be changed.
+    """An immutable sequence of packed rows.
 
     Args:
-        groups: folder (with "/" behind it, or empty), label and class name; each once, and in the order of
-            their first images.
+        groups: folder (ending with "/", or empty), label and class name; unique, in the order of their first
+            images.
         group_of: `(image)`, the number of each image's group.
         names: the packed names of the files.
 
-    Two of them have the same `digest` exactly if they hold the same rows in the same order.
+    Two instances have the same `digest` if and only if they hold the same rows in the same order.
     """
 
     def __init__(self, groups: Sequence[Row], group_of: np.ndarray, names: bytes) -> None:
@@ -55,7 +54,7 @@ class Rows(Sequence[Row]):
 
     @classmethod
     def pack(cls, rows: Iterable[Row]) -> Rows:
-        """Packs any rows; packed ones are given back as they are."""
+        """Packs rows; returns `rows` itself if it is packed."""
         if isinstance(rows, Rows):
             return rows
         numbers: dict[Row, int] = {}
@@ -83,7 +82,7 @@ class Rows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         names = self.names.decode("utf-8", "surrogatepass").split(END)
-        for group, name in zip(self.group_of.tolist(), names, strict=False):  # behind the last END is nothing
+        for group, name in zip(self.group_of.tolist(), names, strict=False):  # the last part is empty
             folder, label, classname = self.groups[group]
             yield folder + name, label, classname
 
@@ -93,14 +92,14 @@ class Rows(Sequence[Row]):
         return self.names[start : end - 1].decode("utf-8", "surrogatepass")
 
     def packed(self, start: int, stop: int) -> bytes:
-        """The packed names of the images from `start` up to before `stop`."""
+        """The packed names of the images from `start` to `stop`, exclusive."""
         return self.names[int(self._starts[start]) : int(self._starts[stop])]
 
     def by(self, keys: Sequence[Any]) -> dict[Any, np.ndarray]:
         """The positions of the images for each key, keys in the order of their first images.
 
         Args:
-            keys: one for each group; groups with the same key come together.
+            keys: one per group; groups with equal keys are merged.
         """
         number: dict[Any, int] = {}
         of_group = np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int32)
@@ -123,16 +122,16 @@ class Rows(Sequence[Row]):
 
     def relabelled(self, new_labels: Mapping[int, int]) -> Rows:
         """The images whose label is a key, in order, with the value as their label."""
-        kept = [position for position, group in enumerate(self.groups) if group[1] in new_labels]
-        if len(kept) == len(self.groups):
+        selected = [position for position, group in enumerate(self.groups) if group[1] in new_labels]
+        if len(selected) == len(self.groups):
             names, group_of = self.names, self.group_of
         else:
-            chosen = np.isin(self.group_of, kept)
-            # Runs of chosen images are cut out whole: classes mostly lie one behind the other.
+            chosen = np.isin(self.group_of, selected)
+            # Copies consecutive images at once: the images of a class mostly follow each other.
             edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
             names = b"".join(map(self.packed, edges[::2], edges[1::2]))
-            group_of = np.searchsorted(kept, self.group_of[chosen]).astype(np.int32)
-        groups = [self.groups[position] for position in kept]
+            group_of = np.searchsorted(selected, self.group_of[chosen]).astype(np.int32)
+        groups = [self.groups[position] for position in selected]
         return Rows([(folder, new_labels[label], name) for folder, label, name in groups], group_of, names)
 
     def digest(self) -> str:
@@ -144,10 +143,10 @@ class Rows(Sequence[Row]):
 
 
 class Datums(Sequence[Datum]):
-    """Packed rows as a sequence of Datums, each made when it is asked for.
+    """Packed rows as an immutable sequence of Datums, which are created on access.
 
-    It reads as a list does: length, index, slices, iteration, `+`, `*`, `copy`; what these give are lists. It
-    cannot be changed, and what is set on a Datum is not kept.
+    It supports what readers of lists use: length, index, slices, iteration, `+`, `*`, `copy`, which give
+    lists. Attributes set on a Datum are lost.
     """
 
     def __init__(self, rows: Rows, image_dir: str) -> None:

@@ -1,15 +1,13 @@
-"""What lies in the folders of a dataset, kept on disk: a million names need not be listed at each start.
+"""Caches the file names in the folders of a dataset on disk, instead of listing a million at each start.
 
 While a dataset is opened (`with opened(dataset_dir)`), `list_names`, `list_images` and `rows_of_folders` ask
-its index; else, and for folders elsewhere, they list. One stat is made of each folder, and none of a file: a
-file that is added, removed or renamed changes the times of its folder. (To count its files instead takes as
-long as to list it.) A folder is listed again if its times are others than when it was listed, if it
-had been changed within two seconds before (the next change could have had the same time), or if its file
-system keeps no times.
+its index; otherwise, and for folders elsewhere, they list. Each folder costs one `stat`, and files none:
+adding, removing or renaming a file changes the times of its folder. (Counting files takes as long as listing
+them.) A folder is listed again if its times differ from those in the index, if it was changed less than two
+seconds before it was listed (the next change could have the same time), or if its file system has no times.
 
-The index is a file in the dataset's folder, or, where that cannot be written, in the user's cache folder: see
-`places`. It stands under a checksum; one that is damaged, or of another version, is made anew. Datasets of
-few files have none, as they are listed at once.
+The index is a file in the dataset's folder or, if that is read-only, in the user's cache (see `places`).
+It has a checksum; a damaged one, or one of another version, is rebuilt. Datasets of few files have none.
 """
 
 from __future__ import annotations
@@ -18,9 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
@@ -28,14 +24,15 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from datasets.rows import END, Row, Rows, pack_names, unpack_names
+from dassl.data.packed_rows import END, Row, Rows, pack_names, unpack_names
+from dassl.utils.tools import atomic_open
 
 Item = TypeVar("Item")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-LEAST = 10_000  # names, below which no index is kept
+LEAST = 10_000  # names: datasets with fewer have no index
 MAGIC = b"maple folder index, version 1\n"
-SETTLED = 2_000_000_000  # nanoseconds after which the times of a folder tell a further change
+SETTLED = 2_000_000_000  # nanoseconds after which a further change of a folder changes its times
 
 _current: ContextVar[Index | None] = ContextVar("index", default=None)
 
@@ -48,12 +45,10 @@ class Listing(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    times: tuple[int, int]  # when the folder was changed: its files, and anything about it; nanoseconds
+    times: tuple[int, int]  # mtime and ctime of the folder; nanoseconds
     listed: int  # when it was listed; nanoseconds
-    start: (
-        int  # where in the packed names of all folders its images begin, its other names, and where they end
-    )
-    middle: int
+    start: int  # of its images in the packed names of all folders
+    middle: int  # of its other names
     end: int
 
 
@@ -61,7 +56,7 @@ class _Entry(NamedTuple):
 
 
 def list_images(folder: str) -> list[str]:
-    """The names of the images in a folder, sorted: files by their suffix, hidden ones left out.
+    """The names of the images in a folder, sorted: by suffix, without hidden files.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -75,18 +70,18 @@ def list_names(folder: str) -> list[str]:
 
 
 def listing(folder: str) -> Listing:
-    """As `list_images` and `list_names`, packed."""
+    """The names in a folder, packed; see `list_images` and `list_names`."""
     index = _current.get()
     return _list(folder) if index is None else index.listing(folder)
 
 
 def rows_of_folders(image_dir: str, classes: Sequence[Row]) -> Rows:
-    """All images of class folders, as rows that take little memory: no object is made for an image.
+    """All images of class folders as packed rows, without a Python object per image.
 
     Args:
         image_dir: what the paths of the rows start from.
-        classes: a folder, its label and its class name, in the order in which the rows are to come. Each
-            folder once, relative to `image_dir`, with "/" between its parts.
+        classes: folder, label and class name, in the order of the rows. Folders are unique, relative to
+            `image_dir`, with "/" as separator.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -102,13 +97,13 @@ def rows_of_folders(image_dir: str, classes: Sequence[Row]) -> Rows:
 
 
 def progress(items: Iterable[Item], what: str, unit: str) -> Iterable[Item]:
-    """A bar for what takes more than two seconds, on a terminal only."""
+    """`items` with a progress bar, shown on a terminal after two seconds."""
     return tqdm(items, desc=what, unit=unit, delay=2, leave=False, disable=None)
 
 
 @contextlib.contextmanager
 def opened(dataset_dir: str, rebuild: bool = False) -> Iterator[Index]:
-    """Lets the functions above ask the index of a dataset, and saves it where it learned something.
+    """A context in which the functions above use the index of a dataset; saves it at the end if it changed.
 
     Args:
         rebuild: list all folders again.
@@ -126,14 +121,11 @@ def opened(dataset_dir: str, rebuild: bool = False) -> Iterator[Index]:
 
 
 def places(dataset_dir: str) -> list[str]:
-    """Where the index of a dataset may lie: in its folder, or in the user's cache folder."""
-    if sys.platform == "win32":
-        cache = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
-    else:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    """The possible paths of the index of a dataset: in its folder, and in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     key = hashlib.sha256(os.path.realpath(dataset_dir).encode("utf-8", "surrogatepass")).hexdigest()[:24]
     return [
-        # In a folder of its own, so that writing it does not change the times of one that it lists.
+        # In a separate folder, so that writing it does not change the times of a listed one.
         os.path.join(dataset_dir, ".folder_index", "folders.bin"),
         os.path.join(cache, "maple-prompt-learning", "folder_index", f"{key}.bin"),
     ]
@@ -149,9 +141,11 @@ class Index:
     def __init__(self, root: str, rebuild: bool = False) -> None:
         self.root = os.path.abspath(root)
         self.changed = rebuild
-        self._kept: dict[str, _Entry] = {}  # as read from disk
+        self._cached: dict[str, _Entry] = {}  # as read from disk
         self._names = memoryview(b"")
-        self._seen: dict[str, tuple[tuple[int, int], int, Listing]] = {}  # as found now: times, when, names
+        self._current_listings: dict[
+            str, tuple[tuple[int, int], int, Listing]
+        ] = {}  # as found now: times, when, names
         if not rebuild:
             # The newest: a dataset's folder may have been writable once, and is not any more.
             for path in sorted(filter(os.path.isfile, places(self.root)), key=os.path.getmtime, reverse=True):
@@ -164,17 +158,17 @@ class Index:
         if path != self.root and not path.startswith(os.path.join(self.root, "")):
             return _list(folder)
         key = os.path.relpath(path, self.root).replace(os.sep, "/")
-        if key in self._seen:
-            return self._seen[key][2]
+        if key in self._current_listings:
+            return self._current_listings[key][2]
         # Before listing: what is added meanwhile then makes the times differ.
         now, times = time.time_ns(), _times(folder)
-        entry = self._kept.get(key)
+        entry = self._cached.get(key)
         if entry is not None and entry.times == times and 0 < max(times) < entry.listed - SETTLED:
             found = self._names_of(entry)
-            self._seen[key] = (times, entry.listed, found)
+            self._current_listings[key] = (times, entry.listed, found)
         else:
             found = _list(folder)
-            self._seen[key] = (times, now, found)
+            self._current_listings[key] = (times, now, found)
             self.changed = True
         return found
 
@@ -182,14 +176,14 @@ class Index:
         """Writes the index, if it would be another than the one on disk and is large enough to be of use."""
         if not self.changed:
             return
-        for key, entry in self._kept.items():
-            if key not in self._seen:  # which another way to open the dataset looks at
-                self._seen[key] = (entry.times, entry.listed, self._names_of(entry))
-        packed = [part for _, _, found in self._seen.values() for part in found]
+        for key, entry in self._cached.items():
+            if key not in self._current_listings:  # which another way to open the dataset looks at
+                self._current_listings[key] = (entry.times, entry.listed, self._names_of(entry))
+        packed = [part for _, _, found in self._current_listings.values() for part in found]
         if sum(part.count(END.encode()) for part in packed) < LEAST:
             return
         entries, start = [], 0
-        for key, (times, listed, found) in self._seen.items():
+        for key, (times, listed, found) in self._current_listings.items():
             middle = start + len(found.images)
             end = middle + len(found.others)
             entries.append([key, *times, listed, start, middle, end])
@@ -198,7 +192,8 @@ class Index:
         content = b"".join([len(table).to_bytes(8, "little"), table, *packed])
         for path in places(self.root):
             try:
-                _write(path, [MAGIC, hashlib.sha256(content).digest(), content])
+                with atomic_open(path, "wb") as file:
+                    file.writelines([MAGIC, hashlib.sha256(content).digest(), content])
                 return
             except OSError as error:
                 reason = error
@@ -218,7 +213,7 @@ class Index:
             return False
         end = 8 + int.from_bytes(content[:8], "little")
         self._names = content[end:]
-        self._kept = {
+        self._cached = {
             key: _Entry((changed, touched), *rest)
             for key, changed, touched, *rest in json.loads(bytes(content[8:end]))
         }
@@ -241,16 +236,3 @@ def _list(folder: str) -> Listing:
         is_image = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         (images if is_image else others).append(name)
     return Listing(pack_names(images), pack_names(others))
-
-
-def _write(path: str, parts: Iterable[bytes]) -> None:
-    """Writes a file whole or not at all."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{path}.{uuid.uuid4().hex}.part"
-    try:
-        with open(part, "xb") as file:
-            file.writelines(parts)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(part)

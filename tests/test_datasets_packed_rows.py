@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import dassl.data.datasets.base_dataset as base_dataset
+from dassl.data import packed_rows as rows_module
+from dassl.data import splits
 from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.packed_rows import Datums, Rows
+from dassl.data.splits import Split
 from dassl.utils import set_random_seed
-from datasets import rows as rows_module
-from datasets import splits
-from datasets.rows import Datums, Rows
-from datasets.splits import Split
 
 PLAIN = [
     ("b/1.jpg", 1, "bee"),

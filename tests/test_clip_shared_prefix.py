@@ -11,7 +11,8 @@ from helpers import plain_block, plain_text_features, relative_error, tiny_clip
 from torch import Tensor
 
 import prompted_clip
-from prompted_clip import Prompts, Sentences
+from prompted_clip import Prompts, SharedPrefixText
+from prompted_clip.mlp import MLP
 from prompted_clip.model import CLIP, convert_weights
 
 EXACT = 1e-12
@@ -47,9 +48,9 @@ def learned_tokens(count: int, depth: int, *groups: int) -> list[Tensor]:
 
 
 def compare(model: CLIP, text: Tensor, learned: list[Tensor], prompts: int | None = None) -> None:
-    """Features and every gradient of `Sentences` against the plain path's, written out and `encode_text`."""
+    """Features and every gradient against the plain path's, spelled out, and `encode_text`'s."""
     count = learned[0].shape[-2] if learned else 0
-    sentences = Sentences(text, count if prompts is None else prompts)
+    sentences = SharedPrefixText(text, count if prompts is None else prompts)
     tokens, deep = (learned[0], learned[1:]) if learned else (None, [])
     features = sentences.encode(model, Prompts(tokens, deep))
     weights = torch.randn_like(features)
@@ -134,7 +135,7 @@ def test_groups_of_prompts(groups, deep, layers, models):
     model, text = models[layers], sentences_of(PETS, 2)
     (tokens,) = learned_tokens(2, 1, groups)
     further = {"none": [], "common": learned_tokens(2, 2), "own": learned_tokens(2, 2, groups)}[deep]
-    features = Sentences(text, 2).encode(model, Prompts(tokens, further))
+    features = SharedPrefixText(text, 2).encode(model, Prompts(tokens, further))
     of_group = [[each[g] if deep == "own" else each for each in further] for g in range(groups)]
     expected = torch.stack([plain_text_features(model, text, tokens[g], of_group[g]) for g in range(groups)])
     assert features.shape == (groups, len(PETS), 32)
@@ -147,7 +148,7 @@ def test_groups_of_prompts(groups, deep, layers, models):
 
 
 def own_places(names: list[str], before: int, after: int) -> tuple[Tensor, Tensor]:
-    """Sentences "X .. name X .." with `before` and `after` prompt tokens, and the places of these."""
+    """SharedPrefixText "X .. name X .." with `before` and `after` prompt tokens, and the places of these."""
     rows, places = [], []
     for name in names:
         length = len(prompted_clip.tokenize(name)[0].nonzero()) - 2
@@ -166,7 +167,9 @@ def test_prompts_anywhere_and_of_each_class(class_specific, around, names, layer
     text, places = own_places(CLASSES[names], *around)
     classes = (len(text),) if class_specific else ()
     learned = learned_tokens(count, 2, *classes)
-    features = Sentences(text, places, class_specific).encode(model, Prompts(learned[0], learned[1:]))
+    features = SharedPrefixText(text, places).encode(
+        model, Prompts(learned[0], learned[1:], class_specific=class_specific)
+    )
 
     def put(x: Tensor, tokens: Tensor) -> Tensor:
         """`x` is `(class length width)`."""
@@ -196,7 +199,7 @@ def test_prompts_elsewhere_share_what_stands_before_them(models):
     text, places = own_places(PETS, 2, 2)
     own = int((text != 0).sum()) - 3 * len(PETS)
     run = tokens_run(
-        models[3], lambda: Sentences(text, places).encode(models[3], Prompts(torch.randn(4, 64)))
+        models[3], lambda: SharedPrefixText(text, places).encode(models[3], Prompts(torch.randn(4, 64)))
     )
     assert sum(run) == 2 * (3 + own) + len(PETS)
 
@@ -205,11 +208,11 @@ def test_prompts_with_places_of_their_own_must_be_as_many(models):
     text, places = own_places(PETS, 1, 1)
     for prompts in (None, Prompts(torch.randn(1, 64)), Prompts(torch.randn(3, 64))):
         with pytest.raises(ValueError, match=r"these sentences take 2 to 2\."):
-            Sentences(text, places).encode(models[1], prompts)
+            SharedPrefixText(text, places).encode(models[1], prompts)
     with pytest.raises(ValueError, match=r"prompts of 4 classes, and there are 5"):
-        Sentences(text, places, class_specific=True).encode(models[1], Prompts(torch.randn(4, 2, 64)))
+        SharedPrefixText(text, places).encode(models[1], Prompts(torch.randn(4, 2, 64), class_specific=True))
     with pytest.raises(ValueError, match="ends before its 2 prompt tokens do"):
-        Sentences(text, places + 9)
+        SharedPrefixText(text, places + 9)
 
 
 def test_gradients_of_weights_too(models):
@@ -221,7 +224,7 @@ def test_gradients_of_weights_too(models):
     scale = torch.randn(len(PETS), 32, dtype=torch.float64)
     gradients = []
     for features in (
-        Sentences(text, 2).encode(model, Prompts(tokens, deep)),
+        SharedPrefixText(text, 2).encode(model, Prompts(tokens, deep)),
         plain_text_features(model, text, tokens, deep),
     ):
         gradients.append(torch.autograd.grad((features * scale).sum(), list(weights.values())))
@@ -232,15 +235,17 @@ def test_gradients_of_weights_too(models):
 
 
 def tokens_run(model: CLIP, encode: Any) -> list[int]:
-    """How many tokens pass the perceptron of each block."""
+    """How many tokens pass the MLP of each block."""
     counts: list[int] = []
-    hooks = [
-        block.mlp.register_forward_hook(lambda _, args, __: counts.append(args[0].shape[:-1].numel()))
-        for block in model.transformer.blocks()
-    ]
-    encode()
-    for hook in hooks:
-        hook.remove()
+    forward = MLP.forward
+
+    def counted(self: MLP, x: Tensor) -> Tensor:  # a hook would make whole sentences run
+        counts.append(x.shape[:-1].numel())
+        return forward(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MLP, "forward", counted)
+        encode()
     return counts
 
 
@@ -249,7 +254,7 @@ def test_few_tokens_are_run(models):
     model, text = models[3], sentences_of(PETS, 0)
     prefix = 5  # SOS a photo of a
     own = int((text != 0).sum()) - prefix * len(PETS)
-    sentences, tokens = Sentences(text, 2), torch.randn(2, 64)
+    sentences, tokens = SharedPrefixText(text, 2), torch.randn(2, 64)
     run = sum(tokens_run(model, lambda: sentences.encode(model)))
     assert run == 2 * (prefix + own) + len(PETS)
     run = sum(tokens_run(model, lambda: sentences.encode(model, Prompts(tokens))))
@@ -261,12 +266,14 @@ def test_few_tokens_are_run(models):
 def test_many_classes_cost_their_own_tokens_only(models):
     names = [f"{first} {second}" for first in ("red", "blue", "old") for second in "abcdefghijklmnopqrst"]
     text = sentences_of(names, 2)
-    run = tokens_run(models[3], lambda: Sentences(text, 2).encode(models[3], Prompts(torch.randn(2, 64))))
+    run = tokens_run(
+        models[3], lambda: SharedPrefixText(text, 2).encode(models[3], Prompts(torch.randn(2, 64)))
+    )
     assert sum(run) == 2 * (3 + 4 * len(names)) + len(names)  # two words, "." and EOT
 
 
 def test_buffers_follow_the_module_and_stay_out_of_checkpoints():
-    sentences = Sentences(sentences_of(PETS, 2), 2)
+    sentences = SharedPrefixText(sentences_of(PETS, 2), 2)
     assert not sentences.state_dict()
     assert not list(sentences.parameters())
     assert all(buffer.device.type == "meta" for buffer in sentences.to("meta").buffers())
@@ -275,27 +282,32 @@ def test_buffers_follow_the_module_and_stay_out_of_checkpoints():
 def test_a_sentence_that_ends_among_its_prompts_is_an_error():
     text = prompted_clip.tokenize(["a photo of a cat.", "a cat."])
     with pytest.raises(ValueError, match=r"A sentence of 3 tokens ends before its 4 prompt tokens do\."):
-        Sentences(text, prompts=4)
-    Sentences(text, prompts=3)
+        SharedPrefixText(text, prompts=4)
+    SharedPrefixText(text, prompts=3)
 
 
 def test_prompts_of_another_number_are_an_error(models):
     """They would be wrong numbers, and no error, otherwise."""
     model = models[2]
-    differing = Sentences(prompted_clip.tokenize(["a german cat.", "a dog house."]), prompts=2)
+    differing = SharedPrefixText(prompted_clip.tokenize(["a german cat.", "a dog house."]), prompts=2)
     for prompts in (None, Prompts(torch.randn(1, 64)), Prompts(None, [torch.randn(2, 64)])):
         with pytest.raises(ValueError, match=r"prompt tokens; these sentences take 2 to 2\."):
             differing.encode(model, prompts)
     with pytest.raises(ValueError, match=r"There are 3 prompt tokens; these sentences take 2 to 2\."):
         differing.encode(model, Prompts(torch.randn(3, 64)))
     with pytest.raises(ValueError, match=r"There are 9 prompt tokens; these sentences take 0 to 4\."):
-        Sentences(sentences_of(PETS, 0)).encode(model, Prompts(torch.randn(2, 64), [torch.randn(9, 64)]))
+        SharedPrefixText(sentences_of(PETS, 0)).encode(
+            model, Prompts(torch.randn(2, 64), [torch.randn(9, 64)])
+        )
 
 
 def test_the_same_sentences_serve_a_frozen_teacher(models):
     """Where all classes have the same words at the prompts' places, these stand there without prompts."""
     text = sentences_of(PETS, 0)
-    assert relative_error(Sentences(text, 2).encode(models[3]), plain_text_features(models[3], text)) <= EXACT
+    assert (
+        relative_error(SharedPrefixText(text, 2).encode(models[3]), plain_text_features(models[3], text))
+        <= EXACT
+    )
     tokens = learned_tokens(4, 1)
     compare(models[3], text, tokens, prompts=2)
     compare(models[3], text, learned_tokens(1, 2), prompts=2)
@@ -305,7 +317,7 @@ def test_the_same_sentences_serve_a_frozen_teacher(models):
 def test_sentences_serve_prompts_of_any_number_and_type(names, models):
     """What is made once for them, as masks, is not made for the first use alone: one bin, and several."""
     text = sentences_of(names, 4)
-    sentences = Sentences(text, 4)
+    sentences = SharedPrefixText(text, 4)
     with torch.inference_mode():
         sentences.encode(copy.deepcopy(models[3]).float())
     for count in (4, 2, 4, 0):
@@ -323,7 +335,7 @@ def test_half_precision_is_near(dtype):
     convert_weights(half, dtype)
     text = sentences_of(PETS, 2)
     tokens, deep = torch.randn(2, 64, requires_grad=True), torch.randn(2, 64, requires_grad=True)
-    sentences = Sentences(text, 2)
+    sentences = SharedPrefixText(text, 2)
     expected = sentences.encode(exact, Prompts(tokens, [deep]))
     features = sentences.encode(half, Prompts(tokens, [deep]))
     assert features.dtype == dtype
@@ -341,6 +353,6 @@ def test_a_small_vocabulary_names_the_word_it_lacks(models):
     model.embedded_words = torch.zeros(49408, dtype=torch.bool)
     model.embedded_words[text[0].long()] = True
     compare(model, text[:1], [])
-    for encode in (model.encode_text, lambda text: Sentences(text).encode(model)):
+    for encode in (model.encode_text, lambda text: SharedPrefixText(text).encode(model)):
         with pytest.raises(ValueError, match="embeds only a part of the vocabulary, and no 'dog'; use other"):
             encode(text)

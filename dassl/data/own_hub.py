@@ -1,39 +1,40 @@
 """`DATASET.NAME hub`: an image-classification dataset of the Hugging Face hub, by its id.
 
-The hub's own package is called `datasets`, like this folder, so that both cannot be imported; its parquet
-files are read with pyarrow instead. See `configs/datasets/hub.yaml` and docs/own_data.md.
+Its parquet files are read with pyarrow: the hub's own package is called `datasets`, as the folder of the
+benchmarks is, so that a checkout cannot import it. See `configs/datasets/hub.yaml` and docs/own_data.md.
 """
 
 from __future__ import annotations
 
+import csv
 import fnmatch
+import hashlib
 import importlib
 import io
 import json
 import os
 import re
-from csv import writer as write_table
 from typing import Any
 
 import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from dassl.data.datasets import DATASET_REGISTRY
-from datasets.own import few
-from datasets.own_table import csv
-from datasets.readers import IMAGE_SUFFIXES
+from dassl.data.folder_index import IMAGE_SUFFIXES
+from dassl.data.own_data import few, register_as
+from dassl.data.own_table import OwnTable
 
 PART_OF = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 COLUMNS = ("path", "label", "split")  # of the table that is written here
 Files = dict[str, list[str]]  # the parquet files of each of the hub's splits
 
 
-@DATASET_REGISTRY.register()
-class hub(csv):
-    """Writes the images once to `DATASET.ROOT/hub/<id>`, beside a table of them; from then on it is as `csv`.
+@register_as("hub")
+class OwnHub(OwnTable):
+    """Writes the images once to `DATASET.ROOT/hub/<id>`, with a table, and reads that as `csv` does.
 
-    That folder is made beside its place and moved there when it is whole. The hub is not asked again.
+    Other subsets, revisions, columns or local copies get folders of their own. A folder is written under
+    another name and renamed when it is complete. The hub is not asked again.
     """
 
     def find_table(self, cfg: Any) -> str:
@@ -48,18 +49,25 @@ class hub(csv):
                 f"DATASET.OWN.PATH is {self.own.PATH!r}; allowed is the id of a dataset on the hub, such as "
                 "ethz/food101, or the whole path of a folder with a copy of one."
             )
-        words = [os.path.basename(self.repository.rstrip("/")) if local else self.own.PATH]
-        words += [self.own.SUBSET, self.own.REVISION]
-        words += [self.own.LABEL_COLUMN] if self.own.LABEL_COLUMN != "label" else []
-        name = "--".join(re.sub(r"[^\w.-]+", "--", word) for word in words if word)
+        name = self._folder_name(local)
         root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         self.dataset_dir = os.path.join(root, "hub", name)
         table = os.path.join(self.dataset_dir, "photos.csv")
         if not os.path.isdir(self.dataset_dir):
-            self._make_whole()
+            self._create()
         if not os.path.isfile(table):
-            raise FileNotFoundError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it anew.")
+            raise FileNotFoundError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it again.")
         return table
+
+    def _folder_name(self, local: bool) -> str:
+        """The id, or the last part of a path, followed by a hash of all settings that choose the images."""
+        own = self.own
+        path = os.path.realpath(self.repository) if local else own.PATH
+        name = re.sub(r"[^\w.-]+", "--", os.path.basename(path) if local else path)
+        choice = [own.SUBSET, own.REVISION, own.PATH_COLUMN, own.LABEL_COLUMN]
+        if not local and choice == ["", "", "path", "label"]:
+            return name
+        return f"{name}--{hashlib.sha256(json.dumps([path, *choice]).encode()).hexdigest()[:10]}"
 
     def columns(self) -> tuple[str, str, str]:
         return COLUMNS
@@ -94,7 +102,7 @@ class hub(csv):
         if unlabelled:
             print(f"Left out: {unlabelled} images without a label")
         with open(os.path.join(folder, "photos.csv"), "w", encoding="utf-8", newline="") as file:
-            write_table(file).writerows([COLUMNS, *lines])
+            csv.writer(file).writerows([COLUMNS, *lines])
 
     def _download(self) -> str:
         from huggingface_hub import snapshot_download
@@ -141,7 +149,7 @@ def _parquet() -> Any:
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
-    """What a list of a card holds; of a card that is written otherwise, nothing."""
+    """The mappings in a list of a card; empty if the card has another structure."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 

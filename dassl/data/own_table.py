@@ -1,22 +1,20 @@
-"""`DATASET.NAME csv`: own photos that a table names. See `configs/datasets/csv.yaml` and docs/own_data.md."""
+"""`DATASET.NAME csv`: own photos, listed in a table. See `configs/datasets/csv.yaml` and docs/own_data.md."""
 
 from __future__ import annotations
 
+import csv
 import os
-from csv import Error as TableError
-from csv import reader as read_table
 from typing import Any
 
-from dassl.data.datasets import DATASET_REGISTRY
-from datasets.own import PARTS, OwnDataset, Photo, few, own_path, plain
+from dassl.data.own_data import PARTS, OwnDataset, Photo, few, own_path, plain, register_as
 
 
-@DATASET_REGISTRY.register()
-class csv(OwnDataset):
-    """A table with a line for each photo: its path from the table's folder, its class and perhaps its part.
+@register_as("csv")
+class OwnTable(OwnDataset):
+    """A table with one line per photo: its path relative to the table, its class and, optionally, its part.
 
-    The first line names the columns; others than those asked for may be there. Nothing is written before all
-    lines were found to be in order, and all photos to be there.
+    The first line names the columns; further columns are ignored. All lines and photos are checked before
+    anything is written.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -63,7 +61,9 @@ class csv(OwnDataset):
             seen[path] = number, label
             photos.append((where, Photo(path, label, part)))
         if not photos:
-            raise ValueError(f"{self.table} lists no photos. Expected is a line for each behind the first.")
+            raise ValueError(
+                f"{self.table} lists no photos. Expected is one line per photo after the first line."
+            )
         self._check_parts(photos)
         self._check_files(photos)
         found = [photo for _, photo in photos]
@@ -71,10 +71,10 @@ class csv(OwnDataset):
         return found
 
     def _places(self, header: list[str]) -> list[int | None]:
-        """Where in a line path, label and split stand; the split perhaps nowhere."""
+        """The positions of the columns path, label and split; None if there is no split."""
         keys = ("PATH_COLUMN", "LABEL_COLUMN", "SPLIT_COLUMN")
         for key, column in zip(keys, self.columns(), strict=True):
-            # without a split's column there is no split, unless the config asks for one by another name
+            # the column of the split may be missing, unless the configuration renames it
             optional = key == "SPLIT_COLUMN" and column in ("", "split")
             if header.count(column) > 1 or (column not in header and not optional):
                 count = "more than one" if column in header else "no"
@@ -88,9 +88,9 @@ class csv(OwnDataset):
         """Line numbers and cells, without empty lines."""
         try:
             with open(self.table, encoding="utf-8-sig", newline="") as file:
-                table = read_table(file, strict=True)
+                table = csv.reader(file, strict=True)
                 return [(table.line_num, cells) for cells in table if cells]
-        except (TableError, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{self.table} is not readable as csv ({error}). Save it as UTF-8, separated by commas."
             ) from error
@@ -107,11 +107,11 @@ class csv(OwnDataset):
         return inside
 
     def _check_parts(self, photos: list[tuple[str, Photo]]) -> None:
-        """Either no photo says its part, or each: a misspelt one would else be split as we like."""
+        """Checks that either no photo or each one has a part: a typo would otherwise be split at random."""
         column = self.columns()[2]
-        given = any(photo.part for _, photo in photos)
+        assigned = any(photo.part for _, photo in photos)
         for where, photo in photos:
-            if given and photo.part not in PARTS:
+            if assigned and photo.part not in PARTS:
                 raise ValueError(
                     f"{where}: {column} is {photo.part!r}; allowed are {', '.join(PARTS)}, or all empty."
                 )

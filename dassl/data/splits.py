@@ -17,10 +17,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from dassl.data.datasets import Datum
-from datasets.index import listing, progress
-from datasets.rows import Datums, Row, Rows, unpack_names
+from dassl.data.folder_index import listing, progress
+from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
+from dassl.utils.tools import atomic_open
 
-LAZY_FROM = 100_000  # images, from which on a split is no list of Datums but makes them when asked for
+LAZY_FROM = 100_000  # images: larger splits create Datums on access
 Shuffle = Callable[[list[Any]], None]  # random.shuffle, or that of a random.Random
 Item = TypeVar("Item")
 
@@ -38,7 +39,7 @@ def load_split(path: str) -> Split:
     """Reads and checks a split file.
 
     Raises:
-        ValueError: the file is no JSON, is built otherwise, or numbers its classes otherwise than 0 to n - 1.
+        ValueError: the file is no JSON, has another structure, or its labels are not 0 to n - 1.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"train", "val", "test"} <= content.keys():
@@ -75,28 +76,25 @@ def as_rows(content: Any, where: str) -> list[Row]:
 
 
 def write_json(content: Any, path: str, replace: bool = True) -> None:
-    """Writes the file whole or not at all.
+    """Writes a JSON file atomically.
 
     Raises:
-        FileExistsError: the file is there, and is not to be replaced.
+        FileExistsError: the file exists, and `replace` is False.
     """
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    part = f"{path}.{uuid.uuid4().hex}.part"
+    new = path if replace else f"{path}.{uuid.uuid4().hex}.part"
+    with atomic_open(new) as file:
+        json.dump(content, file)
+    if replace:
+        return
     try:
-        with open(part, "x", encoding="utf-8") as file:
-            json.dump(content, file)
-        if not replace:
-            try:
-                os.link(part, path)
-                return
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without hard links
-                pass
-        os.replace(part, path)
+        os.link(new, path)  # unlike a rename, it fails where another process was faster
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.replace(new, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(new)
 
 
 # Checking ---------------------------------------------------------------------------------------------------
@@ -197,18 +195,18 @@ def split_trainval(
 def few_shot(
     train: Sequence[Row], val: Sequence[Row], shots: int, seed: int, cache: str
 ) -> tuple[list[Row], list[Row]]:
-    """Draws `shots` training images a class and up to 4 for validation, from one stream of random numbers.
+    """Draws `shots` training images per class and up to 4 for validation, from one `random.Random(seed)`.
 
-    The stream is the draw's own: nothing drawn elsewhere changes it, and it changes nothing elsewhere. The
-    draw is kept in the file `cache`, and read from there if it is of the same images, shots and seed.
+    Global random numbers are neither used nor changed. The result is saved in the file `cache`, and read from
+    there if the images, shots and seed are the same.
     """
     train, val = Rows.pack(train), Rows.pack(val)
     source = hashlib.sha256(json.dumps([train.digest(), val.digest(), shots, seed]).encode()).hexdigest()
     if os.path.exists(cache):
         try:
-            kept = read_shots(cache, source)
+            cached = read_shots(cache, source)
             print(f"Loading preprocessed few-shot data from {cache}")
-            return kept
+            return cached
         except (OSError, ValueError) as error:
             print(f"Drawing the few-shot data again: {error}")
     rng = random.Random(seed)
@@ -245,7 +243,7 @@ def select_labels(labels: Collection[int], subsample: str, novel: Collection[int
     """The labels that `subsample` asks for, sorted.
 
     Args:
-        novel: the labels that are `new`; without any, those behind the first ceil(n / 2). `base` is the rest.
+        novel: the `new` labels; if empty, all but the first ceil(n / 2). `base` is the rest.
 
     Raises:
         ValueError: none is left.
@@ -254,8 +252,8 @@ def select_labels(labels: Collection[int], subsample: str, novel: Collection[int
     labels = sorted(labels)
     if subsample == "all":
         return labels
-    new = [label for label in labels if label in novel] if novel else labels[(len(labels) + 1) // 2 :]
-    selected = new if subsample == "new" else [label for label in labels if label not in new]
+    new = set(labels) & set(novel) if novel else set(labels[(len(labels) + 1) // 2 :])
+    selected = [label for label in labels if (label in new) == (subsample == "new")]
     if not selected:
         raise ValueError(
             f"DATASET.SUBSAMPLE_CLASSES {subsample!r} leaves none of {len(labels)} classes; use 'all'."
@@ -290,7 +288,7 @@ def subsample_classes(
 
 
 def to_datums(rows: Sequence[Row], image_dir: str) -> Any:
-    """A list of Datums; of very many rows, a sequence that makes each when it is asked for (`Datums`)."""
+    """A list of Datums; from `LAZY_FROM` rows on, `Datums`, which creates each on access."""
     if len(rows) >= LAZY_FROM:
         return Datums(Rows.pack(rows), image_dir)
     return [

@@ -1,4 +1,4 @@
-"""Which images a run drew: a list with a hash, so that another run can be compared with it, or use it."""
+"""The few-shot images of a run as a list with a hash, so that other runs can be compared or use it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from datasets.splits import Row, Split, read_json, write_json
+from dassl.data.splits import Row, Split, read_json, write_json
 
 FIELDS = {"dataset": str, "shots": int, "seed": int, "sha256": str, "train": list, "val": list}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The training and validation images of a run, of all classes: base and new ones are told apart later.
+    """The training and validation images of a run, of all classes, base and new.
 
     Attributes:
-        shots: drawn of each class; -1 for all there are.
+        shots: per class; -1 for all images.
     """
 
     dataset: str
@@ -28,14 +28,14 @@ class Sample:
     train: Sequence[Row]
     val: Sequence[Row]
 
-    @cached_property  # of ImageNet's 1.28 million paths it takes a while
+    @cached_property  # takes a while for ImageNet's 1.28 million paths
     def sha256(self) -> str:
-        """Of the paths, one a line, those for training behind a line `train`, the others behind `val`."""
+        """Hash of the lines `train`, all training paths, `val`, all validation paths."""
         lines = ["train", *(path for path, _, _ in self.train), "val", *(path for path, _, _ in self.val)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def save(self, path: str) -> None:
-        """Writes what `read_sample` reads; of all images of a dataset the numbers alone, and the hash."""
+        """Writes the file that `read_sample` reads. With `shots` -1 it holds numbers of images only."""
         parts: dict[str, Any] = {"train": len(self.train), "val": len(self.val)}
         if self.shots != -1:
             parts = {part: [row[0] for row in getattr(self, part)] for part in parts}
@@ -72,7 +72,7 @@ def read_sample(path: str, dataset: str, split: Split) -> Sample:
         if unknown:
             raise ValueError(
                 f"{where}: {len(unknown)} of {len(content[part])} images are not in {part} of this split, "
-                f"the first: {unknown[0]!r}. It was drawn from another split; put that one there."
+                f"the first: {unknown[0]!r}. It was drawn from another split; use that one."
             )
         parts[part] = [rows[image] for image in content[part]]
     sample = Sample(dataset, content["shots"], content["seed"], parts["train"], parts["val"])

@@ -1,0 +1,353 @@
+"""`DATASET.NAME folder`: own photos, one folder per class; and what it shares with `csv` and `hub`.
+
+The settings are those of `DATASET.OWN`: see `configs/datasets/folder.yaml` and docs/own_data.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import random
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from yacs.config import CfgNode
+
+from dassl.data import splits
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.few_shot_dataset import FewShotDataset
+from dassl.data.folder_index import IMAGE_SUFFIXES
+from dassl.data.splits import Row, Shuffle, Split
+
+Kind = TypeVar("Kind")
+
+PARTS = Split._fields  # train, val, test
+FEWSHOT_FOLDER = "split_fewshot"  # the cache of `FewShotDataset`, which is no class
+
+
+def register_as(name: str) -> Callable[[type[Kind]], type[Kind]]:
+    """Registers a class under a `DATASET.NAME`, which is also its name in few-shot lists and messages."""
+
+    def register(kind: type[Kind]) -> type[Kind]:
+        kind.__name__ = name
+        return DATASET_REGISTRY.register(kind)
+
+    return register
+
+
+class ClassNames(CfgNode):
+    """`DATASET.OWN.CLASS_NAMES`, whose keys are strings: yaml reads a folder called 1 as a number."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(str(key), value)
+
+
+class Photo(NamedTuple):
+    """An image as the user's own folder or table says it."""
+
+    path: str  # from `image_dir`, with "/"
+    label: str  # the class, as the data calls it
+    part: str  # train, val or test; "" where the data leaves the split to us
+
+
+class OwnDataset(FewShotDataset):
+    """Base class of `folder`, `csv` and `hub`: turns a list of photos into a split that stays the same.
+
+    If the data defines a split, it is used. Otherwise each class is split by the shares `DATASET.OWN.SPLIT`,
+    in an order that depends only on the file names in the class (not on the seed, the file system or other
+    classes). That split is saved beside the data and used from then on: photos that are added later are
+    skipped, with a message. Labels follow the sorted class names.
+
+    Raises:
+        FileNotFoundError: no data there, or photos that the saved split lists are gone.
+        ValueError: a wrong setting, or data that cannot be meant.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self.own = cfg.DATASET.OWN
+        self.subsample = cfg.DATASET.SUBSAMPLE_CLASSES
+        self.template = self.own.TEMPLATE
+        self._check_settings()
+        super().__init__(cfg)
+
+    def photos(self) -> list[Photo]:
+        """All photos, in any order."""
+        raise NotImplementedError
+
+    def find_split(self, shuffle: Shuffle) -> Split:
+        """The split of the data, or the saved one, or a new one; without `shuffle`, which the run seeds."""
+        photos = sorted(self.photos(), key=lambda photo: (plain(photo.path), photo.path))
+        assigned = [photo for photo in photos if photo.part]
+        if assigned:
+            parts = {part: [photo for photo in assigned if photo.part == part] for part in PARTS}
+            return self._labelled(parts, self.dataset_dir)
+        if os.path.exists(self.split_path):
+            return self._saved_split(photos)
+        split = self._labelled(self._divide(photos), self.dataset_dir)
+        content = {**split._asdict(), "shares": list(self.own.SPLIT)}
+        try:
+            splits.write_json(content, self.split_path, replace=False)
+            print(f"Saved split to {self.split_path}")
+        except FileExistsError:  # another process was faster: both use its split
+            return self._saved_split(photos)
+        except OSError as error:
+            print(f"Split not saved (it is computed at each start, the same for the same photos): {error}")
+        return split
+
+    def _saved_split(self, photos: list[Photo]) -> Split:
+        print(f"Reading split from {self.split_path}")
+        saved = splits.load_split(self.split_path)
+        anew = f"To split anew, delete {self.split_path}."
+        shares = splits.read_json(self.split_path).get("shares")
+        if shares is not None and shares != list(self.own.SPLIT):
+            raise ValueError(
+                f"DATASET.OWN.SPLIT is {list(self.own.SPLIT)}, but the saved split was made by {shares}. "
+                f"Set that, or: {anew}"
+            )
+        now = {photo.path: photo for photo in photos}
+        listed = {path for rows in saved for path, _, _ in rows}
+        removed, added = sorted(listed - now.keys()), sorted(now.keys() - listed)
+        if removed:
+            raise FileNotFoundError(
+                f"{self.split_path} lists {len(listed)} photos, of which {len(removed)} are gone, the first: "
+                f"{os.path.join(self.image_dir, removed[0])}. Put them back. {anew}"
+            )
+        if added:
+            print(
+                f"Not used: {len(added)} photos that came after the split was saved, the first: {added[0]}. "
+                f"{anew}"
+            )
+        # The file decides the part of each photo; the data and configuration decide the names of classes.
+        parts = {part: [now[path] for path, _, _ in rows] for part, rows in zip(PARTS, saved, strict=True)}
+        return self._labelled(parts, self.split_path)
+
+    def _divide(self, photos: Iterable[Photo]) -> dict[str, list[Photo]]:
+        """Splits each class by the shares. The smallest classes: one photo trains, two train and test."""
+        by_class: dict[str, list[Photo]] = defaultdict(list)
+        for photo in photos:
+            by_class[photo.label].append(photo)
+        p_train, p_val, _ = self.own.SPLIT
+        print("Splitting into {:.0%} train, {:.0%} val, and {:.0%} test".format(*self.own.SPLIT))
+        parts: dict[str, list[Photo]] = {part: [] for part in PARTS}
+        single = []
+        for label, members in by_class.items():
+            random.Random(f"own split of {label}").shuffle(members)
+            n_train = max(1, min(round(len(members) * p_train), len(members) - 1))
+            n_val = max(0, min(round(len(members) * p_val), len(members) - n_train - 1))
+            parts["train"] += members[:n_train]
+            parts["val"] += members[n_train : n_train + n_val]
+            parts["test"] += members[n_train + n_val :]
+            if len(members) == 1:
+                single.append(label)
+        if single:
+            print(f"Only for training: {len(single)} classes of a single photo, the first: {single[0]!r}")
+        return parts
+
+    # Labels and their names -------------------------------------------------------------------------------
+
+    def _labelled(self, parts: dict[str, list[Photo]], source: str) -> Split:
+        classes = sorted({photo.label for photos in parts.values() for photo in photos})
+        if not parts["test"]:
+            raise ValueError(
+                f"{source}: there are no photos to test with. Add some to the classes or to test."
+            )
+        trained = {photo.label for photo in parts["train"]}
+        for label in classes:
+            if label not in trained:
+                raise ValueError(
+                    f"{source}: class {label!r} has photos, but none in train. Add one there, or take it out."
+                )
+        names = self._class_names(classes)
+        self.novel_labels = self._novel_labels(classes, names)
+        splits.select_labels(range(len(classes)), self.subsample, self.novel_labels)
+        label_of = {label: number for number, label in enumerate(classes)}
+
+        def rows(photos: list[Photo]) -> list[Row]:
+            return [(photo.path, label_of[photo.label], names[label_of[photo.label]]) for photo in photos]
+
+        return Split(*(rows(parts[part]) for part in PARTS))
+
+    def _class_names(self, classes: Sequence[str]) -> list[str]:
+        """The name of each class in the sentence: the config's, or what the data calls it."""
+        mapping = {plain(key): plain(name) for key, name in self.own.CLASS_NAMES.items()}
+        listed = [plain(name) for name in self.own.CLASS_LIST]
+        known = set(classes)
+        for key in mapping:
+            if key not in known:
+                raise ValueError(f"DATASET.OWN.CLASS_NAMES names {key!r}; {_no_class(key, classes)}")
+        if listed and len(listed) != len(classes):
+            raise ValueError(
+                f"DATASET.OWN.CLASS_LIST has {len(listed)} names; allowed is one for each of the "
+                f"{len(classes)} classes, in the order {few(classes)}."
+            )
+        names = listed or [mapping.get(label, label) for label in classes]
+        for name, count in Counter(names).items():
+            if count > 1 or not name.strip():
+                who = [label for label, other in zip(classes, names, strict=True) if other == name]
+                raise ValueError(
+                    f"{count} classes ({few(who)}) are called {name!r}; give each a name of its own in "
+                    "DATASET.OWN.CLASS_NAMES or CLASS_LIST."
+                )
+        return names
+
+    def _novel_labels(self, classes: Sequence[str], names: Sequence[str]) -> list[int]:
+        """The labels of NOVEL_CLASSES, which may have the names of the data or of the configuration."""
+        labels = {
+            **{name: k for k, name in enumerate(names)},
+            **{label: k for k, label in enumerate(classes)},
+        }
+        novel = [plain(name) for name in self.own.NOVEL_CLASSES]
+        for name in novel:
+            if name not in labels:
+                raise ValueError(f"DATASET.OWN.NOVEL_CLASSES names {name!r}; {_no_class(name, list(labels))}")
+        return sorted({labels[name] for name in novel})
+
+    def _check_settings(self) -> None:
+        if self.own.TEMPLATE.count("{}") != 1:
+            raise ValueError(
+                f"DATASET.OWN.TEMPLATE is {self.own.TEMPLATE!r}; it needs {{}} once, where the class name "
+                'is to stand, as in "a photo of a {}.".'
+            )
+        shares = list(self.own.SPLIT)
+        fit = len(shares) == 3 and all(type(share) in (int, float) and share >= 0 for share in shares)
+        if not fit or abs(sum(shares) - 1) > 1e-6 or not shares[0] or not shares[2]:
+            raise ValueError(
+                f"DATASET.OWN.SPLIT is {shares}; allowed are three shares that add up to 1, for train, val "
+                "and test, with train and test above 0, such as [0.5, 0.2, 0.3]."
+            )
+        if self.own.CLASS_LIST and self.own.CLASS_NAMES:
+            raise ValueError("DATASET.OWN.CLASS_NAMES and CLASS_LIST are both set; set one of them.")
+
+
+def plain(name: object) -> str:
+    """A name in Unicode's composed form: file systems differ in how they store an ü."""
+    return unicodedata.normalize("NFC", str(name))
+
+
+def few(names: Sequence[str]) -> str:
+    """The first eight names, for a message."""
+    more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
+
+
+def _no_class(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else f"There are {few(known)}."
+    return f"there is no such class. {hint}"
+
+
+def own_path(cfg: Any) -> str:
+    """`DATASET.OWN.PATH` as an absolute path; a relative one starts from DATASET.ROOT."""
+    root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+    return os.path.normpath(os.path.join(root, os.path.expanduser(cfg.DATASET.OWN.PATH)))
+
+
+@register_as("folder")
+class OwnFolder(OwnDataset):
+    """One folder of photos per class, or such folders in each of train, val and test.
+
+    Train, val and test are parts of a split if they are all the folders there are and hold folders, but no
+    photos; otherwise they are classes.
+    """
+
+    split_file = "split_own.json"
+
+    def __init__(self, cfg: Any) -> None:
+        self.dataset_dir = own_path(cfg)
+        if not os.path.isdir(self.dataset_dir):
+            raise FileNotFoundError(
+                f"DATASET.OWN.PATH is {cfg.DATASET.OWN.PATH!r} and DATASET.ROOT {cfg.DATASET.ROOT!r}: there "
+                f"is no folder {self.dataset_dir}. Give the one that holds a folder of photos for each class."
+            )
+        super().__init__(cfg)
+
+    def photos(self) -> list[Photo]:
+        place, skipped = self.dataset_dir, Skipped()
+        folders = self._subfolders(place, skipped)
+        in_parts = self._is_split(place, folders)
+        photos: list[Photo] = []
+        if in_parts:
+            for part in folders:
+                for name in self._subfolders(os.path.join(place, part), skipped):
+                    photos += self._class(f"{part}/{name}", name, part, skipped)
+        else:
+            for name in folders:
+                photos += self._class(name, name, "", skipped)
+        if not photos:
+            raise ValueError(
+                f"{place} has no photos in folders of classes. Expected is {os.path.join(place, 'CLASS')} "
+                f"with files such as *.jpg ({', '.join(IMAGE_SUFFIXES)}), or the same in train, val and test."
+            )
+        print(f"{len(photos)} photos of {len({p.label for p in photos})} classes in {place}{skipped}")
+        return photos
+
+    def _subfolders(self, place: str, skipped: Skipped) -> list[str]:
+        names = []
+        for entry in list(os.scandir(place)):
+            if entry.name in (self.split_file, FEWSHOT_FOLDER) and place == self.dataset_dir:
+                continue
+            if entry.name.startswith("."):
+                skipped.add("hidden", entry.name)
+            elif entry.is_dir():
+                names.append(entry.name)
+            else:
+                skipped.add("not in the folder of a class", entry.name)
+        return sorted(names)
+
+    def _is_split(self, place: str, folders: Sequence[str]) -> bool:
+        """Whether the folders are train, val and test rather than classes."""
+        holds = {name: _holds(os.path.join(place, name)) for name in folders if name in PARTS}
+        parts = [name for name, (photos, subfolders) in holds.items() if subfolders and not photos]
+        if not parts:
+            return False
+        others = [name for name in folders if name not in parts and holds.get(name) != (False, False)]
+        if not others and {"train", "test"} <= set(parts):
+            return True
+        problem = f"and {few(others)}" if others else "but not both train and test"
+        raise ValueError(
+            f"{place} holds {' and '.join(parts)} with folders in it, {problem}. Allowed are folders of "
+            "classes, or only train, test and, if you like, val with folders of classes in them."
+        )
+
+    def _class(self, path: str, name: str, part: str, skipped: Skipped) -> list[Photo]:
+        photos = []
+        for entry in list(os.scandir(os.path.join(self.dataset_dir, path))):
+            where = f"{path}/{entry.name}"
+            if entry.name.startswith("."):
+                skipped.add("hidden", where)
+            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                skipped.add("no images", where)
+            elif entry.is_file():
+                photos.append(Photo(where, plain(name), part))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                raise FileNotFoundError(f"{entry.path} is a link to nothing. Mend or remove it.")
+            else:
+                skipped.add("no images", where)
+        if not photos:
+            skipped.add("classes without photos", path)
+        return photos
+
+
+def _holds(place: str) -> tuple[bool, bool]:
+    """Whether a folder directly holds photos, and whether it holds folders."""
+    entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+    photos = any(entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() for entry in entries)
+    return photos, any(entry.is_dir() for entry in entries)
+
+
+class Skipped:
+    """Counts files and folders that are not used, for one line of output."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, reason: str, name: str) -> None:
+        self.names[reason].append(name)
+
+    def __str__(self) -> str:
+        if not self.names:
+            return ""
+        parts = (f"{len(found)} {reason} ({min(found)})" for reason, found in sorted(self.names.items()))
+        return f"; left out: {', '.join(parts)}"

@@ -1,0 +1,60 @@
+"""Checks of the configuration that all methods share, before anything is read or written."""
+
+from __future__ import annotations
+
+from prompted_clip import pixel_statistics
+from prompted_clip.model import CLIP
+from prompted_clip.shared_prefix import AUTOMATIC, CLASSES_AT_ONCE, NEVER
+
+
+def check_settings(cfg, takes_views: bool) -> None:
+    """Refuses settings outside of a trainer's own that cannot work.
+
+    Args:
+        takes_views: whether the method's losses take several views of an image.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    if cfg.TRAIN.CUDA_GRAPHS not in ("auto", "off"):
+        raise ValueError(f"TRAIN.CUDA_GRAPHS is {cfg.TRAIN.CUDA_GRAPHS!r}; allowed are auto and off.")
+    if len(cfg.INPUT.SIZE) != 2:
+        raise ValueError(
+            f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed are two numbers, height and width in pixels."
+        )
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        values = cfg.INPUT[key]
+        if len(values) != 3 or (key == "PIXEL_STD" and min(values) <= 0):
+            raise ValueError(f"INPUT.{key} is {values}; allowed are three numbers, stds above 0.")
+    if cfg.INPUT.NO_TRANSFORM:
+        raise ValueError("INPUT.NO_TRANSFORM is True; allowed is False: CLIP takes transformed images.")
+    views = cfg.DATALOADER.K_TRANSFORMS
+    if views < 1 or (views > 1 and not takes_views):
+        allowed = "1 or more" if takes_views else f"1: {cfg.TRAINER.NAME} takes one view of an image"
+        raise ValueError(f"DATALOADER.K_TRANSFORMS is {views}; allowed is {allowed}.")
+    if cfg.TEST.SPLIT not in ("val", "test"):
+        raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
+    if cfg.MODEL.TEXT_CHUNK < NEVER:
+        raise ValueError(
+            f"MODEL.TEXT_CHUNK is {cfg.MODEL.TEXT_CHUNK}; allowed are a number of classes, {AUTOMATIC} for "
+            f"{CLASSES_AT_ONCE:,}, and {NEVER} for all."
+        )
+
+
+def check_input(cfg, clip_model: CLIP) -> None:
+    """Refuses images of another size than CLIP's, and warns of another normalisation.
+
+    Raises:
+        ValueError: names INPUT.SIZE and the size that CLIP takes.
+    """
+    size, needed = tuple(cfg.INPUT.SIZE), clip_model.visual.input_resolution
+    if size != (needed, needed):
+        raise ValueError(
+            f"INPUT.SIZE is {size}, but this CLIP ({cfg.MODEL.BACKBONE.NAME}) takes images of "
+            f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
+        )
+    trained_with = pixel_statistics(cfg.MODEL.BACKBONE.NAME)
+    for key, values in zip(("PIXEL_MEAN", "PIXEL_STD"), trained_with, strict=True):
+        here = tuple(cfg.INPUT[key])
+        if any(abs(a - b) > 1e-3 for a, b in zip(here, values, strict=True)):
+            print(f"Warning: INPUT.{key} is {here}, but this CLIP was trained with {values}")
