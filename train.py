@@ -185,9 +185,9 @@ def command_line(argv: Sequence[str] | None = None) -> int:
     """
     if _rank() is None:
         return _run(build_parser().parse_args(argv))
-    from dassl.utils.torchrun import one_of_several  # here, as upstream Dassl has no such module
+    from dassl.utils.torchrun import process_group  # here, as upstream Dassl has no such module
 
-    with one_of_several():
+    with process_group():
         with contextlib.redirect_stderr(io.StringIO() if _rank() else sys.stderr):
             args = build_parser().parse_args(argv)
         return _run(args)
@@ -217,9 +217,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _say(error: object) -> None:
     if _rank() is not None:
-        from dassl.utils.torchrun import fails_first
+        from dassl.utils.torchrun import is_first_to_fail
 
-        if not fails_first():
+        if not is_first_to_fail():
             return
     print(f"train.py: {error}", file=sys.stderr)
 
@@ -232,9 +232,9 @@ def _rank() -> int | None:
 def _check_processes(trainer) -> None:
     """Refuses a training that several processes cannot share, also that of a trainer with its own `train`."""
     if _rank() is not None:
-        from dassl.engine.sharing import check_shared_training
+        from dassl.engine.ddp import check_ddp
 
-        check_shared_training(trainer)
+        check_ddp(trainer)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.OWN.SUBSET = ""
     cfg.DATASET.OWN.REVISION = ""
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
-    # Classes that run through the text encoder at once; fewer take less memory and more time. 0: 2,048; -1: all.
+    # Classes that run through the text encoder at once; fewer take less memory. 0: 2,048; -1: all.
     cfg.MODEL.TEXT_CHUNK = 0
     cfg.TRAIN.CUDA_GRAPHS = "auto"  # on a GPU, replays the training step where it can; off: never
     for name in TRAINER_REGISTRY.registered_names():

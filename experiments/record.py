@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from dassl.utils import write_json
-from dassl.utils.distributed import this_process
+from dassl.utils.distributed import get_world_size, is_rank_zero
 from experiments.results.result_file import RESULT_FILE, TEST_FILE
-from trainers.data_parallel import is_first_process
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -71,7 +70,7 @@ class Record:
 
     def write(self) -> None:
         """Writes the file beside the log, whole or not at all; of several processes the first one does."""
-        if not is_first_process():
+        if not is_rank_zero():
             return
         folder = Path(self.trainer.cfg.OUTPUT_DIR)
         path = folder / RESULT_FILE
@@ -120,7 +119,7 @@ class Record:
                 "device": torch.cuda.max_memory_allocated(trainer.device) if cuda else None,
             },
             "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
-            "processes": this_process()[1],
+            "processes": get_world_size(),
             "versions": _versions(),
             "commit": commit,
             "commit_is_clean": is_clean,

@@ -22,8 +22,8 @@ import torch.distributed as dist
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.utils import set_random_seed
-from dassl.utils.distributed import first_process_first, mean_of_processes, this_process
-from dassl.utils.torchrun import one_of_several
+from dassl.utils.distributed import all_reduce_mean, get_rank, rank_zero_first
+from dassl.utils.torchrun import process_group
 from datasets import shapes
 from train import _check_processes, build_parser, command_line, setup_cfg
 from trainers.maple import MaPLe
@@ -91,7 +91,7 @@ class Failing(MaPLe):
     settings = MaPLe.settings
 
     def losses(self, images: Any, labels: Any) -> Any:
-        factor = float("inf") if this_process()[0] == 1 else 1.0
+        factor = float("inf") if get_rank() == 1 else 1.0
         return {name: factor * term for name, term in super().losses(images, labels).items()}
 
 
@@ -174,7 +174,7 @@ def resumed(root: Path, output: Path, options: list[Any]) -> dict[str, Any]:
     with contextlib.suppress(RuntimeError):
         cut.train()
     again = make(root, output / "cut", "MaPLe", options)
-    torch.randn(7 + this_process()[0])  # what was drawn before does not matter
+    torch.randn(7 + get_rank())  # what was drawn before does not matter
     again.train()
     learned = [_clones(dict(run.model.prompt_learner.named_parameters())) for run in (whole, again)]
     return {"whole": learned[0], "resumed": learned[1], "start_epoch": again.start_epoch}
@@ -193,7 +193,7 @@ def refused(root: Path, output: Path, name: str, options: list[Any]) -> str:
 
 def beginning(root: Path, output: Path) -> dict[str, Any]:
     """What is learned and the random numbers behind it, where each process has a seed of its own."""
-    own = this_process()[0]
+    own = get_rank()
 
     class Seeded(MaPLe):
         def build_model(self) -> None:
@@ -214,8 +214,8 @@ def _clones(tensors: dict[str, Any]) -> dict[str, Any]:
 def job(folder: Path) -> int:
     root, output = folder / "data", folder / "two"
     seen: dict[str, Any] = {"steps": {}, "resumed": {}, "refused": {}}
-    with one_of_several():
-        process = this_process()[0]
+    with process_group():
+        process = get_rank()
         for case, (name, options) in CASES.items():
             seen["steps"][case] = steps(root, output / case, name, options)
         for case, options in RESUMED.items():
@@ -223,10 +223,10 @@ def job(folder: Path) -> int:
         for case, (name, options) in REFUSED.items():
             seen["refused"][case] = refused(root, output / f"refused {case}", name, options)
         seen["beginning"] = beginning(root, output / "beginning")
-        with first_process_first():
+        with rank_zero_first():
             seen["turn"] = len(list(folder.glob("turn*")))
             (folder / f"turn{process}").touch()
-        seen["mean"] = mean_of_processes({"loss": process, "other": 3})
+        seen["mean"] = all_reduce_mean({"loss": process, "other": 3})
         torch.save(seen, folder / f"{process}.pt")
     return 0
 

@@ -28,8 +28,8 @@ from data_parallel_job import (
 )
 from helpers import ROOT
 
-from dassl.data.samplers import SharedBatches
-from dassl.engine import TRAINER_REGISTRY, sharing
+from dassl.data.samplers import DistributedBatchSampler
+from dassl.engine import TRAINER_REGISTRY, ddp
 from train import command_line
 from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.maple import MaPLe
@@ -54,7 +54,7 @@ def processes(folder) -> list[dict[str, Any]]:
     """What each of two processes has seen."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     script = [sys.executable, ROOT / "tests" / "data_parallel_job.py", folder]
-    subprocess.run(script, env=environment, check=True, timeout=300)
+    subprocess.run(script, env=environment, check=True, timeout=3600)
     assert json.loads((folder / "codes.json").read_text())["job"] == [0, 0], told(folder, "job")[1]
     return [torch.load(folder / f"{process}.pt", weights_only=True) for process in range(2)]
 
@@ -124,8 +124,9 @@ def test_a_batch_is_dealt_out_in_equal_shares(count, monkeypatch):
     monkeypatch.setattr("dassl.data.samplers.broadcast", lambda own: own or sent[0])
     shares = []
     for process in range(count):
-        monkeypatch.setattr("dassl.data.samplers.this_process", lambda place=(process, count): place)
-        batches = SharedBatches(order if process == 0 else [9] * 7, batch_size=6, drop_last=True)
+        monkeypatch.setattr("dassl.data.samplers.get_rank", lambda process=process: process)
+        monkeypatch.setattr("dassl.data.samplers.get_world_size", lambda: count)
+        batches = DistributedBatchSampler(order if process == 0 else [9] * 7, batch_size=6, drop_last=True)
         assert len(batches) == 1
         shares += list(batches)
     assert sorted(chain(*shares)) == sorted(order[:6])
@@ -136,7 +137,7 @@ def test_a_batch_is_dealt_out_in_equal_shares(count, monkeypatch):
     ("images", "drop_last", "smallest"), [(7, True, 4), (7, False, 3), (8, False, 4), (2, False, 2)]
 )
 def test_the_smallest_batch(images, drop_last, smallest):
-    assert SharedBatches(range(images), 4, drop_last).smallest == smallest
+    assert DistributedBatchSampler(range(images), 4, drop_last).smallest == smallest
 
 
 # --- what is refused
@@ -156,29 +157,31 @@ def test_trainings_that_cannot_be_shared_are_refused_in_one_line(folder, process
 
 
 def test_fewer_images_than_a_batch_that_cannot_be_shared(monkeypatch):
-    monkeypatch.setattr(sharing, "this_process", lambda: (0, 2))
+    monkeypatch.setattr(ddp, "get_world_size", lambda: 2)
     trainer = MaPLe.__new__(MaPLe)
     trainer._models = {"model": torch.nn.Linear(1, 1)}
     trainer.cfg = SimpleNamespace(TRAINER=SimpleNamespace(NAME="MaPLe"))
-    trainer.train_loader_x = SimpleNamespace(batch_sampler=SharedBatches(range(5), 8, drop_last=False))
+    trainer.train_loader_x = SimpleNamespace(
+        batch_sampler=DistributedBatchSampler(range(5), 8, drop_last=False)
+    )
     with pytest.raises(ValueError, match="BATCH_SIZE is 8, but there are 5 images to train on, which 2 proc"):
-        sharing.check_shared_training(trainer)
-    trainer.train_loader_x.batch_sampler = SharedBatches(range(6), 8, drop_last=False)
-    sharing.check_shared_training(trainer)
+        ddp.check_ddp(trainer)
+    trainer.train_loader_x.batch_sampler = DistributedBatchSampler(range(6), 8, drop_last=False)
+    ddp.check_ddp(trainer)
     trainer.train_loader_x.batch_sampler = object()  # of a loader from elsewhere
     trainer.cfg.DATALOADER = SimpleNamespace(TRAIN_X=SimpleNamespace(LOADER="own"))
     with pytest.raises(ValueError, match="LOADER is own, whose batches 2 processes cannot share"):
-        sharing.check_shared_training(trainer)
+        ddp.check_ddp(trainer)
 
 
 def test_more_processes_than_gpus(monkeypatch):
-    monkeypatch.setattr("dassl.utils.torchrun.this_process", lambda: (0, 4))
+    monkeypatch.setattr("dassl.utils.torchrun.get_world_size", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="--nproc-per-node is 4, but there are 2 GPUs"):
-        sharing.device_of_process(SimpleNamespace(USE_CUDA=True))
-    assert sharing.device_of_process(SimpleNamespace(USE_CUDA=False)).type == "cpu"
+        ddp.select_device(SimpleNamespace(USE_CUDA=True))
+    assert ddp.select_device(SimpleNamespace(USE_CUDA=False)).type == "cpu"
 
 
 def test_whose_batches_and_tests_are_shared(monkeypatch):

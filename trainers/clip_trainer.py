@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl.engine import TrainerX
+from dassl.engine.ddp import Losses, wrap_ddp
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
-from dassl.utils.distributed import this_process
+from dassl.utils.distributed import is_rank_zero
 from prompted_clip import load_model
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
 
 from .checkpoints import IDENTITY, check_fit, check_same_run, identity_of, learned_tensors
-from .data_parallel import Losses, of_all_processes
 from .precision import PRECISIONS, Precision
 from .settings import check_input, check_settings
 from .step_graph import GraphedStep, cuda_graph_safe, graphed_step_of
@@ -174,7 +174,7 @@ class CLIPPromptTrainer(TrainerX):
         if graphed_step is not None:
             graphed_step.begin_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
-        if self.epoch == self.start_epoch and sample is not None and this_process()[0] == 0:
+        if self.epoch == self.start_epoch and sample is not None and is_rank_zero():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
 
     @classmethod
@@ -187,7 +187,7 @@ class CLIPPromptTrainer(TrainerX):
     def shared_losses(self) -> Losses:
         """`losses`, whose gradients are those of all processes together."""
         learned = [each for each in self.model.parameters() if each.requires_grad]
-        return of_all_processes(self.losses, learned)
+        return wrap_ddp(self.losses, learned)
 
     @cached_property
     def graphed_step(self) -> GraphedStep | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dassl.utils import restore_rng_state, rng_state
-from dassl.utils.distributed import this_process
+from dassl.utils.distributed import get_world_size
 
 if TYPE_CHECKING:
     from .clip_trainer import CLIPPromptTrainer
@@ -226,7 +226,7 @@ def why_eager(trainer: CLIPPromptTrainer) -> str:
     from .clip_trainer import CLIPPromptTrainer  # which imports this module
 
     name = type(trainer).__name__
-    if this_process()[1] > 1:
+    if get_world_size() > 1:
         return "several processes share a batch"
     if not getattr(trainer.losses, "cuda_graph_safe", False):
         return f"{name}.losses is not marked as cuda_graph_safe, see trainers/step_graph.py"

@@ -16,10 +16,10 @@ from dassl.config import key_or_default
 from dassl.data.crop_cache import CropCache, crop_settings
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
-from dassl.data.samplers import DistributedEvalSampler, SharedBatches, build_sampler
+from dassl.data.samplers import DistributedBatchSampler, DistributedEvalSampler, build_sampler
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import Registry, read_image
-from dassl.utils.distributed import this_process
+from dassl.utils.distributed import get_world_size
 
 Transform = Callable[[Any], Any]
 
@@ -141,7 +141,7 @@ def build_data_loader(
     """Builds a loader of one split.
 
     In training the last batch is dropped where it is not full, unless it is the only one; of several
-    processes, each gets its share of a batch (`SharedBatches`).
+    processes, each gets its share of a batch (`DistributedBatchSampler`).
 
     Raises:
         ValueError: no images, an unknown sampler, or a sampler that cannot fill one batch from them.
@@ -161,8 +161,8 @@ def build_data_loader(
     wrapper = dataset_wrapper or DatasetWrapper
     drop_last = is_train and len(data_source) >= batch_size
     batches: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
-    if is_train and this_process()[1] > 1:
-        batches = {"batch_sampler": SharedBatches(sampler, batch_size, drop_last)}
+    if is_train and get_world_size() > 1:
+        batches = {"batch_sampler": DistributedBatchSampler(sampler, batch_size, drop_last)}
     loader: DataLoader = _Loader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         **batches,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from dassl.utils.distributed import this_process
+from dassl.utils.distributed import is_rank_zero
 
 GB = 2**30  # bytes
 WORTHWHILE = 1 / 4  # of the images: if a smaller share fits, memory is better left to others
@@ -90,7 +90,7 @@ class ImageCache:
             return
         self._filled = True
         wanted = (path for path in paths if path not in self._entries)
-        others = this_process()[0] > 0 or None  # one bar for all processes, and on a terminal only
+        others = not is_rank_zero() or None  # one bar for all processes, and on a terminal only
         progress = tqdm(desc="Decoding images", unit="image", delay=2, leave=False, disable=others)
         with progress, ThreadPoolExecutor(threads) as pool:
             # A few at a time: those that do not fit must not be in memory all together.

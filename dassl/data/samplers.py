@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum
 from dassl.utils import Registry
-from dassl.utils.distributed import broadcast, this_process
+from dassl.utils.distributed import broadcast, get_rank, get_world_size
 
 SAMPLER_REGISTRY = Registry("SAMPLER")
 SAMPLER_REGISTRY.register(RandomSampler)
@@ -22,38 +22,38 @@ SAMPLER_REGISTRY.register(SequentialSampler)
 
 @SAMPLER_REGISTRY.register()
 class DistributedEvalSampler(Sampler[int]):
-    """Deals the images out to the processes of torch.distributed, one by one; for testing.
+    """The images of this process in a test on several: every image goes to exactly one of them.
 
-    Every image goes to exactly one process: none comes twice to make the shares equal, so that the figures,
-    which `Classification` gathers, are those of one process alone. Without torch.distributed, all in order.
+    None comes twice to make the shards equal, so that the metrics, which `Classification` gathers, are those
+    of one process alone. Without torch.distributed it is the `SequentialSampler`.
     """
 
     def __init__(self, data_source: Sequence[Datum]) -> None:
         self.count = len(data_source)
 
     @property
-    def share(self) -> range:
+    def shard(self) -> range:
         """Asked each time: the processes may be set up after the loaders are built."""
-        process, processes = this_process()
-        return range(process, self.count, processes)
+        rank, world_size = get_rank(), get_world_size()
+        return range(rank, self.count, world_size)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.share)
+        return iter(self.shard)
 
     def __len__(self) -> int:
-        return len(self.share)
+        return len(self.shard)
 
 
-class SharedBatches(Sampler[list[int]]):
-    """Batches of which each process of torch.distributed takes an equal share; for training.
+class DistributedBatchSampler(Sampler[list[int]]):
+    """This process's equal share of each batch, in a training on several processes.
 
-    The first process draws the order of each epoch for all, from `sampler`; a batch is what it would be in
-    one process alone, and its images are dealt out one by one.
+    Rank zero draws the order of each epoch for all, from `sampler`. A batch is what it would be in one
+    process alone, and its images are dealt out one by one.
 
     Args:
-        sampler: gives the order of an epoch.
+        sampler: the order of an epoch.
         batch_size: images in a batch of all processes together.
-        drop_last: whether what is left at the end of an epoch, less than a batch, is not used.
+        drop_last: whether to drop the last batch of an epoch where it is not full.
     """
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool) -> None:
@@ -68,10 +68,10 @@ class SharedBatches(Sampler[list[int]]):
         return left or self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        process, processes = this_process()
-        order = broadcast(list(self.sampler) if process == 0 else None)
+        rank, world_size = get_rank(), get_world_size()
+        order = broadcast(list(self.sampler) if rank == 0 else None)
         for batch in BatchSampler(order, self.batch_size, self.drop_last):
-            yield batch[process::processes]
+            yield batch[rank::world_size]
 
     def __len__(self) -> int:
         return len(BatchSampler(self.sampler, self.batch_size, self.drop_last))

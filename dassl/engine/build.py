@@ -6,7 +6,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl.engine.sharing import shared_test
+from dassl.engine.ddp import shard_test
 from dassl.utils import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")
@@ -19,7 +19,7 @@ def build_trainer(cfg: CfgNode) -> Any:
         ValueError: no trainer is registered under that name.
     """
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    cfg = shared_test(cfg, trainer_class)
+    cfg = shard_test(cfg, trainer_class)
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
     return trainer_class(cfg)

@@ -16,14 +16,14 @@ from yacs.config import CfgNode
 from dassl.config import key_or_default
 from dassl.data import DataManager
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
-from dassl.engine.sharing import begin_alike, check_shared_training, device_of_process
+from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
 from dassl.evaluation import Predictions, build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
-from dassl.utils.distributed import first_process_first, mean_of_processes, this_process
-from dassl.utils.meters import UnreadFigures
+from dassl.utils.distributed import all_reduce_mean, get_world_size, is_rank_zero, rank_zero_first
+from dassl.utils.meters import DeferredMetrics
 
 __all__ = [
     "AverageMeter",
@@ -85,15 +85,15 @@ class SimpleTrainer(TrainerBase):
                 raise ValueError(f"{key} is {value}; allowed is {least} or more.")
         self.check_cfg(cfg)
 
-        self.device = device_of_process(cfg)
+        self.device = select_device(cfg)
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
-        with first_process_first():  # which may make the dataset, and fetch weights
+        with rank_zero_first():  # which may make the dataset, and fetch weights
             self.build_data_loader()
             self.build_model()
-        begin_alike(self._models.values())
+        broadcast_initial_state(self._models.values())
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = float("-inf")
 
@@ -131,7 +131,7 @@ class SimpleTrainer(TrainerBase):
         Raises:
             KeyboardInterrupt: Ctrl-C; its message says how to go on.
         """
-        check_shared_training(self)
+        check_ddp(self)
         epochs = (self.start_epoch, self.max_epoch)
         if not self.has_something_to_train():
             print(f"{type(self).__name__} has nothing to train")
@@ -215,7 +215,7 @@ class SimpleTrainer(TrainerBase):
         if finished == self.max_epoch or (frequency > 0 and finished % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
             newest = key_or_default(self.cfg.TRAIN, "TRAIN.CHECKPOINTS_KEPT")
-            if newest and this_process()[0] == 0:
+            if newest and is_rank_zero():
                 folders = [osp.join(self.output_dir, name) for name in self.get_model_names()]
                 remove_all_but_newest(folders, newest)
 
@@ -256,7 +256,7 @@ class SimpleTrainer(TrainerBase):
         predictions = Predictions(self.cfg, self.lab2cname) if saves else None
 
         # A bar on a terminal only: in a log file each step of it would be a line.
-        for batch in tqdm(data_loader, delay=2, leave=False, disable=this_process()[0] > 0 or None):
+        for batch in tqdm(data_loader, delay=2, leave=False, disable=not is_rank_zero() or None):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             output = output[0] if isinstance(output, tuple) else output
@@ -289,25 +289,26 @@ class SimpleTrainer(TrainerBase):
         return len(loader)
 
     def _run_batches(self, batches: Iterable[tuple[Any, ...]]) -> None:
-        """Calls `forward_backward` with each of `num_batches` tuples of batches, and logs what it returns."""
+        """Takes a training step with each of `num_batches` tuples of batches, and logs its metrics."""
         self.set_model_mode("train")
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         frequency = self.cfg.TRAIN.PRINT_FREQ
-        unread = UnreadFigures()
-        last_read = end = time.time()
+        self.check_losses()
+        self._deferred = DeferredMetrics()
+        last_flush = end = time.time()
         for index, batch in enumerate(batches):
             self.batch_idx = index
             data_time.update(time.time() - end)
-            summary = self.forward_backward(*batch)
-            if this_process()[1] > 1:
-                summary = mean_of_processes(summary)
+            metrics = self.forward_backward(*batch)
+            if get_world_size() > 1:
+                metrics = all_reduce_mean(metrics)
             step = self.epoch * self.num_batches + index
-            at_hand = unread.add((step, self.get_current_lr()), summary)
+            ready = self._deferred.add((step, self.get_current_lr()), metrics)
             prints = (index + 1) % frequency == 0 or self.num_batches < frequency
-            if at_hand or prints:
-                count = len(unread)
-                self._read_figures(unread, losses)
-                batch_time.update((time.time() - last_read) / count, count)
+            if ready or prints:
+                count = len(self._deferred)
+                self._log_metrics(losses)
+                batch_time.update((time.time() - last_flush) / count, count)
             if prints:
                 epochs_left = self.max_epoch - self.epoch - 1
                 batches_left = self.num_batches - index - 1 + epochs_left * self.num_batches
@@ -319,15 +320,14 @@ class SimpleTrainer(TrainerBase):
                     f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
                 )
             end = time.time()
-            if not unread:
-                last_read = end
-        self._read_figures(unread, losses)
+            if not self._deferred:
+                last_flush = end
+        self._log_metrics(losses)
 
-    def _read_figures(self, unread: UnreadFigures, losses: MetricMeter) -> None:
-        """Takes what steps have given into the averages, and logs it as curves."""
-        self.check_losses()
-        for (step, lr), summary in unread.read():
-            losses.update(summary)
+    def _log_metrics(self, losses: MetricMeter) -> None:
+        """Adds the steps' metrics to the averages, and logs them as curves."""
+        for (step, lr), metrics in self._deferred.flush():
+            losses.update(metrics)
             for name, meter in losses.meters.items():
                 self.write_scalar(f"train/{name}", meter.avg, step)
             self.write_scalar("train/lr", lr, step)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dassl.engine import checkpoints
 from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
-from dassl.utils.distributed import gather, this_process, wait_for_all
-from dassl.utils.meters import is_on_gpu
+from dassl.utils.distributed import barrier, gather, get_rank, get_world_size, is_rank_zero
+from dassl.utils.meters import DeferredMetrics
 
 
 def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
@@ -36,14 +36,13 @@ class TrainerBase:
     scaler: Any = None  # a gradient scaler, where a trainer uses one
     best_result = float("-inf")  # on the validation images, up to now
     _resumed_rng: Any = None  # random state to go on with, between resuming and the first epoch
-    _most_unchecked = 1000  # losses, so that a training loop of a trainer's own cannot pile them up
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
-        self._unchecked: list[tuple[str, Tensor]] = []  # losses on a GPU, and where they came up
+        self._deferred = DeferredMetrics()
 
     @classmethod
     def can_share_batches(cls) -> bool:
@@ -169,9 +168,9 @@ class TrainerBase:
             state = self.checkpoint_state(name)
             state["epoch"] = epoch + 1
             state["val_result"] = None if val_result is None else float(val_result)
-            if this_process()[0] == 0:
+            if is_rank_zero():
                 save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
-        wait_for_all()
+        barrier()
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Goes on from the newest epoch of which `directory` has a checkpoint of every model.
@@ -221,19 +220,19 @@ class TrainerBase:
     @staticmethod
     def _random_state_of(checkpoint: Mapping[str, Any]) -> Any:
         """What this process had when the checkpoint was saved; None if it was not there, or not saved."""
-        process, processes = this_process()
+        rank, world_size = get_rank(), get_world_size()
         if checkpoint.get("rng") is None:
             print(
                 "It has no random state: the images will come in another order than without the interruption"
             )
             return None
         states = [checkpoint["rng"], *checkpoint.get("rng_of_others", ())]
-        if len(states) != processes:
+        if len(states) != world_size:
             print(
-                f"It is of a run on {len(states)} processes, here are {processes}: the images will be "
+                f"It is of a run on {len(states)} processes, here are {world_size}: the images will be "
                 "augmented otherwise than without the interruption, and may come in another order"
             )
-        return states[process] if process < len(states) else None
+        return states[rank] if rank < len(states) else None
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Loads the weights of all models.
@@ -389,31 +388,20 @@ class TrainerBase:
     def detect_anomaly(self, loss: Tensor) -> None:
         """Raises a FloatingPointError where `loss` is not finite.
 
-        A loss on a GPU is not waited for: `check_losses` raises the error when the next line is printed, and
-        before anything is saved.
+        There is no sync for a loss on a GPU: `check_losses` raises the error when the next line is printed,
+        and before anything is saved.
         """
-        place = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
-        self._unchecked.append((place, loss.detach().flatten()))
-        if not is_on_gpu(loss) or len(self._unchecked) >= self._most_unchecked:
-            self.check_losses()
+        self._deferred.add_loss(f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}", loss)
 
     def check_losses(self) -> None:
         """Raises a FloatingPointError that names the first batch since the last call with such a loss."""
-        unchecked, self._unchecked = self._unchecked, []
-        if not unchecked:
-            return
-        device = unchecked[0][1].device
-        finite = torch.isfinite(torch.cat([loss.to(device) for _, loss in unchecked])).tolist()
-        places = [place for place, loss in unchecked for _ in range(len(loss))]
-        for place, is_finite in zip(places, finite, strict=True):
-            if not is_finite:
-                raise FloatingPointError(f"Loss is infinite or NaN! ({place})")
+        self._deferred.check_losses()
 
     # TensorBoard
 
     def init_writer(self, log_dir: str) -> None:
         """Opens TensorBoard's log; where that fails, curves are not logged."""
-        if self._writer is not None or this_process()[0] > 0:  # one writes for all
+        if self._writer is not None or not is_rank_zero():  # one writes for all
             return
         try:
             self._writer = SummaryWriter(log_dir=log_dir)

@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
-from dassl.utils.distributed import gather, interleave, is_shared_out, this_process
+from dassl.utils.distributed import gather, interleave, is_rank_zero, is_sharded
 from dassl.utils.tools import atomic_open
 
 from .build import EVALUATOR_REGISTRY
@@ -119,7 +119,7 @@ class Classification(EvaluatorBase):
             ValueError: no sample was processed.
         """
         self._read()
-        if is_shared_out(self.cfg) and not self._is_whole:
+        if is_sharded(self.cfg) and not self._is_whole:
             self._gather()
         if not self._total:
             raise ValueError("there is nothing to evaluate: the test split is empty")
@@ -171,7 +171,7 @@ class Classification(EvaluatorBase):
         return mean
 
     def _save_confusion_matrix(self) -> None:
-        if this_process()[0] > 0:  # one writes for all
+        if not is_rank_zero():  # one writes for all
             return
         with _any_number_of_classes():
             matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")

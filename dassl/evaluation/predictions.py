@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from typing import Any
 
-from dassl.utils.distributed import gather, interleave, is_shared_out, this_process
+from dassl.utils.distributed import gather, interleave, is_rank_zero, is_sharded
 from dassl.utils.tools import atomic_open
 
 COLUMNS = ("impath", "label", "classname", "predicted_label", "predicted_classname")
@@ -55,9 +55,9 @@ class Predictions:
         rows: list[tuple[str, int, int]] = []
         for paths, labels, predicted in self._batches:
             rows += zip(paths, labels.tolist(), predicted.tolist(), strict=True)
-        if is_shared_out(self.cfg):
+        if is_sharded(self.cfg):
             rows = interleave(gather(rows))
-        if this_process()[0] > 0:
+        if not is_rank_zero():
             return
         name = self.lab2cname.get
         with atomic_open(path) as file:

@@ -1,4 +1,4 @@
-"""What the processes of one job tell each other: to share out a test, or the batches of a training."""
+"""Communication between the processes of torch.distributed; without it, all of this is for one process."""
 
 from __future__ import annotations
 
@@ -12,83 +12,97 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "all_reduce_mean",
+    "barrier",
     "broadcast",
     "broadcast_tensors",
-    "first_process_first",
     "gather",
+    "get_rank",
+    "get_world_size",
     "interleave",
-    "is_shared_out",
-    "mean_of_processes",
-    "this_process",
-    "wait_for_all",
+    "is_rank_zero",
+    "is_sharded",
+    "rank_zero_first",
 ]
 
 
-def this_process() -> tuple[int, int]:
-    """Which process this is, from 0, and of how many; without torch.distributed it is 0 of 1."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def get_rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if _is_initialized() else 0
 
 
-def is_shared_out(cfg: Any) -> bool:
-    """Whether there are several processes, and each tests on its own share (`DistributedEvalSampler`)."""
-    return this_process()[1] > 1 and cfg.DATALOADER.TEST.SAMPLER == "DistributedEvalSampler"
+def get_world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _is_initialized() else 1
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the process that prints and writes for all."""
+    return get_rank() == 0
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def is_sharded(cfg: Any) -> bool:
+    """Whether there are several processes, and each tests its own shard (`DistributedEvalSampler`)."""
+    return get_world_size() > 1 and cfg.DATALOADER.TEST.SAMPLER == "DistributedEvalSampler"
 
 
 def gather(own: Any) -> list[Any]:
-    """What each process gives, anything that can be pickled, in their order. All of them have to call it."""
-    shares: list[Any] = [own]
-    if this_process()[1] > 1:
-        shares *= this_process()[1]
-        dist.all_gather_object(shares, own)
-    return shares
+    """The objects of all processes by rank, anything that can be pickled. All processes have to call it."""
+    shards: list[Any] = [own]
+    if get_world_size() > 1:
+        shards *= get_world_size()
+        dist.all_gather_object(shards, own)
+    return shards
 
 
-def wait_for_all() -> None:
-    """Goes on when all processes are here."""
+def barrier() -> None:
+    """Returns when all processes are here."""
     gather(None)
 
 
 def broadcast(own: Any) -> Any:
-    """What the first process gives, anything that can be pickled. All of them have to call it."""
+    """The object of rank zero, anything that can be pickled. All processes have to call it."""
     box = [own]
-    if this_process()[1] > 1:
+    if get_world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
 
 
 def broadcast_tensors(tensors: Mapping[str, Any]) -> None:
-    """Overwrites each process's tensors by the first one's; what is no tensor stays."""
-    if this_process()[1] > 1:
+    """Overwrites each process's tensors by those of rank zero; what is no tensor stays."""
+    if get_world_size() > 1:
         for tensor in tensors.values():
             if isinstance(tensor, Tensor):
                 dist.broadcast(tensor.detach(), 0)
 
 
-def mean_of_processes(values: Mapping[str, Any]) -> dict[str, float]:
-    """The mean of each number over the processes, all of which give the same names."""
+def all_reduce_mean(values: Mapping[str, Any]) -> dict[str, float]:
+    """The mean of each number over the processes, all of which have the same names."""
     means = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
-    dist.all_reduce(means)
-    return dict(zip(values, (means / this_process()[1]).tolist(), strict=True))
+    if get_world_size() > 1:
+        dist.all_reduce(means)
+    return dict(zip(values, (means / get_world_size()).tolist(), strict=True))
 
 
 @contextmanager
-def first_process_first() -> Iterator[None]:
-    """What is within runs in the first process; when that is done, in the others.
+def rank_zero_first() -> Iterator[None]:
+    """Rank zero runs the block first, then the others.
 
-    So that the others read the files that the first one writes, and that it alone meets a mistake of the
-    user's: they end with it.
+    So the others read the files that rank zero writes, and only rank zero meets a mistake of the user's: the
+    others end with it.
     """
-    is_first = this_process()[0] == 0
-    if not is_first:
-        wait_for_all()
+    if not is_rank_zero():
+        barrier()
     yield
-    if is_first:
-        wait_for_all()
+    if is_rank_zero():
+        barrier()
 
 
-def interleave(shares: Sequence[Sequence[Any]]) -> list[Any]:
-    """The order that one process alone would have, from shares that were dealt out one by one."""
+def interleave(shards: Sequence[Sequence[Any]]) -> list[Any]:
+    """The order that one process alone would have, of shards that were dealt out one by one."""
     nothing = object()
-    return [item for item in chain(*zip_longest(*shares, fillvalue=nothing)) if item is not nothing]
+    return [item for item in chain(*zip_longest(*shards, fillvalue=nothing)) if item is not nothing]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["AverageMeter", "MetricMeter", "UnreadFigures"]
+__all__ = ["AverageMeter", "DeferredMetrics", "MetricMeter"]
 
 
 class AverageMeter:
@@ -63,46 +63,69 @@ class MetricMeter:
         return self.delimiter.join(f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items())
 
 
-class UnreadFigures:
-    """What steps gave to be logged, kept as it is until all of it is read: a GPU is waited for once, then.
+class DeferredMetrics:
+    """Metrics and losses of steps that stay on the GPU until they are read, all with one sync.
 
-    Figures that are numbers, or on the CPU, are there at once, so that nothing need wait for them.
+    What is a number, or on the CPU, is there at once, and needs no sync.
     """
 
+    _most_losses = 1000  # so that a training loop that reads no metrics cannot pile them up
+
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, Any]] = []
+        self._metrics: list[tuple[Any, Any]] = []
+        self._losses: list[tuple[str, Tensor]] = []
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._metrics)
 
-    def add(self, key: Any, figures: Any) -> bool:
-        """Keeps a step's figures, a mapping or None. Returns whether they can be read without waiting."""
-        waits = False
-        if isinstance(figures, Mapping) and any(is_on_gpu(value) for value in figures.values()):
-            waits = True
-            # Copies, as what computed them may compute the next ones in their place.
-            figures = {name: _copy(value) for name, value in figures.items()}
-        self._kept.append((key, figures))
+    def add(self, key: Any, metrics: Any) -> bool:
+        """Adds a step's metrics, a mapping or None. Returns whether they can be read without a sync."""
+        waits = isinstance(metrics, Mapping) and any(is_on_gpu(value) for value in metrics.values())
+        if waits:  # copies, as what computed them may compute the next ones in their place
+            metrics = {name: _copy(value) for name, value in metrics.items()}
+        self._metrics.append((key, metrics))
         return not waits
 
-    def read(self) -> list[tuple[Any, Any]]:
-        """Each key with its figures, in order; those that were on a GPU are numbers now. Forgets them."""
-        kept, self._kept = self._kept, []
-        mappings = [figures for _, figures in kept if isinstance(figures, Mapping)]
-        waiting = [value for figures in mappings for value in figures.values() if is_on_gpu(value)]
+    def add_loss(self, step: str, loss: Tensor) -> None:
+        """Adds a loss that has to be finite; on the CPU, it is checked at once."""
+        self._losses.append((step, loss.detach().flatten()))
+        if not is_on_gpu(loss) or len(self._losses) >= self._most_losses:
+            self.check_losses()
+
+    def check_losses(self) -> None:
+        """Raises a FloatingPointError that names the first step whose loss is not finite. Forgets them."""
+        losses, self._losses = self._losses, []
+        if not losses:
+            return
+        device = losses[0][1].device
+        finite = torch.isfinite(torch.cat([loss.to(device) for _, loss in losses])).tolist()
+        steps = [step for step, loss in losses for _ in range(len(loss))]
+        if not all(finite):
+            raise FloatingPointError(f"Loss is infinite or NaN! ({steps[finite.index(False)]})")
+
+    def flush(self) -> list[tuple[Any, Any]]:
+        """Each key with its metrics, in order, as numbers where they were on a GPU. Forgets them.
+
+        Raises:
+            FloatingPointError: a loss was not finite.
+        """
+        self.check_losses()
+        added, self._metrics = self._metrics, []
+        mappings = [metrics for _, metrics in added if isinstance(metrics, Mapping)]
+        waiting = [value for metrics in mappings for value in metrics.values() if is_on_gpu(value)]
         if not waiting:
-            return kept
+            return added
         numbers = iter(torch.stack([value.to(waiting[0].device) for value in waiting]).tolist())
         return [
-            (key, {name: next(numbers) if is_on_gpu(value) else value for name, value in figures.items()})
-            if isinstance(figures, Mapping)
-            else (key, figures)
-            for key, figures in kept
+            (key, {name: next(numbers) if is_on_gpu(value) else value for name, value in metrics.items()})
+            if isinstance(metrics, Mapping)
+            else (key, metrics)
+            for key, metrics in added
         ]
 
 
 def is_on_gpu(value: Any) -> bool:
-    """Whether it is a number that the host would have to wait for."""
+    """Whether reading this number needs a sync."""
     return isinstance(value, Tensor) and value.is_cuda and value.dim() == 0 and value.is_floating_point()
 
 

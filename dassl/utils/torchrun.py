@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from .distributed import broadcast, this_process
+from .distributed import broadcast, get_world_size
 from .rng import restore_rng_state, rng_state
 
 # How long one process may wait for another, such as for the first one to fetch and read the data.
@@ -24,7 +24,7 @@ _store: Any = None  # what all processes can read, also when one of them has fai
 
 
 @contextlib.contextmanager
-def one_of_several() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within, this is a process of a group: with NCCL between GPUs, with gloo between CPUs.
 
     All begin with the random numbers of the first one, which alone prints. The first one to fail tells why;
@@ -49,19 +49,19 @@ def one_of_several() -> Iterator[None]:
             restore_rng_state(broadcast(rng_state()))
             yield
     except Exception:
-        if fails_first():
+        if is_first_to_fail():
             traceback.print_exc()  # now: torchrun ends this process as soon as another one ends
         raise SystemExit(1) from None
     except SystemExit as end:
         if end.code:
-            fails_first()
+            is_first_to_fail()
         raise
     finally:
         _store = None
         dist.destroy_process_group()
 
 
-def fails_first() -> bool:
+def is_first_to_fail() -> bool:
     """To be asked once by a process that fails: whether it is to tell why. True without torchrun."""
     try:
         return _store is None or _store.add("failures", 1) == 1
@@ -72,7 +72,7 @@ def fails_first() -> bool:
 def check_devices(use_cuda: bool) -> None:
     """Raises a ValueError where there are more processes than GPUs for them."""
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if this_process()[1] > 1 and use_cuda and torch.cuda.is_available() and here > gpus:
+    if get_world_size() > 1 and use_cuda and torch.cuda.is_available() and here > gpus:
         raise ValueError(
             f"--nproc-per-node is {here}, but there are {gpus} GPUs; allowed is one process a GPU: start "
             f"{gpus}, or set USE_CUDA to False."
