@@ -16,6 +16,7 @@ from helpers import ROOT, relative_error
 from tolerances import half_precision_error
 
 import prompted_clip
+import trainers
 from dassl.engine import TRAINER_REGISTRY
 from train import command_line
 from trainers.clip_trainer import CLIPPromptTrainer
@@ -97,6 +98,12 @@ def test_all_methods_of_the_papers_are_registered():
         "PromptSRC",
         "MaPLeSRC",
     } <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_imported_from_trainers(name):
+    assert getattr(trainers, name) is TRAINER_REGISTRY.get(name)
+    assert name in trainers.__all__
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
