@@ -1,7 +1,31 @@
-"""The methods, a file each. Every module of this folder is imported, so that trainers register themselves."""
+"""The methods, one file each. A file that is dropped into this folder is imported, and registers itself."""
 
 import importlib
 import pkgutil
 
+from .clip_trainer import CLIPPromptTrainer
+from .cocoop import CoCoOp
+from .coop import CoOp
+from .ivlp import IVLP
+from .kgcoop import KgCoOp
+from .maple import MaPLe
+from .promptsrc import MaPLeSRC, PromptSRC
+from .vpt import VPT
+from .zsclip import ZeroshotCLIP, ZeroshotCLIP2
+
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "IVLP",
+    "VPT",
+    "CLIPPromptTrainer",
+    "CoCoOp",
+    "CoOp",
+    "KgCoOp",
+    "MaPLe",
+    "MaPLeSRC",
+    "PromptSRC",
+    "ZeroshotCLIP",
+    "ZeroshotCLIP2",
+]

@@ -21,9 +21,9 @@ from .clip_trainer import CLIPPromptTrainer
 from .ivlp import IVLP
 from .maple import MaPLe
 from .step_graph import cuda_graph_safe
-from .templates import IMAGENET_TEMPLATES, embedded_templates
+from .templates import embedded_templates, imagenet_templates
 
-TEMPLATES = IMAGENET_TEMPLATES[:60]  # the authors took these of OpenAI's 80
+TEMPLATES = 60  # the authors took the first ones of OpenAI's 80
 
 
 class SelfRegulation(CLIPPromptTrainer):
@@ -54,7 +54,7 @@ class SelfRegulation(CLIPPromptTrainer):
 
     @cached_property
     def clip_text_features(self) -> Tensor:
-        templates = embedded_templates(self.model.clip_model, TEMPLATES)
+        templates = embedded_templates(self.model.clip_model, imagenet_templates()[:TEMPLATES])
         return self.frozen_text_features(templates, normalise_each=False)
 
     @cuda_graph_safe

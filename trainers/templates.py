@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
 from prompted_clip import tokenize
 from prompted_clip.model import CLIP
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
-# All 80, https://github.com/openai/CLIP/blob/main/notebooks/Prompt_Engineering_for_ImageNet.ipynb
-IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-
-# The seven that OpenAI's search selected; the same notebook.
+# The seven that OpenAI's search selected,
+# https://github.com/openai/CLIP/blob/main/notebooks/Prompt_Engineering_for_ImageNet.ipynb
 SELECTED_TEMPLATES = [
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -25,6 +21,13 @@ SELECTED_TEMPLATES = [
     "art of the {}.",
     "a photo of the small {}.",
 ]
+
+
+def imagenet_templates() -> list[str]:
+    """All 80 sentences of that notebook."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES  # here, as it imports timm
+
+    return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 
 
 def template_of(dataset: Any) -> str:
