@@ -92,26 +92,30 @@ def load_plugin(name: str) -> None:
 
 def extend_cfg(cfg) -> None:
     """Adds the keys that datasets and trainers of this project read; a trainer's `settings` say its own."""
-    cfg.DATASET.ROOT = "data"
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-    cfg.DATASET.FEW_SHOT_LIST = ""  # the few_shot.json of a run, to train on the same images
+    cfg.DATASET.ROOT = "data"  # folder that holds the datasets; also `--root`
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # `all`, or the `base` or `new` half of the classes
+    cfg.DATASET.FEW_SHOT_LIST = ""  # the few_shot.json of a run, to train on the same images; "": draws them
     cfg.DATASET.REBUILD_INDEX = False  # lists the folders of images anew, whatever an index on disk says
     cfg.DATASET.OWN = CfgNode()  # own data, see configs/datasets/folder.yaml, csv.yaml and hub.yaml
+    # Own data: the folder, the table, or the id of a dataset of the Hugging Face hub. Relative paths start
+    # from DATASET.ROOT; "": DATASET.ROOT itself.
     cfg.DATASET.OWN.PATH = ""
-    cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."
-    cfg.DATASET.OWN.CLASS_NAMES = ClassNames(new_allowed=True)
-    cfg.DATASET.OWN.CLASS_LIST = []
+    cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."  # the sentence of a class; `{}` is its name
+    cfg.DATASET.OWN.CLASS_NAMES = ClassNames(new_allowed=True)  # names that differ: {folder or label: name}
+    cfg.DATASET.OWN.CLASS_LIST = []  # all names, for the sorted folders or labels, instead of CLASS_NAMES
+    # The classes that SUBSAMPLE_CLASSES `new` keeps; `base` keeps the others. Empty: base is the first half.
     cfg.DATASET.OWN.NOVEL_CLASSES = []
-    cfg.DATASET.OWN.SPLIT = [0.5, 0.2, 0.3]
-    cfg.DATASET.OWN.PATH_COLUMN = "path"
-    cfg.DATASET.OWN.LABEL_COLUMN = "label"
-    cfg.DATASET.OWN.SPLIT_COLUMN = "split"
-    cfg.DATASET.OWN.SUBSET = ""
-    cfg.DATASET.OWN.REVISION = ""
-    cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP weights, instead of the ones that NAME stands for
-    # Classes that run through the text encoder at once; fewer take less memory. 0: 2,048; -1: all.
+    cfg.DATASET.OWN.SPLIT = [0.5, 0.2, 0.3]  # shares of train, val and test, where the data does not say
+    cfg.DATASET.OWN.PATH_COLUMN = "path"  # column of a table or of the hub that names or holds the image
+    cfg.DATASET.OWN.LABEL_COLUMN = "label"  # column of a table or of the hub that names the class
+    cfg.DATASET.OWN.SPLIT_COLUMN = "split"  # column of a table that says train, val or test; may be missing
+    cfg.DATASET.OWN.SUBSET = ""  # subset of a dataset of the hub that has several
+    cfg.DATASET.OWN.REVISION = ""  # branch, tag or commit of a dataset of the hub; "": the newest
+    cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP's weights; "": those that NAME stands for
+    # Classes that run through the text encoder at once: fewer take less memory and more time. 0: 2,048;
+    # -1: all.
     cfg.MODEL.TEXT_CHUNK = 0
-    cfg.TRAIN.CUDA_GRAPHS = "auto"  # on a GPU, replays the training step where it can; off: never
+    cfg.TRAIN.CUDA_GRAPHS = "auto"  # `auto`: replays the training step on a GPU where it can; `off`: never
     for name in TRAINER_REGISTRY.registered_names():
         settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)
         if settings is not None:

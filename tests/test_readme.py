@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from helpers import ROOT
 
 from dassl.engine import TRAINER_REGISTRY
+from scripts.configuration import meaning_of
 from train import command_line
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,3 +70,14 @@ def test_links_lead_somewhere(page, link):
 @pytest.mark.parametrize("path", sorted(FILES))
 def test_files_that_are_named_exist(path):
     assert (ROOT / path).exists()
+
+
+def test_the_page_of_keys_is_what_the_code_says():
+    # In a process of its own, where no other test has registered a trainer.
+    check = [sys.executable, "-m", "scripts.configuration", "--check"]
+    assert subprocess.run(check, cwd=ROOT).returncode == 0
+
+
+def test_a_key_needs_a_meaning():
+    with pytest.raises(ValueError, match=r"TRAINER\.MAPLE\.NEW has no comment"):
+        meaning_of("TRAINER.MAPLE.NEW", [("TRAINER.MAPLE.", {"N_CTX": "learned tokens"})])

@@ -37,7 +37,11 @@ class CLIPPromptTrainer(TrainerX):
     """
 
     # Defaults of cfg.TRAINER.<NAME>, NAME being the class's in capitals.
-    settings: ClassVar[dict[str, Any]] = {"PREC": "fp32"}
+    settings: ClassVar[dict[str, Any]] = {
+        # `fp32`; `fp16` or `bf16`: CLIP's matrices in that type; `amp`: torch's autocast. What is learned is
+        # float32 in each.
+        "PREC": "fp32",
+    }
     # Folder of the checkpoints, as published.
     model_name: ClassVar[str] = "prompt_learner"
     # Whether published keys begin with "prompt_learner.": so where the reference registers the whole model.

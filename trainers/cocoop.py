@@ -62,11 +62,11 @@ class CoCoOp(CLIPPromptTrainer):
     """Conditional context optimization; a wider and deeper Meta-Net makes the heavier one."""
 
     settings: ClassVar = {
-        "N_CTX": 16,
-        "CTX_INIT": "",
+        "N_CTX": 16,  # learned tokens, 1 or more, where CTX_INIT is empty
+        "CTX_INIT": "",  # words that the context starts from, as many tokens as words; "": noise
         "PREC": "fp16",
-        "META_NET_WIDTH": 0,  # of hidden layers; 0: a 16th of the features
-        "META_NET_LAYERS": 2,
+        "META_NET_WIDTH": 0,  # width of the Meta-Net's hidden layers; 0: a 16th of the features, as published
+        "META_NET_LAYERS": 2,  # linear layers of the Meta-Net, 1 or more; 2 as published
     }
     prefixed_keys = False
 

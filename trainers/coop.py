@@ -97,11 +97,11 @@ class CoOp(CLIPPromptTrainer):
     """Context optimization."""
 
     settings: ClassVar = {
-        "N_CTX": 16,
-        "CSC": False,  # class-specific context
-        "CTX_INIT": "",
+        "N_CTX": 16,  # learned tokens, 1 or more, where CTX_INIT is empty
+        "CSC": False,  # class-specific context: one for each class, from noise; not used with CTX_INIT
+        "CTX_INIT": "",  # words that the context starts from, as many tokens as words; "": noise
         "PREC": "fp16",
-        "CLASS_TOKEN_POSITION": "end",
+        "CLASS_TOKEN_POSITION": "end",  # of the class name, from the context: `end`, `middle` or `front`
     }
     prefixed_keys = False
 

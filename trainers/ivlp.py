@@ -21,12 +21,14 @@ class IVLP(CLIPPromptTrainer):
     """Independent V-L prompting; `N_CTX_VISION: 0` is deep language prompting."""
 
     settings: ClassVar = {
-        "N_CTX_VISION": 2,
-        "N_CTX_TEXT": 2,
+        "N_CTX_VISION": 2,  # learned tokens per depth in the image encoder; 0: deep language prompting
+        "N_CTX_TEXT": 2,  # learned tokens per depth in the text encoder, 1 or more
+        # Words that the text context starts from: their first N_CTX_TEXT tokens, up to 4; the rest stays
+        # text. Without words, or with more tokens, it starts from noise.
         "CTX_INIT": "a photo of a",
         "PREC": "fp16",
-        "PROMPT_DEPTH_VISION": 9,
-        "PROMPT_DEPTH_TEXT": 9,
+        "PROMPT_DEPTH_VISION": 9,  # blocks of the image encoder that get learned tokens; 0: none
+        "PROMPT_DEPTH_TEXT": 9,  # blocks of the text encoder that get learned tokens, 1 or more
     }
     model_name = "VLPromptLearner"
 

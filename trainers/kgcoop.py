@@ -22,7 +22,12 @@ from .templates import template_of
 class KgCoOp(CoOp):
     """CoOp's cross entropy, and `W` times the distance of the learned text features from CLIP's own."""
 
-    settings: ClassVar = {**CoOp.settings, "N_CTX": 4, "CTX_INIT": "a photo of a", "W": 8.0}
+    settings: ClassVar = {
+        **CoOp.settings,
+        "N_CTX": 4,
+        "CTX_INIT": "a photo of a",
+        "W": 8.0,  # weight of the knowledge-guided loss, 0 or more; 0 is CoOp
+    }
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)

@@ -106,16 +106,19 @@ class MaPLe(CLIPPromptTrainer):
     """Multi-modal prompt learning; `PROMPT_DEPTH: 1` is MaPLe shallow, `COUPLING: shared` is MaPLe†."""
 
     settings: ClassVar = {
-        "N_CTX": 2,
+        "N_CTX": 2,  # learned tokens per depth, 1 or more
+        # Words that the context starts from: their first N_CTX tokens, up to 4; the rest stays text. Without
+        # words, or with more tokens, it starts from noise.
         "CTX_INIT": "a photo of a",
         "PREC": "fp16",
-        "PROMPT_DEPTH": 9,
-        "COUPLING": "per_layer",
+        "PROMPT_DEPTH": 9,  # J: blocks of each encoder that get learned tokens, 1 or more; 1 is MaPLe shallow
+        "COUPLING": "per_layer",  # linear layers between the branches: `per_layer`, or `shared` (MaPLe†)
         # The designs that MaPLe was weighed against.
-        "PROMPT_DEPTH_TEXT": AS_PROMPT_DEPTH,
-        "PROMPT_DEPTH_VISION": AS_PROMPT_DEPTH,
+        "PROMPT_DEPTH_TEXT": AS_PROMPT_DEPTH,  # J of the text encoder; -1: PROMPT_DEPTH, 0: none
+        "PROMPT_DEPTH_VISION": AS_PROMPT_DEPTH,  # J of the image encoder; -1: PROMPT_DEPTH, 0: none
+        # Which tokens are learned, and which are made of them: `text_to_image` or `image_to_text`.
         "DIRECTION": "text_to_image",
-        "DEEP_INIT": "noise",
+        "DEEP_INIT": "noise",  # deep prompts start from `noise`, or from the `words` of CTX_INIT
     }
     model_name = "MultiModalPromptLearner"
 

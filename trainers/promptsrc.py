@@ -30,10 +30,10 @@ class SelfRegulation(CLIPPromptTrainer):
     """What PromptSRC adds to a method that prompts both encoders; put it before that method's class."""
 
     regulation: ClassVar = {
-        "TEXT_LOSS_WEIGHT": 25.0,
-        "IMAGE_LOSS_WEIGHT": 10.0,
-        "GPA_MEAN": 15.0,  # epochs: where the Gaussian has its top
-        "GPA_STD": 1.0,  # epochs
+        "TEXT_LOSS_WEIGHT": 25.0,  # weight of the distance to CLIP's text features, 0 or more
+        "IMAGE_LOSS_WEIGHT": 10.0,  # weight of the distance to CLIP's image features, 0 or more
+        "GPA_MEAN": 15.0,  # mean of the Gaussian that weights the epochs, in epochs
+        "GPA_STD": 1.0,  # std of the Gaussian that weights the epochs, in epochs, above 0
     }
 
     def check_cfg(self, cfg) -> None:

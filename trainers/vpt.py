@@ -22,10 +22,10 @@ class VPT(CLIPPromptTrainer):
     """Visual prompt tuning; `PROMPT_DEPTH_VISION: 1` is the shallow kind."""
 
     settings: ClassVar = {
-        "N_CTX_VISION": 2,
+        "N_CTX_VISION": 2,  # learned tokens per depth in the image encoder, 1 or more
         "CTX_INIT": "a photo of a",  # stands before the class name, and is not learned
         "PREC": "fp16",
-        "PROMPT_DEPTH_VISION": 1,
+        "PROMPT_DEPTH_VISION": 1,  # blocks of the image encoder that get learned tokens, 1 or more
     }
 
     def has_image_tokens(self, cfg) -> bool:

@@ -1,5 +1,7 @@
 """Every key of the engine with its default. Names and defaults are those of Dassl.pytorch.
 
+The comment beside a key, or above it, is its meaning in docs/configuration.md, which
+`python -m scripts.configuration` writes.
 What belongs to one trainer (`TRAINER.<NAME>`) is added by whoever provides that trainer.
 """
 
@@ -11,12 +13,13 @@ from .node import Config
 def default_config() -> Config:
     """A fresh tree of all keys."""
     cfg = Config()
-    cfg.VERSION = 1
-    cfg.OUTPUT_DIR = "./output"
-    cfg.RESUME = ""  # folder of the run to continue
-    cfg.SEED = -1  # negative: not seeded
-    cfg.USE_CUDA = True
-    cfg.VERBOSE = True
+    cfg.VERSION = 1  # of the configuration's format; not read
+    cfg.OUTPUT_DIR = "./output"  # folder of logs, checkpoints and results; also `--output-dir`
+    # Folder of the run to continue; "": OUTPUT_DIR, if it holds a checkpoint. Also `--resume`.
+    cfg.RESUME = ""
+    cfg.SEED = -1  # seed of all random numbers; negative: not seeded. Also `--seed`
+    cfg.USE_CUDA = True  # takes a GPU where there is one; False: the CPU
+    cfg.VERBOSE = True  # prints the dataset's sizes, and which evaluator, backbone and head are built
     cfg.INPUT = _input()
     cfg.DATASET = _dataset()
     cfg.DATALOADER = _dataloader()
@@ -24,51 +27,59 @@ def default_config() -> Config:
     cfg.OPTIM = _optim()
     cfg.TRAIN = Config(
         {
-            "CHECKPOINT_FREQ": 0,  # epochs; 0: only after the last one
-            "CHECKPOINTS_KEPT": 0,  # the newest ones; 0: all. Not a key of upstream
-            "PRINT_FREQ": 10,  # batches
-            "COUNT_ITER": "train_x",  # whose batches make an epoch: train_x, train_u, smaller_one, ...
+            "CHECKPOINT_FREQ": 0,  # epochs between checkpoints; 0: one after the last epoch
+            "CHECKPOINTS_KEPT": 0,  # the newest checkpoints that are kept; 0: all. Not a key of upstream
+            "PRINT_FREQ": 10,  # batches between lines of the log, 1 or more
+            # Whose batches make an epoch, for trainers that take unlabelled images, too: `train_x`, `train_u`
+            # or `smaller_one`.
+            "COUNT_ITER": "train_x",
         }
     )
     cfg.TEST = Config(
         {
-            "EVALUATOR": "Classification",
-            "PER_CLASS_RESULT": False,
+            "EVALUATOR": "Classification",  # a name in EVALUATOR_REGISTRY
+            "PER_CLASS_RESULT": False,  # prints the accuracy of each class, too, and their mean
             "COMPUTE_CMAT": False,  # writes the confusion matrix to OUTPUT_DIR/cmat.pt
-            "SAVE_PREDICTIONS": False,  # to OUTPUT_DIR/predictions_<split>.csv; not a key of upstream
-            "NO_TEST": False,
-            "SPLIT": "test",  # or val
-            "FINAL_MODEL": "last_step",  # or best_val
+            # Writes each image's prediction to OUTPUT_DIR/predictions_<split>.csv. Not a key of upstream.
+            "SAVE_PREDICTIONS": False,
+            "NO_TEST": False,  # trains without the test at the end
+            "SPLIT": "test",  # the part that is tested: `test`, or `val` where the dataset has one
+            # What is tested after a training: `last_step`, or `best_val`, the epoch with the best accuracy on
+            # val.
+            "FINAL_MODEL": "last_step",
         }
     )
-    cfg.TRAINER = Config({"NAME": ""})
+    cfg.TRAINER = Config({"NAME": ""})  # the method, a name in TRAINER_REGISTRY; also `--trainer`
     return cfg
 
 
 def _input() -> Config:
     return Config(
         {
-            "SIZE": (224, 224),  # height, width in pixels
-            "INTERPOLATION": "bilinear",
-            "TRANSFORMS": (),  # names of transforms, in order
-            "NO_TRANSFORM": False,
-            "PIXEL_MEAN": [0.485, 0.456, 0.406],
-            "PIXEL_STD": [0.229, 0.224, 0.225],
-            "CROP_PADDING": 4,
-            "RRCROP_SCALE": (0.08, 1.0),
-            "CUTOUT_N": 1,
-            "CUTOUT_LEN": 16,
-            "GN_MEAN": 0.0,
-            "GN_STD": 0.15,
+            "SIZE": (224, 224),  # height, width in pixels; that of the backbone
+            "INTERPOLATION": "bilinear",  # of a resize: `bilinear`, `bicubic` or `nearest`
+            # Names in IMAGE_TRANSFORM_REGISTRY and TENSOR_TRANSFORM_REGISTRY, for training; applied in the
+            # order of registration. Tests resize, crop, and take `normalize` and `instance_norm` from here.
+            "TRANSFORMS": (),
+            "NO_TRANSFORM": False,  # images without any transform; the methods of `trainers/` refuse it
+            "PIXEL_MEAN": [0.485, 0.456, 0.406],  # `normalize`: means of the channels
+            "PIXEL_STD": [0.229, 0.224, 0.225],  # `normalize`: stds of the channels
+            "CROP_PADDING": 4,  # `random_crop`: pixels on each side
+            "RRCROP_SCALE": (0.08, 1.0),  # `random_resized_crop`: least and largest share of the image's area
+            "CUTOUT_N": 1,  # `cutout`: number of squares
+            "CUTOUT_LEN": 16,  # `cutout`: side of a square in pixels
+            "GN_MEAN": 0.0,  # `gaussian_noise`: mean
+            "GN_STD": 0.15,  # `gaussian_noise`: std
+            # `randaugment`, `randaugment_fixmatch`, `randaugment2`: operations on an image.
             "RANDAUGMENT_N": 2,
-            "RANDAUGMENT_M": 10,
-            "COLORJITTER_B": 0.4,
-            "COLORJITTER_C": 0.4,
-            "COLORJITTER_S": 0.4,
-            "COLORJITTER_H": 0.1,
-            "RGS_P": 0.2,
-            "GB_P": 0.5,
-            "GB_K": 21,
+            "RANDAUGMENT_M": 10,  # `randaugment`: magnitude, 0 to 30
+            "COLORJITTER_B": 0.4,  # `colorjitter`: brightness, changed by a factor of up to 1 ± this
+            "COLORJITTER_C": 0.4,  # `colorjitter`: contrast, likewise
+            "COLORJITTER_S": 0.4,  # `colorjitter`: saturation, likewise
+            "COLORJITTER_H": 0.1,  # `colorjitter`: hue, shifted by up to ± this, 0 to 0.5
+            "RGS_P": 0.2,  # `randomgrayscale`: probability
+            "GB_P": 0.5,  # `gaussian_blur`: probability
+            "GB_K": 21,  # `gaussian_blur`: size of the kernel in pixels, odd
         }
     )
 
@@ -76,39 +87,63 @@ def _input() -> Config:
 def _dataset() -> Config:
     return Config(
         {
-            "ROOT": "",
-            "NAME": "",
-            "SOURCE_DOMAINS": (),
-            "TARGET_DOMAINS": (),
+            "ROOT": "",  # folder that holds the datasets
+            "NAME": "",  # a name in DATASET_REGISTRY
+            "SOURCE_DOMAINS": (),  # domains to train on, where there are any; also `--source-domains`
+            "TARGET_DOMAINS": (),  # domains to test on, where there are any; also `--target-domains`
+            # Labelled images in all. Not read here: for upstream's SSL datasets.
             "NUM_LABELED": -1,
-            "NUM_SHOTS": -1,  # samples per class; negative: all
+            "NUM_SHOTS": -1,  # training images per class; -1: all
+            # Share of validation images. Not read here: for upstream's SSL datasets.
             "VAL_PERCENT": 0.1,
-            "STL10_FOLD": -1,
+            "STL10_FOLD": -1,  # fold of STL-10, 0 to 9; negative: none. Not read here: for upstream's STL10
+            # Kind of corruption. Not read here: for upstream's CIFAR-10-C and CIFAR-100-C.
             "CIFAR_C_TYPE": "",
+            # Strength of the corruption, 1 to 5. Not read here: for upstream's CIFAR-10-C and CIFAR-100-C.
             "CIFAR_C_LEVEL": 1,
+            # Labelled images are unlabelled ones, too. Not read here: for upstream's SSL datasets.
             "ALL_AS_UNLABELED": False,
         }
     )
 
 
 def _dataloader() -> Config:
-    loader = {"LOADER": "build_data_loader"}  # a name in LOADER_REGISTRY; not a key of upstream
-    train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16, **loader}
+    # A name in LOADER_REGISTRY, which a plugin may add to. Not a key of upstream.
+    loader = {"LOADER": "build_data_loader"}
+    train = {
+        # `RandomSampler`, `SequentialSampler`, `RandomDomainSampler`, `SeqDomainSampler` or
+        # `RandomClassSampler`.
+        "SAMPLER": "RandomSampler",
+        "BATCH_SIZE": 32,  # images in a batch
+        "N_DOMAIN": 0,  # `RandomDomainSampler`: domains in a batch; 0: all
+        "N_INS": 16,  # `RandomClassSampler`: images per class in a batch
+        **loader,
+    }
     return Config(
         {
+            # Worker processes of each loader; 0: images are read by the process itself. The random crops of a
+            # seed depend on it.
             "NUM_WORKERS": 4,
-            # Memory for decoded training images, in 2**30 bytes; 0: none. Not a key of upstream. 4 hold 7,600
-            # photos of 500 × 375 pixels; 16 shots of ImageNet are twice as many.
+            # Memory for decoded training images, in GB of 2**30 bytes; 0: none. 4 GB hold 7,600 photos of
+            # 500 × 375 pixels; 16 shots of ImageNet are twice as many. Not a key of upstream.
             "CACHE_GB": 4.0,
             # Folder for resized and cropped test images, for all runs to come; "": none. 1 GB holds 7,000 of
-            # 224 × 224 pixels; all in the folder take no more than TEST_CACHE_GB. Not keys of upstream.
+            # 224 × 224 pixels. Not a key of upstream.
             "TEST_CACHE": "",
+            # The most that the folder TEST_CACHE may take, in GB of 2**30 bytes. Not a key of upstream.
             "TEST_CACHE_GB": 40.0,
-            "K_TRANSFORMS": 1,  # views of an image per sample
-            "RETURN_IMG0": False,
+            "K_TRANSFORMS": 1,  # views of a training image per sample; above 1 for methods that take several
+            "RETURN_IMG0": False,  # batches also hold `img0`, the image resized but not augmented
             "TRAIN_X": train,
-            "TRAIN_U": {"SAME_AS_X": True, **train},
-            "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32, **loader},
+            "TRAIN_U": {
+                "SAME_AS_X": True,  # unlabelled images are loaded with the settings of TRAIN_X
+                **train,
+            },
+            "TEST": {
+                "SAMPLER": "SequentialSampler",  # order of val and test images
+                "BATCH_SIZE": 32,  # images in a batch of val and test
+                **loader,
+            },
         }
     )
 
@@ -116,9 +151,25 @@ def _dataloader() -> Config:
 def _model() -> Config:
     return Config(
         {
+            # A checkpoint whose tensors learning starts from; "": none. Those whose names and shapes fit are
+            # taken.
             "INIT_WEIGHTS": "",
-            "BACKBONE": {"NAME": "", "PRETRAINED": True},
-            "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
+            "BACKBONE": {
+                # For the methods of `trainers/` the CLIP: one of OpenAI's nine, such as `ViT-B/16`,
+                # `open_clip:ARCHITECTURE/TAG`, or `ViT-Shapes/8`. For trainers of upstream a name in
+                # BACKBONE_REGISTRY. Also `--backbone`.
+                "NAME": "",
+                "PRETRAINED": True,  # starts from ImageNet's weights. Read by upstream's `SimpleNet` alone
+            },
+            "HEAD": {
+                # A head between backbone and classifier: `mlp`, or another name in HEAD_REGISTRY; "": none.
+                # HEAD is read by upstream's `SimpleNet` alone. Also `--head`.
+                "NAME": "",
+                "HIDDEN_LAYERS": (),  # width of each layer; empty: no head
+                "ACTIVATION": "relu",  # `relu` or `leaky_relu`
+                "BN": True,  # batch norm in each layer
+                "DROPOUT": 0.0,  # probability of dropout in each layer
+            },
         }
     )
 
@@ -126,27 +177,29 @@ def _model() -> Config:
 def _optim() -> Config:
     return Config(
         {
-            "NAME": "adam",
-            "LR": 0.0003,
-            "WEIGHT_DECAY": 5e-4,
-            "MOMENTUM": 0.9,
-            "SGD_DAMPNING": 0,
-            "SGD_NESTEROV": False,
-            "RMSPROP_ALPHA": 0.99,
-            "ADAM_BETA1": 0.9,
-            "ADAM_BETA2": 0.999,
-            "EPS": 1e-8,  # of the Adam family; not a key of upstream
+            "NAME": "adam",  # `adam`, `amsgrad`, `sgd`, `rmsprop`, `radam` or `adamw`
+            "LR": 0.0003,  # learning rate
+            "WEIGHT_DECAY": 5e-4,  # weight decay
+            "MOMENTUM": 0.9,  # momentum of `sgd` and `rmsprop`
+            "SGD_DAMPNING": 0,  # `sgd`: dampening of the momentum
+            "SGD_NESTEROV": False,  # `sgd`: Nesterov momentum
+            "RMSPROP_ALPHA": 0.99,  # `rmsprop`: smoothing constant
+            "ADAM_BETA1": 0.9,  # the Adam family: decay of the mean of gradients
+            "ADAM_BETA2": 0.999,  # the Adam family: decay of the mean of squared gradients
+            "EPS": 1e-8,  # the Adam family: added to the denominator. Not a key of upstream
             "STAGED_LR": False,  # NEW_LAYERS learn at LR, all others at LR * BASE_LR_MULT
-            "NEW_LAYERS": (),
-            "BASE_LR_MULT": 0.1,
-            "LR_SCHEDULER": "single_step",
-            "STEPSIZE": (-1,),  # epochs; single_step: the last one counts, not positive means MAX_EPOCH
-            "GAMMA": 0.1,
-            "MAX_EPOCH": 10,
-            "WARMUP_EPOCH": -1,  # not positive: no warm-up
-            "WARMUP_TYPE": "linear",  # or constant
-            "WARMUP_CONS_LR": 1e-5,
-            "WARMUP_MIN_LR": 1e-5,
+            "NEW_LAYERS": (),  # names of the model's children, for STAGED_LR
+            "BASE_LR_MULT": 0.1,  # factor of the learning rate of all other layers, for STAGED_LR
+            "LR_SCHEDULER": "single_step",  # `single_step`, `multi_step` or `cosine`; a step per epoch
+            # `multi_step`: epochs after which the rate is multiplied by GAMMA. `single_step`: the last number
+            # is the epochs from one such step to the next; not positive: MAX_EPOCH.
+            "STEPSIZE": (-1,),
+            "GAMMA": 0.1,  # `single_step`, `multi_step`: factor of the learning rate
+            "MAX_EPOCH": 10,  # number of epochs
+            "WARMUP_EPOCH": -1,  # epochs of warm-up; not positive: none
+            "WARMUP_TYPE": "linear",  # `linear` or `constant`
+            "WARMUP_CONS_LR": 1e-5,  # `constant`: learning rate of the warm-up
+            "WARMUP_MIN_LR": 1e-5,  # `linear`: learning rate of its first epoch
             "WARMUP_RECOUNT": True,  # the schedule starts at 0 after the warm-up
         }
     )
