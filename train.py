@@ -36,8 +36,6 @@ def print_args(args: argparse.Namespace, cfg) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Trains and tests, or only tests (`--eval-only`), as `args` say."""
-    if args.seeds:
-        return _train_together(args)
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
@@ -61,39 +59,6 @@ def main(args: argparse.Namespace) -> None:
             trainer.train()
         if not args.no_train:
             record.write()
-
-
-def _train_together(args: argparse.Namespace) -> None:
-    """Trains and tests several seeds in this process, each as if it ran by itself."""
-    from experiments.seeds import check_together, log_of_seed, of_each_seed  # here, for upstream Dassl's sake
-    from trainers.seeds_together import Seed, SeedsTogether
-
-    runs = [(own, setup_cfg(own)) for own in of_each_seed(args, one_of_several=_rank() is not None)]
-    check_together(runs)
-    if torch.cuda.is_available() and runs[0][1].USE_CUDA:
-        torch.backends.cudnn.benchmark = True
-    with contextlib.ExitStack() as kept:
-        for _, cfg in runs:
-            kept.enter_context(_no_trace_if_refused(cfg.OUTPUT_DIR))
-            kept.enter_context(_alone_in(cfg.OUTPUT_DIR))
-        environment = f"** System info **\n{collect_env_info()}\n"
-        records = {}
-
-        def built() -> Iterator[Seed]:
-            for own, cfg in runs:
-                seed = Seed(cfg.SEED, kept.enter_context(log_of_seed(cfg.SEED, cfg.OUTPUT_DIR)))
-                with seed.at_work():
-                    print(f"Setting fixed seed: {cfg.SEED}")
-                    set_random_seed(cfg.SEED)
-                    print_args(own, cfg)
-                    print(environment)
-                    seed.trainer = build_trainer(cfg)
-                    records[cfg.SEED] = Record(seed.trainer, own, sys.argv)
-                yield seed
-
-        together = SeedsTogether(built())
-        if not args.no_train:
-            together.train(finished=lambda seed: records[seed.number].write())
 
 
 @contextlib.contextmanager

@@ -58,9 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs-per-gpu", default="1", help="runs that share a GPU: a number, or auto (measured)"
     )
     run.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that share a run (torchrun)")
-    run.add_argument(
-        "--seeds-together", action="store_true", help="train the seeds of a dataset in one process"
-    )
     run.add_argument("--retries", type=int, default=0, help="further attempts for a run that fails")
     run.add_argument("--show", action="store_true", help="one run after the other, printing here")
     add_arguments(parser)
@@ -96,17 +93,11 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
         ("--show", args.show),
         ("--workers", args.workers),
         ("--jobs-per-gpu", args.jobs_per_gpu != "1"),
-        ("--seeds-together", args.seeds_together),
     ):
         if args.cluster and is_given:
             raise ValueError(
                 f"{flag} is for runs on this machine; --cluster {args.cluster} has no use for it."
             )
-    if args.seeds_together and args.gpus_per_job > 1:
-        raise ValueError(
-            f"--seeds-together is given, and --gpus-per-job {args.gpus_per_job}; one process trains several "
-            "seeds, or several processes train one: give one of the two."
-        )
     if args.values and not protocol.curves:
         raise ValueError(f"--values is for ablations; {protocol.name} has no curve.")
     if args.source and not protocol.source:
@@ -201,7 +192,7 @@ def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> Sta
 
     per_gpu = 0 if args.jobs_per_gpu == "auto" else int(args.jobs_per_gpu)
     places = devices(per_gpu, args.gpus_per_job, 1 if args.show else args.workers)
-    queue = Queue(jobs, output, places, args.retries, shown=args.show, seeds_together=args.seeds_together)
+    queue = Queue(jobs, output, places, args.retries, shown=args.show)
     with View(output).shown() as view:
         return queue.run(view)
 

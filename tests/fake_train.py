@@ -1,10 +1,8 @@
 """Stands in for `python train.py` in tests of sweeps: a run that does at once what its folder's name says.
 
-Called as `fake_train.py train.py --output-dir FOLDER ...`. Each start adds a line to FOLDER/starts. With
-`--seeds 1 2 --output-dir ".../seed{seed}"` it does so for each seed, of which the last may come to no result.
+Called as `fake_train.py train.py --output-dir FOLDER ...`. Each start adds a line to FOLDER/starts.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -14,22 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-output = sys.argv[sys.argv.index("--output-dir") + 1]
-if "--seeds" in sys.argv:
-    words = sys.argv[sys.argv.index("--seeds") + 1 :]
-    seeds = list(itertools.takewhile(str.isdigit, words))
-    for seed in seeds:
-        own = Path(output.replace("{seed}", seed))
-        own.mkdir(parents=True, exist_ok=True)
-        with open(own / "starts", "a") as file:
-            file.write(f"{os.getpid()}\n")
-        if "halfway" in output and seed == seeds[-1]:
-            sys.exit("train.py: Seed 3: Loss is infinite or NaN!")
-        result = {"format": 1, "results": {"accuracy": 80.0}, "peak_memory_bytes": {"device": None}}
-        (own / "result.json").write_text(json.dumps(result))
-    sys.exit()
-
-folder = Path(output)
+folder = Path(sys.argv[sys.argv.index("--output-dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 try:
     lock = FileLock(folder / ".lock")

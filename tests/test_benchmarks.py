@@ -25,7 +25,6 @@ from benchmarks import (
     machine,
     memory,
     report,
-    seeds,
     startup,
     step,
     training,
@@ -223,37 +222,6 @@ def test_no_step_changes_the_next_one():
     assert all(map(torch.equal, learned, before))
 
 
-# --- several seeds ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["MaPLe", "PromptSRC"])
-def test_seeds_together_are_measured_beside_one_run(results, name, monkeypatch):
-    monkeypatch.setattr(ways.time, "perf_counter", iter(range(10_000)).__next__)  # each step takes a second
-    given = ["--trainers", name, "--classes", "2", "3", "--batch-size", "1", "--seeds", "3"]
-    assert seeds.main([*TWO_ROUNDS, *given]) == 0
-    file = results / f"3seeds_{name.lower()}_batch1_fp32_2_3_classes.md"
-    rows = table_of(file)
-    assert [row["classes"] for row in rows] == ["2", "3"]
-    assert all(row["price: together / one run"] == "1.00 (1.00 to 1.00)" for row in rows)
-    assert all(row["gain: all runs / together"] == "3.00 (3.00 to 3.00)" for row in rows)
-    assert file.read_text().startswith("# A training step of 3 seeds, batch 1 each, fp32")
-
-
-def test_the_run_of_one_seed_is_a_run_by_itself(results):
-    with ways.weights_of("") as weights:
-        args = argparse.Namespace(backbone="ViT-B/16", prec="fp32", seeds=2, batch_size=2, rounds=1)
-        measured, _ = seeds.measure("MaPLe", 3, args, weights)
-        alone = ways.build("MaPLe", 3, "ViT-B/16", weights)
-    right = alone.forward_backward(ways.batch_for(alone, 2))["loss"]
-    assert measured.alone.rounds.compute()["loss"] == pytest.approx(right)
-    assert [float(each["loss"]) for each in measured.together.rounds.compute()] == pytest.approx([right] * 2)
-
-
-def test_a_method_that_learns_nothing_has_no_seeds(results, capsys):
-    assert seeds.main([*TWO_ROUNDS, "--trainers", "ZeroshotCLIP", "--classes", "2"]) == 2
-    assert "ZeroshotCLIP learns nothing" in capsys.readouterr().err
-
-
 # --- a whole training -------------------------------------------------------------------------------------
 
 
@@ -409,7 +377,7 @@ def test_memory_of_a_case_is_measured_in_a_process_of_its_own(threads):
     assert len(found["wall"]) == len(found["bytes"]) == 2
 
 
-@pytest.mark.parametrize("module", [step, evaluate, memory, loader, seeds, training])
+@pytest.mark.parametrize("module", [step, evaluate, memory, loader, training])
 def test_busy_machine_is_refused(results, monkeypatch, capsys, module):
     monkeypatch.setattr(ways, "load_average", lambda: [3.14])
     assert module.main([]) == 1
@@ -493,7 +461,6 @@ def test_loader_that_gives_another_number_stops_the_comparison(tmp_path):
         ("step", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
         ("step", ["--classes", "0"], "--classes is 0; allowed is 1 or more."),
         ("memory", ["--trainers", "Maple"], "did you mean 'MaPLe'?"),
-        ("seeds", ["--seeds", "0"], "--seeds is 0; allowed is 1 or more."),
         ("loader", ["--folder", "nowhere"], "--folder nowhere holds no .jpg; give a folder of JPEGs."),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks import evaluate, machine, report, seeds, step, training, ways
+from benchmarks import evaluate, machine, report, step, training, ways
 from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.step_graph import not_replayed
 
@@ -93,7 +93,7 @@ def test_kernels_and_the_gpu_are_in_the_table_of_a_gpu(monkeypatch):
 
 # --- whole measurements -----------------------------------------------------------------------------------
 
-MODULES = (ways, step, seeds, training, evaluate)
+MODULES = (ways, step, training, evaluate)
 COMMON = ["--backbone", "ViT-Shapes/8", "--anyway", "--rounds", "2", "--threads", "1", "--classes"]
 CALLS = {  # of torch.cuda
     "synchronize": lambda device=None: None,
@@ -157,14 +157,6 @@ def test_a_step_on_a_gpu(results):
         *("ours (not replayed: there is none)", "ours, eager", "plain"),
     ]
     assert all(row["kernels"] == "1,234" and row["GiB more"] == "2.00" for row in (ours, eager, plain))
-
-
-def test_seeds_on_a_gpu(results):
-    assert seeds.main([*COMMON, "3", "--batch-size", "1", "--seeds", "2"]) == 0
-    (row,) = rows_of(results / "2seeds_maple_vit-shapes-8_batch1_fp32_3_classes.md")
-    for way in ("together", "one run"):
-        assert "(not replayed: there is none)" in row[f"ms a step, {way}"]
-    assert row["GiB more, together"] == row["GiB more, one run"] == "2.00"
 
 
 def test_an_evaluation_on_a_gpu(results):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from helpers import ROOT
 
-from trainers.joint_step import JointStep
-from trainers.seeds_together import Seed, SeedsTogether
 from trainers.step_graph import WARM_UPS, replayable
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -112,42 +109,6 @@ def test_a_recording_that_fails_leaves_the_device_as_it_was(make_trainer, capsys
     torch.rand(3, device="cuda")
 
 
-def train_together(trainers: list[Any], epochs: int = 2) -> tuple[JointStep, list[float]]:
-    """The step, and the losses of all seeds."""
-    seeds = [Seed(number, sys.stdout) for number in range(1, 1 + len(trainers))]
-    for seed, trainer in zip(seeds, trainers, strict=True):
-        seed.trainer = trainer
-    step = SeedsTogether(seeds).step
-    torch.manual_seed(1)
-    losses = []
-    for epoch in range(epochs):
-        for trainer in trainers:
-            trainer.epoch = epoch
-            trainer.before_epoch()
-        step.begin_epoch(trainers)
-        for index in range(STEPS):
-            size = 2 if index < STEPS - 1 else 1
-            batches = []
-            for trainer in trainers:
-                trainer.batch_idx = index
-                batches.append({"img": torch.randn(size, 3, 32, 32), "label": torch.randint(4, (size,))})
-            losses += [summary["loss"] for summary in step(trainers, batches)]
-    return step, [float(each) for each in losses]
-
-
-@pytest.mark.parametrize(
-    ("name", "prec"), [*((name, "fp32") for name in METHODS), ("MaPLe", "fp16"), ("PromptSRC", "amp")]
-)
-def test_one_graph_takes_the_steps_of_three_seeds(name, prec, make_trainer, capsys):
-    step, losses = train_together([make_trainer(name, prec) for _ in range(3)])
-    assert step.replayed_step is not None
-    assert step.replayed_step.recording is not None
-    assert NOTICE not in capsys.readouterr().out
-    step, right = train_together([make_trainer(name, prec, "TRAIN.CUDA_GRAPHS", "off") for _ in range(3)])
-    assert step.replayed_step is None
-    assert losses == pytest.approx(right, rel=1e-4 if prec == "fp32" else 3e-2)
-
-
 def command(folder: Path, *flags: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """A short training of MaPLe on the embedded dataset."""
     words = [sys.executable, "train.py", "--trainer", "MaPLe", *flags, "--output-dir", str(folder)]
@@ -161,20 +122,6 @@ def test_a_run_of_the_embedded_dataset(tmp_path):
     assert NOTICE not in done.stdout
     assert "prototype" not in done.stderr
     assert "accuracy" in done.stdout
-
-
-def test_three_seeds_in_one_process(tmp_path):
-    means = []
-    for graphs in ("auto", "off"):
-        folder = tmp_path / graphs / "seed{seed}"
-        done = command(folder, "--seeds", "1", "2", "3", options=("TRAIN.CUDA_GRAPHS", graphs))
-        assert done.returncode == 0, done.stderr
-        assert NOTICE not in done.stdout
-        assert done.stdout.count("accuracy: ") == 3
-        first_epoch = done.stdout.partition("epoch [2/2]")[0]
-        means.append([float(mean) for mean in re.findall(r" loss \S+ \((\S+)\) lr ", first_epoch)])
-    assert means[0] == pytest.approx(means[1], rel=3e-2)
-    assert len(means[0]) >= 3
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,11 +18,9 @@ from experiments.jobs import (
     IN_USE,
     ROOT,
     Job,
-    but_for_the_seed,
     is_in_use,
     last_line,
     read_result,
-    together,
 )
 from experiments.sweeps.devices import Devices, Place
 
@@ -75,14 +73,9 @@ def kind_of(job: Job) -> tuple:
     return planned.method, planned.dataset, planned.shots, planned.trains
 
 
-def _kind_of_all(jobs: Sequence[Job]) -> tuple:
-    """What takes about the same memory."""
-    return (*kind_of(jobs[0]), len(jobs)) if len(jobs) > 1 else kind_of(jobs[0])
-
-
 @dataclass
 class _Running:
-    jobs: list[Job]  # several, where their seeds are trained together
+    job: Job
     process: subprocess.Popen
     place: Place
     attempt: int
@@ -98,8 +91,6 @@ class Queue:
         retries: further attempts for a job that fails.
         python: the interpreter.
         shown: whether the runs print to this terminal.
-        seeds_together: whether trainings that differ in the seed alone are one process (`train.py --seeds`).
-            What comes to no result there is run again, each seed by itself.
     """
 
     def __init__(
@@ -110,21 +101,12 @@ class Queue:
         retries: int = 0,
         python: str = sys.executable,
         shown: bool = False,
-        seeds_together: bool = False,
     ) -> None:
         self.output = output
         self.devices = devices
         self.retries = retries
         self.python = python
         self.shown = shown
-        self.alike: dict[str, list[Job]] = {}  # by folder: trainings that differ in the seed alone
-        if seeds_together:
-            by_rest: dict[tuple, list[Job]] = defaultdict(list)
-            for job in jobs:
-                if job.planned.trains:
-                    by_rest[but_for_the_seed(job)].append(job)
-                    self.alike[job.folder] = by_rest[but_for_the_seed(job)]
-        self.by_themselves: set[str] = set()  # folders of what came to no result together
         self.status = Status(jobs, at_once=devices.most)
         self.waiting: list[tuple[Job, int]] = [(job, 0) for job in jobs]
         self.running: list[_Running] = []
@@ -171,25 +153,19 @@ class Queue:
                 continue
             self.running.remove(each)
             self.devices.free(each.place)
-            start = min(self.status.running.pop(job.folder) for job in each.jobs)
-            took = (time.time() - start) / len(each.jobs)
-            stderr = self.output / each.jobs[0].folder / STDERR_FILE
-            reason = last_line(stderr) or _in_words(code)
-            for job in each.jobs:
-                result = read_result(self.output / job.folder)
-                if result is not None and (code == 0 or len(each.jobs) > 1):
-                    self.status.seconds.setdefault(kind_of(job), []).append(took)
-                    self.devices.learn(_kind_of_all(each.jobs), result)
-                    yield self._finish(job, stderr, f"in {took:.0f} s: {_accuracy(result)}")
-                elif code == IN_USE:
-                    stderr.unlink(missing_ok=True)
-                    self._leave_to_others(job, each.attempt)
-                elif len(each.jobs) > 1:
-                    self.by_themselves.add(job.folder)
-                    self.waiting.insert(0, (job, each.attempt))
-                    yield f"failed   {job.folder} with other seeds: {reason} (it is tried by itself)"
-                else:
-                    yield self._fail(each, code, stderr)
+            job = each.job
+            took = time.time() - self.status.running.pop(job.folder)
+            stderr = self.output / job.folder / STDERR_FILE
+            result = read_result(self.output / job.folder)
+            if result is not None and code == 0:
+                self.status.seconds.setdefault(kind_of(job), []).append(took)
+                self.devices.learn(kind_of(job), result)
+                yield self._finish(job, stderr, f"in {took:.0f} s: {_accuracy(result)}")
+            elif code == IN_USE:
+                stderr.unlink(missing_ok=True)
+                self._leave_to_others(job, each.attempt)
+            else:
+                yield self._fail(each, code, stderr)
 
     def _finish(self, job: Job, stderr: Path, how: str) -> str:
         stderr.unlink(missing_ok=True)
@@ -198,7 +174,7 @@ class Queue:
         return f"finished {job.folder} {how}"
 
     def _fail(self, each: _Running, code: int, stderr: Path) -> str:
-        (job,) = each.jobs
+        job = each.job
         reason = last_line(stderr) or _in_words(code)
         if not last_line(stderr) and stderr.parent.is_dir():
             stderr.write_text(f"{reason}\n", encoding="utf-8")
@@ -211,11 +187,8 @@ class Queue:
         return f"failed   {job.folder}: {reason}"
 
     def _start(self) -> Iterator[str]:
-        attempts = {job.folder: attempt for job, attempt in self.waiting}
         for job, attempt in list(self.waiting):
             folder = self.output / job.folder
-            if job.folder not in attempts:  # started with another seed
-                continue
             if read_result(folder) is not None:
                 self.waiting.remove((job, attempt))
                 self.status.elsewhere.discard(job.folder)
@@ -228,31 +201,12 @@ class Queue:
             elif self._is_elsewhere(job):
                 continue
             else:
-                jobs = self._with_other_seeds(job, attempts)
-                if (place := self.devices.take(_kind_of_all(jobs))) is None:
+                if (place := self.devices.take(kind_of(job))) is None:
                     continue
-                self.running.append(_Running(jobs, self._launch(jobs, place), place, attempt))
-                for each in jobs:
-                    self.waiting.remove((each, attempt))
-                    del attempts[each.folder]
-                    self.status.running[each.folder] = time.time()
-                    yield f"started  {each.folder}"
-
-    def _with_other_seeds(self, job: Job, attempts: Mapping[str, int]) -> list[Job]:
-        """The job, and those that wait and can be trained together with it.
-
-        Args:
-            attempts: that were made before, by folder of what waits.
-        """
-        fresh = [
-            other
-            for other in self.alike.get(job.folder, [])
-            if attempts.get(other.folder) == 0
-            and other.folder not in self.by_themselves
-            and read_result(self.output / other.folder) is None
-            and not self._is_elsewhere(other)
-        ]
-        return fresh if job in fresh else [job]
+                self.running.append(_Running(job, self._launch(job, place), place, attempt))
+                self.waiting.remove((job, attempt))
+                self.status.running[job.folder] = time.time()
+                yield f"started  {job.folder}"
 
     def _is_ours(self, folder: str) -> bool:
         return any(job.folder == folder for job in self.status.jobs)
@@ -274,10 +228,10 @@ class Queue:
         self.looked_at[job.folder] = time.monotonic()
         self.waiting.append((job, attempt))
 
-    def _launch(self, jobs: Sequence[Job], place: Place) -> subprocess.Popen:
-        folder = self.output / jobs[0].folder
+    def _launch(self, job: Job, place: Place) -> subprocess.Popen:
+        folder = self.output / job.folder
         folder.mkdir(parents=True, exist_ok=True)
-        command = together(jobs).command(self.python, self.output)
+        command = job.command(self.python, self.output)
         environment = {**os.environ, **place.environment}
         if self.shown:
             return subprocess.Popen(command, cwd=ROOT, env=environment)
@@ -302,7 +256,7 @@ class Queue:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
         for each in self.running:
-            (self.output / each.jobs[0].folder / STDERR_FILE).unlink(missing_ok=True)
+            (self.output / each.job.folder / STDERR_FILE).unlink(missing_ok=True)
 
 
 @contextmanager
