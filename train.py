@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -22,6 +23,7 @@ from experiments.record import Record
 
 __all__ = ["build_parser", "command_line", "extend_cfg", "load_plugin", "main", "reset_cfg", "setup_cfg"]
 
+LOOK = 1.0  # seconds; a report or a sweep that looks whether a run goes on holds its lock for a moment
 ROOT = Path(__file__).resolve().parent
 OWN_CODE = {"clip", "prompted_clip", "dassl", "datasets", "experiments", "trainers", "train.py"}
 
@@ -80,7 +82,7 @@ def _alone_in(folder: str) -> Iterator[None]:
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(Path(folder) / LOCK_FILE, timeout=0):
+        with FileLock(Path(folder) / LOCK_FILE, timeout=LOOK):
             yield
     except Timeout:
         raise BlockingIOError(
@@ -143,8 +145,14 @@ def _raised_on_purpose(error: BaseException) -> bool:
     return file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in OWN_CODE
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed: a full disk, a server that is away, a shared disk that hiccups."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in codes
+
+
 def command_line(argv: Sequence[str] | None = None) -> int:
-    """Runs `main` for the command line; returns the exit code: 2 for what the user can mend.
+    """Runs `main` for the command line; returns the exit code: 2 for what the user has to mend first.
 
     Started by torchrun, it is one of several processes, of which the first to fail says why.
     """
@@ -173,7 +181,7 @@ def _run(args: argparse.Namespace) -> int:
         if not _raised_on_purpose(error):
             raise
         _say(error)
-        return 2
+        return 1 if _may_pass(error) else 2
     except KeyboardInterrupt as stop:
         _say(str(stop) or "Interrupted.")
         return 130
