@@ -27,7 +27,7 @@ if "slow" in name:
     try:
         with open(folder / "log.txt", "a") as file:
             file.write(
-                "epoch [1/5] batch [40/96] time 0.1 (0.1) data 0.0 (0.0) loss 1.0 (1.0) lr 1.0e-03 eta 0:00:12\n"
+                "epoch [1/5] batch [40/96] time 0.1 (0.1) data 0.0 (0.0) loss 1 (1) lr 1.0e-03 eta 0:00:12\n"
             )
         time.sleep(600)
     except KeyboardInterrupt:

@@ -161,7 +161,7 @@ def driver(output: Path, fake: str, sigint: str = "default_int_handler") -> subp
     """A sweep of three runs, of which the second takes long, in a group of processes of its own."""
     program = (
         f"import signal, sys; signal.signal(signal.SIGINT, signal.{sigint}); sys.path[:0] = ['tests'];"
-        "from test_sweep_queue import *;"
+        "from test_sweep_queue import *; queue.PATIENCE = 3600;"
         f"sweep([job('first'), job('slow'), job('third')], Path({str(output)!r}), {fake!r}, workers=1)"
     )
     return subprocess.Popen(

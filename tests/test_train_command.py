@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -313,6 +314,27 @@ def test_a_fault_in_other_code_keeps_its_traceback(job, monkeypatch):
     monkeypatch.setattr("train.build_trainer", lambda cfg: int("not a number"))
     with pytest.raises(ValueError, match="invalid literal"):
         command_line(job())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "weights.pt"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "log.txt"), 1),
+        (OSError(errno.ESTALE, "Stale file handle", "weights.pt"), 1),
+    ],
+)
+def test_only_what_another_attempt_could_not_mend_is_the_user_s_mistake(
+    error, code, job, monkeypatch, capsys
+):
+    """By its exit code, a sweep knows what to try again."""
+
+    def raise_it(cfg) -> None:
+        raise error
+
+    monkeypatch.setattr("train.build_trainer", raise_it)
+    assert command_line(job()) == code
+    assert capsys.readouterr().err == f"train.py: {error}\n"
 
 
 def test_help_names_upstream_s_flags():
