@@ -89,15 +89,10 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
             raise ValueError(f"{flag} is {wrong}; allowed is {least} or more.")
     if args.jobs_per_gpu != "auto" and not (args.jobs_per_gpu.isdigit() and int(args.jobs_per_gpu)):
         raise ValueError(f"--jobs-per-gpu is {args.jobs_per_gpu}; allowed are auto, and 1 or more.")
-    for flag, is_given in (
-        ("--show", args.show),
-        ("--workers", args.workers),
-        ("--jobs-per-gpu", args.jobs_per_gpu != "1"),
-    ):
-        if args.cluster and is_given:
-            raise ValueError(
-                f"{flag} is for runs on this machine; --cluster {args.cluster} has no use for it."
-            )
+    if args.cluster and args.show:
+        raise ValueError(
+            "--show prints runs of this machine; with --cluster, their logs are in their folders."
+        )
     if args.values and not protocol.curves:
         raise ValueError(f"--values is for ablations; {protocol.name} has no curve.")
     if args.source and not protocol.source:

@@ -183,7 +183,7 @@ def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
             ["base2new", "--trainers", "MaPLe", "--weights", "/w/{sed}"],
             "allowed places in it are {dataset}, {seed}",
         ),
-        (["base2new", "--cluster", "local", "--workers", "2"], "--workers is for runs on this machine; --cl"),
+        (["base2new", "--cluster", "slurm", "--show"], "--show prints runs of this machine"),
         ([*SHAPES, "--options", "OPTIM.EPOCHS", "3"], "OPTIM.EPOCHS"),
         ([*SHAPES, "--stage", "test", "--trainers", "MaPLe"], "there is no such folder"),
     ],

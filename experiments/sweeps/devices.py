@@ -128,7 +128,6 @@ def devices(per_gpu: int = 1, gpus_per_run: int = 1, workers: int = 0) -> Device
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use; in a job of Slurm, those of the job."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK", there)))

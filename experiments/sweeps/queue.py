@@ -158,7 +158,7 @@ class Queue:
             if result is not None and code == 0:
                 self.status.seconds.setdefault(kind_of(job), []).append(took)
                 self.devices.learn(kind_of(job), result)
-                yield self._finish(job, f"in {took:.0f} s: {_accuracy(result)}")
+                yield self._finish(job, f"in {took:.0f} s: {says_accuracy(result)}")
             elif code == IN_USE:
                 self._leave_to_others(job, each.attempt)
             else:
@@ -294,7 +294,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _accuracy(result: Mapping) -> str:
+def says_accuracy(result: Mapping) -> str:
     accuracy = result["results"].get("accuracy")
     return "done" if accuracy is None else f"accuracy {accuracy:.2f} %"
 
