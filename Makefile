@@ -1,6 +1,11 @@
 VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
 PYTHON ?= python3
 BIN := $(VENV)/bin
+endif
 
 .PHONY: demo demo-full test install
 

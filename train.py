@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
+from experiments.console import prepare_stdout
 from experiments.jobs import IN_USE, LOCK_FILE
 from experiments.record import Record
 
@@ -211,4 +212,5 @@ def _check_processes(trainer) -> None:
 
 
 if __name__ == "__main__":
+    prepare_stdout()
     sys.exit(command_line())

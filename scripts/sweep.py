@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cluster.options import ClusterOptions, add_arguments
+from experiments.console import prepare_stdout
 from experiments.jobs import Job, read_result
 from experiments.sweeps.plans import save_plan
 from experiments.sweeps.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
@@ -206,4 +207,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prepare_stdout()
     sys.exit(main())

@@ -243,6 +243,7 @@ class Queue:
         environment = {**os.environ, **place.environment}
         if self.shown:
             return subprocess.Popen(command, cwd=ROOT, env=environment)
+        environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # as the file is read
         with open(folder / STDERR_FILE, "w", encoding="utf-8") as stderr:
             return subprocess.Popen(
                 command,
