@@ -151,7 +151,12 @@ def run(args: argparse.Namespace) -> int:
     if not jobs:
         raise ValueError(f"{protocol.name} has nothing to do for these flags.")
 
-    from experiments.sweeps.preflight import check  # reads torch, which takes seconds
+    if not args.dry_run:
+        print(
+            f"{protocol.name}: {len(jobs)} runs. Reading their configurations, looking for data ...",
+            flush=True,
+        )
+    from experiments.sweeps.preflight import check  # imports torch, which takes seconds
 
     check(jobs, output, on_disk=not args.dry_run)
     if args.dry_run:
@@ -166,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
         report.main([str(output), "--protocol", protocol.name])
         print()
         report.main([str(output), "--format", "all"])
+        print(f"\nTo see it in a browser: {(output / 'report' / 'report.html').as_uri()}")
     return 1 if status.failed else 0
 
 

@@ -16,6 +16,7 @@ from helpers import ROOT
 from safetensors.torch import load_file, save_file
 
 import prompted_clip.factory
+import train
 from train import command_line
 
 CLASSES = ["banded", "blotchy", "braided", "bubbly"]
@@ -335,6 +336,23 @@ def test_only_what_another_attempt_could_not_mend_is_the_user_s_mistake(
     monkeypatch.setattr("train.build_trainer", raise_it)
     assert command_line(job()) == code
     assert capsys.readouterr().err == f"train.py: {error}\n"
+
+
+def test_the_tiny_clip_is_computed_by_one_thread(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    for environment, backbone, expected in (
+        ({}, [], [1]),
+        ({}, ["--backbone", "ViT-B/16"], []),
+        ({"OMP_NUM_THREADS": "2"}, [], []),
+    ):
+        chosen.clear()
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cfg = train.setup_cfg(train.build_parser().parse_args(["--trainer", "MaPLe", *backbone]))
+        train.set_threads(cfg)
+        assert chosen == expected
 
 
 def test_help_names_upstream_s_flags():

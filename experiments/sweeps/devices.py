@@ -70,8 +70,9 @@ class Devices:
         if not self.gpu_memory:
             if len(self.taken) >= self.workers:
                 return None
-            threads = max(1, cores() // self.workers // self.gpus_per_run)
-            environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+            environment = {}
+            if self.workers > 1 and "OMP_NUM_THREADS" not in os.environ:  # a single run decides by itself
+                environment["OMP_NUM_THREADS"] = str(max(1, cores() // self.workers // self.gpus_per_run))
             return self._place((), 0.0, environment)
         free = [gpu for gpu in self._emptiest_first() if self._has_room(gpu, kind)]
         if len(free) < self.gpus_per_run:

@@ -52,17 +52,23 @@ class Status:
     at_once: int = 1
 
     def remaining(self) -> float | None:
-        """Seconds that are left, from the runs that are finished; None until there is one."""
-        known = [value for values in self.seconds.values() for value in values]
-        if not known:
-            return None
-        average = sum(known) / len(known)
+        """Seconds that are left, from finished runs of the same kind; None while nothing tells.
+
+        A kind without a finished run counts as the average of those that train, or of those that test.
+        """
         left = 0.0
         for job in self.jobs:
             if job.folder in self.finished or job.folder in self.failed:
                 continue
-            values = self.seconds.get(kind_of(job))
-            expected = sum(values) / len(values) if values else average
+            values = self.seconds.get(kind_of(job)) or [
+                value
+                for kind, several in self.seconds.items()
+                if kind[-1] == job.planned.trains
+                for value in several
+            ]
+            if not values:
+                return None
+            expected = sum(values) / len(values)
             started = self.running.get(job.folder)
             left += max(0.0, expected - (time.time() - started)) if started else expected
         return left / self.at_once
