@@ -1,12 +1,23 @@
 VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
 PYTHON ?= python3
 BIN := $(VENV)/bin
+endif
 
 .PHONY: demo demo-full test test-install install
 
 # Zero-shot CLIP and MaPLe, base to novel, on the embedded dataset and backbone.
 demo: install
+	@echo "Zero-shot CLIP and MaPLe on Shapes, 48 classes of drawings, with a tiny CLIP that has never seen them."
+	@echo "MaPLe learns prompts from 16 images of each of 24 base classes; both are tested on these and on 24 new"
+	@echo "classes. Four runs, each tens of seconds to minutes. Ctrl-C at any time: make demo goes on from there."
 	$(BIN)/python -m scripts.sweep base2new --datasets shapes --trainers ZeroshotCLIP MaPLe --seeds 1
+	@echo "These drawings need little: on photographs, MaPLe's gains are smaller (docs/embedded_default.md)."
+	@echo "Next: your own photos (docs/own_data.md), a table of the paper (docs/sweeps.md),"
+	@echo "a method of your own (docs/add_a_trainer.md), all methods on Shapes (make demo-full)."
 
 demo-full: install
 	$(BIN)/python -m scripts.sweep base2new --datasets shapes
@@ -23,12 +34,15 @@ test-install: $(VENV)/installed-dev
 
 install: $(VENV)/installed
 
+# A PyTorch that is in the environment already is kept: make demo VENV=/path/to/environment
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV). With PyTorch's default build for Linux this takes minutes and 6 GB of disk;"
+	@echo "with its CPU build it is 1 GB: docs/embedded_default.md#installing."
+	$(BIN)/python --version || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[experiments]"
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python --version || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
 	touch $@ $(VENV)/installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -17,13 +18,26 @@ from filelock import FileLock, Timeout
 from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
+from experiments.console import prepare_stdout
 from experiments.jobs import IN_USE, LOCK_FILE
 from experiments.record import Record
+from prompted_clip.factory import EMBEDDED
 
 __all__ = ["build_parser", "command_line", "extend_cfg", "load_plugin", "main", "reset_cfg", "setup_cfg"]
 
+LOOK = 1.0  # seconds; a report or a sweep that looks whether a run goes on holds its lock for a moment
 ROOT = Path(__file__).resolve().parent
 OWN_CODE = {"clip", "prompted_clip", "dassl", "datasets", "experiments", "trainers", "train.py"}
+
+
+def set_threads(cfg) -> None:
+    """Has the embedded CLIP computed by one thread, unless OMP_NUM_THREADS says otherwise.
+
+    Its operations are so small that threads mostly wait for each other: on two busy cores, a step was seen to
+    take 10 to 100 times as long with two threads as with one.
+    """
+    if cfg.MODEL.BACKBONE.NAME in EMBEDDED and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def print_args(args: argparse.Namespace, cfg) -> None:
@@ -36,9 +50,8 @@ def print_args(args: argparse.Namespace, cfg) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Trains and tests, or only tests (`--eval-only`), as `args` say."""
-    if args.seeds:
-        return _train_together(args)
     cfg = setup_cfg(args)
+    set_threads(cfg)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -63,39 +76,6 @@ def main(args: argparse.Namespace) -> None:
             record.write()
 
 
-def _train_together(args: argparse.Namespace) -> None:
-    """Trains and tests several seeds in this process, each as if it ran by itself."""
-    from experiments.seeds import check_together, log_of_seed, of_each_seed  # here, for upstream Dassl's sake
-    from trainers.seeds_together import Seed, SeedsTogether
-
-    runs = [(own, setup_cfg(own)) for own in of_each_seed(args, one_of_several=_rank() is not None)]
-    check_together(runs)
-    if torch.cuda.is_available() and runs[0][1].USE_CUDA:
-        torch.backends.cudnn.benchmark = True
-    with contextlib.ExitStack() as kept:
-        for _, cfg in runs:
-            kept.enter_context(_no_trace_if_refused(cfg.OUTPUT_DIR))
-            kept.enter_context(_alone_in(cfg.OUTPUT_DIR))
-        environment = f"** System info **\n{collect_env_info()}\n"
-        records = {}
-
-        def built() -> Iterator[Seed]:
-            for own, cfg in runs:
-                seed = Seed(cfg.SEED, kept.enter_context(log_of_seed(cfg.SEED, cfg.OUTPUT_DIR)))
-                with seed.at_work():
-                    print(f"Setting fixed seed: {cfg.SEED}")
-                    set_random_seed(cfg.SEED)
-                    print_args(own, cfg)
-                    print(environment)
-                    seed.trainer = build_trainer(cfg)
-                    records[cfg.SEED] = Record(seed.trainer, own, sys.argv)
-                yield seed
-
-        together = SeedsTogether(built())
-        if not args.no_train:
-            together.train(finished=lambda seed: records[seed.number].write())
-
-
 @contextlib.contextmanager
 def _kept_for_a_run(folder: str) -> Iterator[None]:
     """The log and the lock of a run; of several processes, the first one has them."""
@@ -115,7 +95,7 @@ def _alone_in(folder: str) -> Iterator[None]:
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(Path(folder) / LOCK_FILE, timeout=0):
+        with FileLock(Path(folder) / LOCK_FILE, timeout=LOOK):
             yield
     except Timeout:
         raise BlockingIOError(
@@ -178,8 +158,14 @@ def _raised_on_purpose(error: BaseException) -> bool:
     return file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in OWN_CODE
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed: a full disk, a server that is away, a shared disk that hiccups."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in codes
+
+
 def command_line(argv: Sequence[str] | None = None) -> int:
-    """Runs `main` for the command line; returns the exit code: 2 for what the user can mend.
+    """Runs `main` for the command line; returns the exit code: 2 for what the user has to mend first.
 
     Started by torchrun, it is one of several processes, of which the first to fail says why.
     """
@@ -208,7 +194,7 @@ def _run(args: argparse.Namespace) -> int:
         if not _raised_on_purpose(error):
             raise
         _say(error)
-        return 2
+        return 1 if _may_pass(error) else 2
     except KeyboardInterrupt as stop:
         _say(str(stop) or "Interrupted.")
         return 130
@@ -238,4 +224,5 @@ def _check_processes(trainer) -> None:
 
 
 if __name__ == "__main__":
+    prepare_stdout()
     sys.exit(command_line())

@@ -34,12 +34,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--resume", default="", help="go on from the checkpoint in this folder instead")
     add("--seed", type=int, default=-1, help="seed of everything random; not seeded if negative")
-    add(
-        "--seeds",
-        type=int,
-        nargs="+",
-        help="several seeds, trained together in this process; --output-dir holds {seed} then",
-    )
     add("--source-domains", nargs="+", help="source domains, for datasets that have domains")
     add("--target-domains", nargs="+", help="target domains, for datasets that have domains")
     add("--transforms", nargs="+", help="names of the training transforms")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +57,6 @@ class Job:
     def command(self, python: str, output: Path) -> list[str]:
         """The whole command, to be run in the project's folder."""
         return [python, *self.launcher, "train.py", *self.arguments(output)]
-
-
-def together(jobs: Sequence[Job]) -> Job:
-    """One run of `train.py` that trains the seeds of several jobs; see `but_for_the_seed`."""
-    first, seeds = jobs[0], [str(job.planned.seed) for job in jobs]
-    if len(jobs) == 1:
-        return first
-    folder, flags = but_for_the_seed(first)[:2]
-    place = flags.index("--seed")
-    flags = (*flags[:place], "--seeds", *seeds, *flags[place + 2 :])
-    return replace(first, planned=replace(first.planned, folder=folder), flags=flags)
-
-
-def but_for_the_seed(job: Job) -> tuple:
-    """Folder, flags and all else, with `{seed}` in the seed's place: equal where only the seed differs."""
-    seed = str(job.planned.seed)
-    path = Path(job.folder)
-    folder = str(path.with_name(path.name.replace(f"seed{seed}", "seed{seed}")))
-    flags = list(job.flags)
-    flags[flags.index("--seed") + 1] = "{seed}"
-    return folder, tuple(flags), job.options, job.weights, job.needs, job.load_epoch, job.launcher
 
 
 def state(folder: Path) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
@@ -181,8 +185,10 @@ def _is_of_a_training(path: Path) -> bool:
         return False
 
 
-def _peak_of_process() -> int:
-    """The largest resident set that this process has had, in bytes."""
+def _peak_of_process() -> int | None:
+    """The largest resident set that this process has had, in bytes; None on Windows."""
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -20,7 +20,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +27,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.drawing import SIZE
-from prompted_clip.factory import EMBEDDED
-from prompted_clip.model import CLIP, VisionTransformer
-from scripts.captioned_drawings import (
+from dassl.utils.tools import atomic_open
+from datasets.captioned_drawings import (
     ATTRIBUTES,
     COMMON_TEMPLATES,
     DRAWN,
@@ -48,6 +45,9 @@ from scripts.captioned_drawings import (
     make_batch,
     phrase,
 )
+from datasets.drawing import SIZE
+from prompted_clip.factory import EMBEDDED
+from prompted_clip.model import CLIP, VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -251,21 +251,14 @@ def accuracies(model: CLIP, pool: Pool, captions: Captions) -> dict[str, float]:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def save_whole(write, path: Path) -> None:
-    """Writes the file by `write(path)`, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
-
-
 def export(model: CLIP, rows: list[int], path: Path, settings: Settings) -> None:
     """Writes the weights in float16 under OpenAI's names, of the token embedding only the rows there are."""
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     tensors["token_embedding.values"] = tensors.pop("token_embedding.weight")
     tensors["token_embedding.rows"] = torch.tensor(rows, dtype=torch.int32)
-    path.parent.mkdir(parents=True, exist_ok=True)
     note = {"made by": "scripts/pretrain_embedded_clip.py", "settings": json.dumps(asdict(settings))}
-    save_whole(lambda part: save_file(tensors, part, note), path)
+    with atomic_open(str(path), "wb") as file:
+        file.write(save(tensors, note))
 
 
 def pretrain(settings: Settings, work: Path, out: Path, save_every: float = 120) -> None:
@@ -302,7 +295,8 @@ def pretrain(settings: Settings, work: Path, out: Path, save_every: float = 120)
             "model": model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
-        save_whole(lambda part: torch.save(content, part), saved)
+        with atomic_open(str(saved), "wb") as file:
+            torch.save(content, file)
 
     pool = draw_pool(settings.drawings, settings.seed, DRAWN, "what is trained on")
     tested = min(960, settings.drawings)

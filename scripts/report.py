@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.console import prepare_stdout
 from experiments.methods import read_methods
 from experiments.report import formats
 from experiments.report.latex import latex
@@ -116,4 +117,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prepare_stdout()
     sys.exit(main())

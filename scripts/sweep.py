@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cluster.options import ClusterOptions, add_arguments
+from experiments.console import prepare_stdout
 from experiments.jobs import Job, read_result
 from experiments.sweeps.plans import save_plan
 from experiments.sweeps.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
@@ -58,9 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs-per-gpu", default="1", help="runs that share a GPU: a number, or auto (measured)"
     )
     run.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that share a run (torchrun)")
-    run.add_argument(
-        "--seeds-together", action="store_true", help="train the seeds of a dataset in one process"
-    )
     run.add_argument("--retries", type=int, default=0, help="further attempts for a run that fails")
     run.add_argument("--show", action="store_true", help="one run after the other, printing here")
     add_arguments(parser)
@@ -92,20 +90,9 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
             raise ValueError(f"{flag} is {wrong}; allowed is {least} or more.")
     if args.jobs_per_gpu != "auto" and not (args.jobs_per_gpu.isdigit() and int(args.jobs_per_gpu)):
         raise ValueError(f"--jobs-per-gpu is {args.jobs_per_gpu}; allowed are auto, and 1 or more.")
-    for flag, is_given in (
-        ("--show", args.show),
-        ("--workers", args.workers),
-        ("--jobs-per-gpu", args.jobs_per_gpu != "1"),
-        ("--seeds-together", args.seeds_together),
-    ):
-        if args.cluster and is_given:
-            raise ValueError(
-                f"{flag} is for runs on this machine; --cluster {args.cluster} has no use for it."
-            )
-    if args.seeds_together and args.gpus_per_job > 1:
+    if args.cluster and args.show:
         raise ValueError(
-            f"--seeds-together is given, and --gpus-per-job {args.gpus_per_job}; one process trains several "
-            "seeds, or several processes train one: give one of the two."
+            "--show prints runs of this machine; with --cluster, their logs are in their folders."
         )
     if args.values and not protocol.curves:
         raise ValueError(f"--values is for ablations; {protocol.name} has no curve.")
@@ -164,7 +151,12 @@ def run(args: argparse.Namespace) -> int:
     if not jobs:
         raise ValueError(f"{protocol.name} has nothing to do for these flags.")
 
-    from experiments.sweeps.preflight import check  # reads torch, which takes seconds
+    if not args.dry_run:
+        print(
+            f"{protocol.name}: {len(jobs)} runs. Reading their configurations, looking for data ...",
+            flush=True,
+        )
+    from experiments.sweeps.preflight import check  # imports torch, which takes seconds
 
     check(jobs, output, on_disk=not args.dry_run)
     if args.dry_run:
@@ -179,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
         report.main([str(output), "--protocol", protocol.name])
         print()
         report.main([str(output), "--format", "all"])
+        print(f"\nTo see it in a browser: {(output / 'report' / 'report.html').as_uri()}")
     return 1 if status.failed else 0
 
 
@@ -201,7 +194,7 @@ def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> Sta
 
     per_gpu = 0 if args.jobs_per_gpu == "auto" else int(args.jobs_per_gpu)
     places = devices(per_gpu, args.gpus_per_job, 1 if args.show else args.workers)
-    queue = Queue(jobs, output, places, args.retries, shown=args.show, seeds_together=args.seeds_together)
+    queue = Queue(jobs, output, places, args.retries, shown=args.show)
     with View(output).shown() as view:
         return queue.run(view)
 
@@ -220,4 +213,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prepare_stdout()
     sys.exit(main())

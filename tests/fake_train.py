@@ -1,10 +1,8 @@
 """Stands in for `python train.py` in tests of sweeps: a run that does at once what its folder's name says.
 
-Called as `fake_train.py train.py --output-dir FOLDER ...`. Each start adds a line to FOLDER/starts. With
-`--seeds 1 2 --output-dir ".../seed{seed}"` it does so for each seed, of which the last may come to no result.
+Called as `fake_train.py train.py --output-dir FOLDER ...`. Each start adds a line to FOLDER/starts.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -14,22 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-output = sys.argv[sys.argv.index("--output-dir") + 1]
-if "--seeds" in sys.argv:
-    words = sys.argv[sys.argv.index("--seeds") + 1 :]
-    seeds = list(itertools.takewhile(str.isdigit, words))
-    for seed in seeds:
-        own = Path(output.replace("{seed}", seed))
-        own.mkdir(parents=True, exist_ok=True)
-        with open(own / "starts", "a") as file:
-            file.write(f"{os.getpid()}\n")
-        if "halfway" in output and seed == seeds[-1]:
-            sys.exit("train.py: Seed 3: Loss is infinite or NaN!")
-        result = {"format": 1, "results": {"accuracy": 80.0}, "peak_memory_bytes": {"device": None}}
-        (own / "result.json").write_text(json.dumps(result))
-    sys.exit()
-
-folder = Path(output)
+folder = Path(sys.argv[sys.argv.index("--output-dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 try:
     lock = FileLock(folder / ".lock")
@@ -41,12 +24,12 @@ with open(folder / "starts", "a") as file:
 starts = len((folder / "starts").read_text().split())
 name = folder.parent.name
 if "slow" in name:
-    with open(folder / "log.txt", "a") as file:
-        file.write(
-            "epoch [1/5] batch [40/96] time 0.1 (0.1) data 0.0 (0.0) loss 1.0 (1.0) lr 1.0e-03 eta 0:00:12\n"
-        )
     try:
-        time.sleep(60)
+        with open(folder / "log.txt", "a") as file:
+            file.write(
+                "epoch [1/5] batch [40/96] time 0.1 (0.1) data 0.0 (0.0) loss 1 (1) lr 1.0e-03 eta 0:00:12\n"
+            )
+        time.sleep(600)
     except KeyboardInterrupt:
         (folder / "interrupted").touch()
         sys.exit(130)
@@ -57,6 +40,9 @@ if "crash" in name or ("once" in name and starts == 1):
     print("Traceback (most recent call last):\n  ...\nRuntimeError: out of memory\n", file=sys.stderr)
     sys.exit(1)
 if "killed" in name:
+    print(
+        "UserWarning: This DataLoader will create 8 worker processes in total.", file=sys.stderr, flush=True
+    )
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(0.3 if "short" in name else 0.0)
 result = {"format": 1, "results": {"accuracy": 80.0}, "peak_memory_bytes": {"device": None}}

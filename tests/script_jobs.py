@@ -9,8 +9,9 @@ from experiments.jobs import Job
 from experiments.sweeps.plans import Planned
 
 BEGINNING = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
+(folder / "pid").write_text(str(os.getpid()))
 with open(folder / "attempts", "a") as file:
     print("began", file=file)
 attempts = len((folder / "attempts").read_text().split())

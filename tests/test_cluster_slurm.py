@@ -16,7 +16,6 @@ from helpers import ROOT
 from script_jobs import attempts_of, script_job
 from slurm_node import slurm_node, why_not
 
-from experiments.cluster import slurm
 from experiments.cluster.cluster import Cluster, Unit
 from experiments.cluster.options import ClusterOptions
 from experiments.sweeps.queue import Status
@@ -24,7 +23,8 @@ from experiments.sweeps.queue import Status
 pytest.importorskip("submitit")
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
-SLEEP = "time.sleep(300)"
+SLEEP = "time.sleep(600)"
+OVER_TIME: Unit = (script_job("train"), script_job("test", f"if attempts == 1: {SLEEP}", needs="train"))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def cluster_for(output: Path, retries: int = 0, minutes: int = 5, *further: str) -> Cluster:
     cluster = Cluster(output, ClusterOptions("slurm", time=minutes, cpus_per_job=1, slurm=further), retries)
-    cluster.seconds = 0.5
-    cluster.unit_states.settle_seconds = 2.0
+    cluster.look_seconds = 0.5
+    cluster.settle_seconds = 2.0
     return cluster
 
 
@@ -46,8 +46,7 @@ def cluster_for(output: Path, retries: int = 0, minutes: int = 5, *further: str)
 def over_time(node: Path, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """A unit whose second job takes too long at first. Slurm looks at the time every half minute."""
     cluster = cluster_for(tmp_path_factory.mktemp("over_time"), 0, 1, "signal_delay_s=58")
-    unit = (script_job("train"), script_job("test", f"if attempts == 1: {SLEEP}", needs="train"))
-    cluster.submit([unit])
+    cluster.submit([OVER_TIME])
     return cluster
 
 
@@ -65,7 +64,7 @@ def training(node: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         process.wait()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "too slow"
@@ -76,80 +75,60 @@ def parent_of(pid: int) -> int:
     return int(subprocess.check_output(["ps", "-o", "ppid=", "-p", str(pid)]))
 
 
-def watch(cluster: Cluster) -> dict[str, str]:
-    """The units' last states."""
-    *_, last = cluster.watch()
-    return {name: state.state for name, state in last.units.items()}
+def run(cluster: Cluster, units: list[Unit]) -> tuple[Status, list[str]]:
+    events: list[str] = []
+    status = cluster.run(units, lambda status, event: events.append(event) if event else None)
+    return status, events
 
 
 @pytest.mark.usefixtures("over_time", "training")  # which take long, and wait for the last tests
 def test_units_run_as_one_array(tmp_path: Path) -> None:
-    cluster = cluster_for(tmp_path)
     units: list[Unit] = [
         (script_job("train"), script_job("test", needs="train")),
         (script_job("bad", "raise ValueError('no such shots')"),),
         (script_job("slow", "time.sleep(4)"),),
     ]
-    assert cluster.submit(units) == ["train", "bad", "slow"]
-    ids = {state.job.partition("_")[0] for state in cluster.states().values()}
-    assert len(ids) == 1
+    cluster = cluster_for(tmp_path)
+    jobs = cluster.submit(units)
+    assert [job.id.partition("_")[2] for job in jobs] == ["0", "1", "2"]
 
     # The same command again, and another sweep on the same folder.
     assert cluster_for(tmp_path).submit(units) == []
-    assert cluster_for(tmp_path).submit([units[2], (script_job("further"),)]) == ["further"]
+    assert len(cluster_for(tmp_path).submit([units[2], (script_job("further"),)])) == 1
 
-    assert f"to stop them: scancel {ids.pop()}" in cluster.interrupted()
-    assert watch(cluster) == {"train": "done", "bad": "failed", "slow": "done"}
-    bad = cluster.states()["bad"]
-    assert bad.detail == "ValueError: no such shots"
-    assert bad.log is not None
-    assert "no such shots" in bad.log.read_text()
-    assert cluster.interrupted() == "no job is left in Slurm; the same command goes on from here."
+    status, _ = run(cluster, units)
+    assert status.finished == {"train", "test", "slow"}
+    assert status.failed == {"bad": "ValueError: no such shots"}
+    assert cluster.interrupted(status) == "no job is left in Slurm; the same command goes on from here."
     assert [attempts_of(tmp_path, name) for name in ("train", "test", "bad", "slow")] == [1, 1, 1, 1]
 
 
 def test_a_cancelled_unit_is_submitted_by_a_second_call(node: Path, tmp_path: Path) -> None:
     units: list[Unit] = [(script_job("a", f"if attempts == 1: {SLEEP}"),), (script_job("b"),)]
     cluster = cluster_for(tmp_path, retries=2)
+    first, _ = cluster.submit(units)
+    wait_for(lambda: attempts_of(tmp_path, "a") == 1)
+    subprocess.run(["scancel", first.id], check=True)
+    status, _ = run(cluster, units)
+    assert status.finished == {"b"}
+    assert "CANCELLED AT" in status.failed["a"]
+
+    status, events = run(cluster_for(tmp_path), units)
+    assert events[0].startswith("submitted 1 Slurm jobs: ")
+    assert status.finished == {"a", "b"}
+    assert attempts_of(tmp_path, "a") == 2
+
+
+def test_a_killed_job_is_submitted_again_as_retries_say(node: Path, tmp_path: Path) -> None:
+    units: list[Unit] = [(script_job("a", f"if attempts == 1: {SLEEP}"),)]
+    cluster = cluster_for(tmp_path, retries=1)
     cluster.submit(units)
     wait_for(lambda: attempts_of(tmp_path, "a") == 1)
-    subprocess.run(["scancel", cluster.states()["a"].job], check=True)
-    assert watch(cluster) == {"a": "failed", "b": "done"}
-    cancelled = cluster.states()["a"]
-    assert cancelled.detail.startswith("CANCELLED: ")
-    assert "CANCELLED AT" in cancelled.detail
-
-    second = cluster_for(tmp_path)
-    assert second.submit(units) == ["a"]
-    assert watch(second) == {"a": "done", "b": "done"}
+    # Where memory runs out, the system kills one of these: the run, or the process of its queue.
+    os.kill(parent_of(int((tmp_path / "a" / "pid").read_text())), signal.SIGKILL)
+    status, _ = run(cluster, units)
+    assert status.finished == {"a"}
     assert attempts_of(tmp_path, "a") == 2
-
-
-def test_a_killed_unit_is_submitted_again_as_retries_say(node: Path, tmp_path: Path) -> None:
-    cluster = cluster_for(tmp_path, retries=1)
-    script = f"(folder / 'pid').write_text(str(__import__('os').getpid())); {SLEEP}"
-    cluster.submit([(script_job("a", f"if attempts == 1: {script}"),)])
-    pid = tmp_path / "a" / "pid"
-    wait_for(lambda: pid.is_file() and pid.read_text() != "")
-    first = cluster.states()["a"].job
-    # Where memory runs out, the system kills one of these: the run, its queue, or submitit's process.
-    os.kill(parent_of(parent_of(int(pid.read_text()))), signal.SIGKILL)
-    assert watch(cluster) == {"a": "done"}
-    assert cluster.states()["a"].job != first
-    assert attempts_of(tmp_path, "a") == 2
-
-
-def test_cancel_ends_what_waits_and_what_runs(node: Path, tmp_path: Path) -> None:
-    running, waiting = (script_job("a", SLEEP),), (script_job("b", SLEEP),)
-    cluster_for(tmp_path).submit([running])
-    cluster = cluster_for(tmp_path, 0, 5, "begin=now+1hour")
-    assert cluster.submit([running, waiting]) == ["b"]
-    wait_for(lambda: attempts_of(tmp_path, "a") == 1)
-    assert cluster.states()["b"].state == "pending"
-    assert sorted(cluster.cancel()) == ["a", "b"]
-    assert cluster.states()["b"].detail == "CANCELLED"
-    job = cluster.states()["a"].job
-    assert slurm.queued([job])[job].state in ("COMPLETING", "CANCELLED")
 
 
 def test_a_partition_that_is_not_there_is_said_in_one_line(node: Path, tmp_path: Path) -> None:
@@ -168,26 +147,27 @@ def test_it_is_told_once_why_jobs_wait_for_ever(node: Path, tmp_path: Path) -> N
         if len(events) > 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match=r"the jobs go on in Slurm.*to stop them: scancel \d+$"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"the jobs go on in Slurm.*to stop them: scancel (\d+)$"
+    ) as stop:
         cluster.run(units, changed)
-    assert events[1] in ("waiting  a: PartitionTimeLimit", "waiting  a: PartitionConfig")
-    assert sorted(cluster.cancel()) == ["a", "b"]
+    assert events[1] in ("waiting  PartitionTimeLimit", "waiting  PartitionConfig")
+    subprocess.run(["scancel", str(stop.value).rpartition(" ")[2]], check=True)
 
 
 def test_a_unit_that_is_over_its_time_is_requeued_and_finishes(over_time: Cluster) -> None:
-    first = over_time.states()["train"].job
-    assert watch(over_time) == {"train": "done"}
-    assert over_time.states()["train"].job == first
-    output = over_time.output
-    assert [attempts_of(output, name) for name in ("train", "test")] == [1, 2]
+    status, events = run(over_time, [OVER_TIME])
+    assert status.finished == {"train", "test"}
+    assert events[0] == "submitted 0 Slurm jobs"
+    assert [attempts_of(over_time.output, name) for name in ("train", "test")] == [1, 2]
 
 
 def test_a_training_and_its_test_run_by_one_command(training: tuple[subprocess.Popen, Path]) -> None:
     process, output = training
-    code = process.wait(200)  # half a minute, where the cores have nothing else to do
+    code = process.wait(600)  # half a minute, where the cores have nothing else to do
     printed = (output / "printed").read_text()
     assert code == 0, printed
-    assert "submitted 1 of 1 units, as jobs " in printed
+    assert "submitted 1 Slurm jobs: " in printed
     assert f"2 of 2 runs have a result in {output}." in printed
     for part in ("train_base", "test_new"):
         (result,) = (output / "base2new" / part).rglob("result.json")

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import prompted_clip
-from datasets import shapes
+from datasets import captioned_drawings, shapes
+from datasets.captioned_drawings import DRAWN, WITHHELD, Captions, draw_pool, make_batch
 from prompted_clip.factory import EMBEDDED
-from scripts import captioned_drawings, pretrain_embedded_clip
-from scripts.captioned_drawings import DRAWN, WITHHELD, Captions, draw_pool, make_batch
+from scripts import pretrain_embedded_clip
 from scripts.pretrain_embedded_clip import Settings, accuracies, pretrain
 from trainers.templates import SELECTED_TEMPLATES
 

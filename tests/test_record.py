@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from filelock import FileLock
 from helpers import ROOT
 
+import train
 from experiments.jobs import IN_USE
 from train import command_line
 
@@ -120,6 +122,18 @@ def test_a_folder_in_use_is_refused_and_left_alone(root, tmp_path, capsys):
         assert message.count("\n") == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "log.txt"]
     assert command_line(words) == 0
+
+
+def test_a_run_waits_for_a_report_that_looks_at_its_folder(tmp_path, monkeypatch):
+    """Whether a run goes on is found out by its lock."""
+    monkeypatch.setattr(train, "LOOK", 300.0)
+    lock = FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    timer = threading.Timer(0.2, lock.release)
+    timer.start()
+    with train._alone_in(str(tmp_path)):
+        assert not lock.is_locked
+    timer.join()
 
 
 def test_a_killed_run_frees_its_folder(tmp_path):

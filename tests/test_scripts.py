@@ -83,7 +83,7 @@ def recorded(tmp_path) -> Path:
         ("zsclip/zeroshot.sh", "zeroshot --trainers ZeroshotCLIP:2 --seeds 1 --stage all --datasets dtd"),
     ],
 )
-def test_each_script_is_a_door_to_the_sweep(tmp_path, recorded, script, words):
+def test_each_script_runs_a_part_of_a_sweep(tmp_path, recorded, script, words):
     bash(script, tmp_path, "dtd", "2", PYTHON=str(recorded))
     assert f"-m scripts.sweep {words}" in (tmp_path / "calls").read_text()
 
@@ -113,7 +113,7 @@ def test_coop_trains_three_seeds_in_a_folder_of_its_settings(tmp_path, recorded)
 
 def test_every_script_is_sound(recorded):
     for script in sorted((ROOT / "scripts").rglob("*.sh")):
-        assert os.access(script, os.X_OK) or script.name == "door.sh"
+        assert os.access(script, os.X_OK) or script.name == "run_one.sh"
         subprocess.run(["bash", "-n", str(script)], check=True)
         lines = script.read_text().splitlines()
         assert lines[0] == "#!/usr/bin/env bash"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.jobs import Job, differences, state
 from experiments.methods import read_methods
 from experiments.sweeps.protocols import Selection, protocol_names, read_protocol, units
 from experiments.sweeps.queue import Status
-from experiments.sweeps.view import View, progress_of
+from experiments.sweeps.view import View, name_of, progress_of
 from scripts.sweep import main
 
 
@@ -183,7 +184,7 @@ def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
             ["base2new", "--trainers", "MaPLe", "--weights", "/w/{sed}"],
             "allowed places in it are {dataset}, {seed}",
         ),
-        (["base2new", "--cluster", "local", "--workers", "2"], "--workers is for runs on this machine; --cl"),
+        (["base2new", "--cluster", "slurm", "--show"], "--show prints runs of this machine"),
         ([*SHAPES, "--options", "OPTIM.EPOCHS", "3"], "OPTIM.EPOCHS"),
         ([*SHAPES, "--stage", "test", "--trainers", "MaPLe"], "there is no such folder"),
     ],
@@ -207,6 +208,16 @@ def test_a_protocol_of_ones_own(tmp_path, capsys):
     assert "mine, folder is 'mine/{methode}/seed{seed}'; allowed places" in refused(capsys, str(path))
     path.write_text("title: mine\ndataset: [shapes]\n")
     assert f"{path}: unknown key 'dataset'; allowed are axis" in refused(capsys, str(path))
+
+
+def test_a_dataset_that_draws_itself_is_drawn_before_any_run_starts(tmp_path, capsys, monkeypatch):
+    def draw(self, folder):
+        raise ValueError(f"drawn into {folder}")
+
+    monkeypatch.setattr("datasets.shapes.Shapes.make", draw)
+    flags = ("--trainers", "MaPLe", "--root", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert f"drawn into {tmp_path}/shapes" in refused(capsys, *SHAPES, *flags)
+    assert not (tmp_path / "out").exists()
 
 
 # --- a whole sweep
@@ -272,6 +283,10 @@ def test_remaining_time_is_told_from_runs_of_the_same_kind():
     status.finished = {found[0].folder, found[1].folder}
     status.seconds = {("MaPLe", "shapes", 16, True): [100.0], ("MaPLe", "shapes", 16, False): [10.0]}
     assert status.remaining() == (2 * 100 + 2 * 10) / 2
+    status.seconds = {("ZeroshotCLIP", "shapes", 16, False): [10.0]}
+    assert status.remaining() is None, "a test does not tell how long a training takes"
+    status.seconds |= {("CoOp", "shapes", 16, True): [50.0]}
+    assert status.remaining() == (2 * 50 + 2 * 10) / 2
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -296,6 +311,33 @@ def test_the_view_shows_what_is_done_running_and_failed(tmp_path, terminal):
     if terminal:
         assert "1 finished, 1 running, 1 failed, 1 waiting" in text
         assert "epoch [2/5] batch [40/96], 0:00:12 left" in text
+
+
+def test_without_a_terminal_progress_is_told_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.sweeps.view.HEARTBEAT", 0.0)
+    (job, _) = jobs("base2new", methods=["MaPLe"], datasets=["shapes"], seeds=[1])
+    status, written = Status([job]), io.StringIO()
+    view = View(tmp_path, Console(file=written, force_terminal=False, width=80, soft_wrap=True))
+    (tmp_path / job.folder).mkdir(parents=True)
+    log = tmp_path / job.folder / "log.txt"
+    log.write_text("epoch [4/5] batch [90/96] time 0.1 (0.1) loss 1.0 (1.0) lr 1.0e-03 eta 0:00:02\n")
+    status.running[job.folder] = log.stat().st_mtime + 1
+    with view.shown():
+        view(status, "")  # that log is of an earlier attempt
+        log.write_text("epoch [2/5] batch [40/96] time 0.1 (0.1) loss 1.0 (1.0) lr 1.0e-03 eta 0:00:12\n")
+        os.utime(log, (status.running[job.folder] + 1,) * 2)
+        view(status, "")
+        view(status, "")  # nothing new
+    assert written.getvalue() == (
+        "[0/1] running  MaPLe, shapes, base, 16 shots, seed 1: epoch [2/5] batch [40/96], 0:00:12 left\n"
+    )
+
+
+def test_runs_are_told_apart_in_a_narrow_terminal(tmp_path):
+    found = jobs("base2new", methods=["MaPLe", "MaPLe-shallow"], datasets=["oxford_flowers"], seeds=[1, 2])
+    names = [name_of(job) for job in found]
+    assert len(set(names)) == len(found) == 8
+    assert max(map(len, names)) < 60
 
 
 def test_progress_is_the_newest_line_of_the_newest_log(tmp_path):

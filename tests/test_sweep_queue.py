@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from filelock import FileLock
 from helpers import ROOT
 
-from experiments.jobs import Job, state
+from experiments.jobs import Job, read_result, state
 from experiments.sweeps import queue
 from experiments.sweeps.devices import Devices
 from experiments.sweeps.plans import Planned
@@ -81,11 +82,33 @@ def test_a_failed_run_stops_no_other_and_leaves_its_reason(tmp_path, fake):
     assert status.finished == {"short/seed1"}
     assert status.failed["crash/seed1"] == "RuntimeError: out of memory"
     assert status.failed["wrong/seed1"] == "train.py: DATASET.ROOT is wrong; give another."
-    assert status.failed["killed/seed1"].startswith("killed by SIGKILL")
+    assert status.failed["killed/seed1"].startswith("killed by SIGKILL"), "and not a warning before that"
     assert state(tmp_path / "crash/seed1") == ("failed", "RuntimeError: out of memory")
-    assert state(tmp_path / "killed/seed1")[0] == "failed"
+    assert state(tmp_path / "killed/seed1") == ("failed", status.failed["killed/seed1"])
     assert not list(tmp_path.glob("*/*/.stderr"))
     assert jobs_by_state(status) == {"finished": 1, "failed": 3, "running": 0, "elsewhere": 0, "waiting": 0}
+
+
+def test_a_folder_that_cannot_be_written_fails_its_run_alone(tmp_path, fake):
+    (tmp_path / "bad").write_text("a file where the folder should be")
+    status, _ = sweep([job("short"), job("bad"), job("other")], tmp_path, fake, retries=1)
+    assert status.finished == {"short/seed1", "other/seed1"}
+    assert str(tmp_path / "bad") in status.failed["bad/seed1"]
+
+
+def test_files_of_runs_that_cannot_start_yet_are_not_read(tmp_path, fake, monkeypatch):
+    """A sweep of thousands of runs on a network file system asks for few files."""
+    jobs = [job("short", seed) for seed in range(8)]
+    looked: Counter[Path] = Counter()
+
+    def counted(folder: Path):
+        looked[folder] += 1
+        return read_result(folder)
+
+    monkeypatch.setattr(queue, "read_result", counted)
+    status, _ = sweep(jobs, tmp_path, fake, workers=1)
+    assert status.finished == {each.folder for each in jobs}
+    assert set(looked.values()) == {3}  # once for all at the start, before it starts, and when it ends
 
 
 def test_a_failed_run_is_tried_again_as_often_as_told(tmp_path, fake):
@@ -134,11 +157,11 @@ def test_a_run_of_another_sweep_is_left_to_it(tmp_path, fake, monkeypatch):
     assert not (tmp_path / "short/seed1/starts").exists()
 
 
-def driver(output: Path, fake: str) -> subprocess.Popen:
+def driver(output: Path, fake: str, sigint: str = "default_int_handler") -> subprocess.Popen:
     """A sweep of three runs, of which the second takes long, in a group of processes of its own."""
     program = (
-        "import sys; sys.path[:0] = ['tests'];"
-        "from test_sweep_queue import *;"
+        f"import signal, sys; signal.signal(signal.SIGINT, signal.{sigint}); sys.path[:0] = ['tests'];"
+        "from test_sweep_queue import *; queue.PATIENCE = 3600;"
         f"sweep([job('first'), job('slow'), job('third')], Path({str(output)!r}), {fake!r}, workers=1)"
     )
     return subprocess.Popen(
@@ -147,7 +170,7 @@ def driver(output: Path, fake: str) -> subprocess.Popen:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -165,12 +188,22 @@ def test_interrupted_it_ends_its_runs_and_goes_on_later(tmp_path, fake, end):
     process = driver(tmp_path, fake)
     until(lambda: (tmp_path / "slow/seed1/starts").exists() and (tmp_path / "slow/seed1/log.txt").exists())
     os.kill(process.pid, end)  # to the sweep alone, not to its runs
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=300)
     assert b"KeyboardInterrupt" in said
     assert (tmp_path / "slow/seed1/interrupted").exists()
     assert state(tmp_path / "slow/seed1") == ("interrupted", "")
     assert state(tmp_path / "first/seed1") == ("finished", "")
     assert state(tmp_path / "third/seed1") == ("missing", "")
+
+
+def test_in_the_background_where_ctrl_c_is_ignored_it_ends_at_sigterm(tmp_path, fake):
+    process = driver(tmp_path, fake, sigint="SIG_IGN")
+    until(lambda: (tmp_path / "slow/seed1/log.txt").exists())
+    run = int((tmp_path / "slow/seed1/starts").read_text())
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert not is_alive(run)
+    assert state(tmp_path / "slow/seed1") == ("interrupted", "")
 
 
 def test_killed_with_all_its_runs_it_goes_on_where_it_was(tmp_path, fake):

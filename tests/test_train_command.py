@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from helpers import ROOT
 from safetensors.torch import load_file, save_file
 
 import prompted_clip.factory
+import train
 from train import command_line
 
 CLASSES = ["banded", "blotchy", "braided", "bubbly"]
@@ -313,6 +315,44 @@ def test_a_fault_in_other_code_keeps_its_traceback(job, monkeypatch):
     monkeypatch.setattr("train.build_trainer", lambda cfg: int("not a number"))
     with pytest.raises(ValueError, match="invalid literal"):
         command_line(job())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "weights.pt"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "log.txt"), 1),
+        (OSError(errno.ESTALE, "Stale file handle", "weights.pt"), 1),
+    ],
+)
+def test_only_what_another_attempt_could_not_mend_is_the_user_s_mistake(
+    error, code, job, monkeypatch, capsys
+):
+    """By its exit code, a sweep knows what to try again."""
+
+    def raise_it(cfg) -> None:
+        raise error
+
+    monkeypatch.setattr("train.build_trainer", raise_it)
+    assert command_line(job()) == code
+    assert capsys.readouterr().err == f"train.py: {error}\n"
+
+
+def test_the_tiny_clip_is_computed_by_one_thread(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    for environment, backbone, expected in (
+        ({}, [], [1]),
+        ({}, ["--backbone", "ViT-B/16"], []),
+        ({"OMP_NUM_THREADS": "2"}, [], []),
+    ):
+        chosen.clear()
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cfg = train.setup_cfg(train.build_parser().parse_args(["--trainer", "MaPLe", *backbone]))
+        train.set_threads(cfg)
+        assert chosen == expected
 
 
 def test_help_names_upstream_s_flags():

@@ -1,1 +1,1 @@
-"""Sweeps on Slurm, or in processes, by submitit."""
+"""Sweeps on Slurm, by submitit."""

@@ -1,10 +1,9 @@
-"""A sweep on a cluster, by submitit: on Slurm as arrays of jobs, or in processes of this machine.
+"""A sweep on Slurm, submitted as arrays of jobs by submitit: https://github.com/facebookincubator/submitit
 
-    cluster = Cluster(output, options, retries=1)
-    status = cluster.run(units, View(output))
+    status = Cluster(output, options, retries=1).run(units, View(output))
 
-What was submitted is kept in `<output>/cluster/jobs.json`: the same command, or another sweep over the same
-folder, finds what waits or runs already and does not submit it twice. https://github.com/facebookincubator/submitit
+Slurm knows what waits and runs, submitit's pickles in `<output>/cluster` hold the runs of each job, and
+results are in the runs' folders. So the same command, or another sweep, submits nothing twice.
 """
 
 from __future__ import annotations
@@ -12,234 +11,257 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-import subprocess
-import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, cast
+
+from filelock import FileLock
 
 from experiments.cluster import slurm
-from experiments.cluster.node import UnitOnNode
+from experiments.cluster.chunk import Chunk
 from experiments.cluster.options import ClusterOptions
-from experiments.cluster.processes import kill_with_children, started
-from experiments.cluster.states import RAISED, UnitState, UnitStates
-from experiments.cluster.submissions import Submission, Submissions
-from experiments.jobs import ROOT, Job
-
-if TYPE_CHECKING:
-    from experiments.sweeps.queue import Status
+from experiments.jobs import ERROR_FILE, ROOT, Job, last_line, read_result
+from experiments.sweeps.queue import STDERR_FILE, Status, kind_of, says_accuracy
 
 # A job whose time is over is requeued; so often that only one that never gets anywhere is given up.
 MAX_TIMEOUTS = 50
+# Why jobs wait that are to wait; what else Slurm says may be something to mend, such as PartitionTimeLimit.
+ORDINARY = {"", "BeginTime", "Dependency", "JobArrayTaskLimit", "Prolog", "Priority", "Resources"}
+SUBMITTED = "_submitted.pkl"  # submitit's, behind the job's id
 
 Unit = tuple[Job, ...]
 
 
-class Progress(NamedTuple):
-    """How many units are in which state, and the states by the units' names."""
+class SlurmJob(NamedTuple):
+    """A job's id, such as `12_3`, and the folder of its logs."""
 
-    counts: dict[str, int]
-    units: dict[str, UnitState]
+    id: str
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.id}_0_log.err"
+
+    @property
+    def reached_its_end(self) -> bool:
+        """Whether its program ended by itself, with or without an error."""
+        return (self.folder / f"{self.id}_0_result.pkl").is_file()
 
 
 class Cluster:
-    """Units of a sweep, on a cluster.
-
-    A unit is a tuple of jobs that run one after the other; it is called by the folder of its first.
+    """Runs units of a sweep on a cluster.
 
     Args:
         output: the folder of all results, which all nodes see.
-        options: what to ask of the cluster.
-        retries: further attempts for a run that fails, on its node; and how often a unit is submitted again
-            that ended by the cluster's doing, such as a node that failed. What was cancelled stays so.
+        options: what to ask of Slurm.
+        retries: further attempts for a run that fails, on its node; and how often runs are submitted again
+            whose Slurm job was lost, such as with its node. What was cancelled stays so.
     """
+
+    look_seconds = 10.0  # between two looks
+    settle_seconds = 20.0  # after a job's end, until what a node has written is surely seen here
 
     def __init__(self, output: Path, options: ClusterOptions, retries: int = 0) -> None:
         self.output = output.absolute()
+        self.folder = self.output / "cluster"
         self.options = options
         self.retries = retries
-        self.units: dict[str, Unit] = {}
-        self.submissions = Submissions(self.output / "cluster")
-        self.unit_states = UnitStates(self.output)
-        self.seconds = 10.0 if options.cluster == "slurm" else 1.0  # between two looks
-        self._local_jobs: list[Any] = []  # submitit's; each holds a process of ours
-
-    def submit(self, units: Sequence[Unit]) -> list[str]:
-        """Submits what has no results and neither waits nor runs; adds `units` to those watched.
-
-        What failed, was lost or was cancelled is submitted again. Of local processes, no more are started
-        than may run at the same time; `watch` starts the others.
-
-        Returns:
-            The names of the units that were submitted.
-
-        Raises:
-            OSError: the cluster does not say what still runs; nothing was submitted.
-            ValueError: the cluster refused the jobs.
-        """
-        self.units.update({unit[0].folder: unit for unit in units})
-        with self.submissions.changing() as submissions:
-            states = self._find(submissions)
-            if unsure := [state for state in states.values() if state.state == "unknown"]:
-                raise OSError(f"{unsure[0].detail} Nothing was submitted: {len(unsure)} jobs may still run.")
-            again = {name for name, state in states.items() if state.state in ("failed", "lost")}
-            for name in again:
-                del submissions[name]
-            return self._submit_waiting(submissions, states, again)
-
-    def states(self) -> dict[str, UnitState]:
-        """The state of each unit, by its name."""
-        with self.submissions.changing() as submissions:
-            return self._find(submissions)
-
-    def watch(self) -> Iterator[Progress]:
-        """Yields the states every `seconds` until all units have ended; submits again as `retries` say."""
-        while True:
-            progress = self._look()
-            yield progress
-            if all(state.ended for state in progress.units.values()):
-                return
-            time.sleep(self.seconds)
+        self.last_job: dict[str, SlurmJob] = {}  # by the folder of a run
+        self.ended: dict[str, str] = {}  # Slurm's word for how a job ended, by its id
+        self.gone_since: dict[str, float] = {}  # by the folder of a unit's first run
+        self.submitted_again: Counter[str] = Counter()
+        self.told = set(ORDINARY)
+        self._runs_of: dict[Path, tuple[str, ...]] = {}  # by submitit's pickle
 
     def run(self, units: Sequence[Unit], changed: Callable[[Status, str], None]) -> Status:
         """Submits units and watches them; returns how it ended. As `experiments.sweeps.queue.Queue.run`.
 
-        Args:
-            changed: called with each change in words, and with "" every second.
-
         Raises:
-            OSError, ValueError: as `submit`.
+            OSError: Slurm does not answer; nothing was submitted.
+            ValueError: Slurm refused the jobs.
             KeyboardInterrupt: Ctrl-C; its text says what becomes of the jobs.
         """
-        from experiments.cluster.status import ClusterStatus
-
-        status = ClusterStatus(self.output, units, self.unit_states)
+        status = Status(list(dict.fromkeys(job for unit in units for job in unit)))
         try:
-            submitted = self.submit(units)
-            ids = self._ids(submitted)
-            as_jobs = f", as jobs {' '.join(ids)}" if self.options.cluster == "slurm" and ids else ""
-            changed(status, f"submitted {len(submitted)} of {len(self.units)} units{as_jobs}")
+            jobs = self.submit(units)
+            ids = " ".join(sorted({job.id.partition("_")[0] for job in jobs}, key=int))
+            changed(status, f"submitted {len(jobs)} Slurm jobs{f': {ids}' if ids else ''}")
             while True:
-                progress = self._look()
-                for event in status.update(progress.units):
+                for event in self.look(units, status):
                     changed(status, event)
-                if all(state.ended for state in progress.units.values()):
+                if len(status.finished) + len(status.failed) == len(status.jobs):
                     return status
-                end = time.monotonic() + self.seconds
+                end = time.monotonic() + self.look_seconds
                 while time.monotonic() < end:
                     changed(status, "")
-                    time.sleep(min(self.seconds, 1.0))
+                    time.sleep(min(self.look_seconds, 1.0))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(self.interrupted()) from None
+            raise KeyboardInterrupt(self.interrupted(status)) from None
 
-    def cancel(self) -> list[str]:
-        """Ends the units that wait or run.
-
-        Returns:
-            Their names.
+    def submit(self, units: Sequence[Unit]) -> list[SlurmJob]:
+        """Submits what has no result and neither waits nor runs: what failed or was cancelled before, too.
 
         Raises:
-            OSError: Slurm does not answer.
+            OSError: Slurm does not answer; nothing was submitted.
+            ValueError: Slurm refused the jobs.
         """
-        with self.submissions.changing() as submissions:
-            states = self._find(submissions)
-            live = {name: submissions[name] for name, state in states.items() if state.live}
-            slurm.cancel(each.job for each in live.values() if each.cluster == "slurm")
-            for each in live.values():
-                if each.cluster == "local" and each.host == socket.gethostname():
-                    kill_with_children(int(each.job))
-                    each.ended, each.error = "CANCELLED", "stopped"
-        for job in self._local_jobs:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job._process.wait(10)
-        return list(live)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"), _ctrl_c_ignored():
+            taken, free = set(self._live()), []
+            for unit in units:
+                todo = tuple(job for job in unit if read_result(self.output / job.folder) is None)
+                if todo and taken.isdisjoint(job.folder for job in todo):
+                    taken |= {job.folder for job in todo}
+                    free.append(todo)
+            size = self.options.chunk or self.options.at_once
+            chunks = [
+                Chunk(tuple(job for unit in free[start : start + size] for job in unit), self.output,
+                      self.options, self.retries)
+                for start in range(0, len(free), size)
+            ]  # fmt: skip
+            longest = slurm.largest_array() if len(chunks) > 1 else 1
+            return [
+                job
+                for start in range(0, len(chunks), longest)
+                for job in self._submit_array(chunks[start : start + longest])
+            ]
 
-    def interrupted(self) -> str:
-        """What to say after Ctrl-C. Jobs in Slurm are left alone; local processes are stopped."""
-        if self.options.cluster == "local":
-            return f"local jobs that were stopped: {len(self.cancel())}; the same command goes on from here."
-        jobs = " ".join(self._ids([name for name, state in self.states().items() if state.live]))
-        if not jobs:
+    def look(self, units: Sequence[Unit], status: Status) -> Iterator[str]:
+        """Brings the status up to date, and submits what has to be again; yields what happened, in words."""
+        try:
+            live = self._live()  # before the disk: what ends between the two is found finished
+        except OSError as error:
+            yield from self._tell_once(str(error))
+            return
+        status.at_once = max(1, sum(state.state in slurm.RUNNING for state in live.values()))
+        again = []
+        for unit in units:
+            todo = [job for job in unit if job.folder not in {*status.finished, *status.failed}]
+            states = [live[job.folder] for job in todo if job.folder in live]
+            if states and all(state.state in slurm.PENDING for state in states):
+                for job in todo:
+                    status.running.pop(job.folder, None)
+                yield from self._tell_once(states[0].reason)
+                continue
+            for job in list(todo):
+                if (result := read_result(self.output / job.folder)) is not None:
+                    todo.remove(job)
+                    yield _finish(job, result, status)
+            if todo and states:
+                self.gone_since.pop(unit[0].folder, None)
+                for job in todo:
+                    yield from self._follow(job, status)
+            elif todo and todo[0].folder not in self.last_job:  # another sweep had what comes before it
+                again.append(unit)
+            elif todo and self._has_settled(unit):
+                if self._is_lost(todo) and self.submitted_again[unit[0].folder] < self.retries:
+                    self.submitted_again[unit[0].folder] += 1
+                    again.append(unit)
+                else:
+                    yield from self._fail(todo, status)
+        if again:
+            self.submit(again)
+
+    def interrupted(self, status: Status) -> str:
+        """What to say after Ctrl-C: jobs in Slurm are left alone."""
+        wanted = {job.folder for job in status.jobs}
+        ids = {self.last_job[folder].id.partition("_")[0] for folder in self._live() if folder in wanted}
+        if not ids:
             return "no job is left in Slurm; the same command goes on from here."
         return (
-            f"the jobs go on in Slurm, and the same command watches them again; to stop them: scancel {jobs}"
+            "the jobs go on in Slurm, and the same command watches them again; to stop them: scancel "
+            + " ".join(sorted(ids, key=int))
         )
 
-    def _ids(self, names: Sequence[str]) -> list[str]:
-        """What to call these units' jobs to Slurm: whole arrays."""
-        submissions = self.submissions.read()
-        return sorted({submissions[name].job.partition("_")[0] for name in names}, key=int)
+    def _live(self) -> dict[str, slurm.SlurmState]:
+        """The state of the Slurm job that each run waits or runs in, by the run's folder."""
+        files = {path.name.removesuffix(SUBMITTED): path for path in self.folder.glob(f"*/*{SUBMITTED}")}
+        live = {}
+        for id, state in slurm.queued(files).items():
+            if id in files and state.live:
+                for folder in self._runs(files[id]):
+                    live[folder] = state
+                    self.last_job[folder] = SlurmJob(id, files[id].parent)
+            elif id in files:
+                self.ended[id] = state.state
+        return live
 
-    def _find(self, submissions: Mapping[str, Submission]) -> dict[str, UnitState]:
-        for job in self._local_jobs:
-            job.done()  # takes note of the end of our own processes, which stay listed until then
-        return self.unit_states.find(self.units, submissions)
+    def _runs(self, pickle: Path) -> tuple[str, ...]:
+        """The folders of the runs of a Slurm job."""
+        from submitit.core.utils import DelayedSubmission
 
-    def _look(self) -> Progress:
-        """The states, after submitting what has to be."""
-        with self.submissions.changing() as submissions:
-            states = self._find(submissions)
-            again = {name for name in states if self._may_try_again(states[name], submissions.get(name))}
-            if self._submit_waiting(submissions, states, again):
-                states = self._find(submissions)
-        return Progress(dict(Counter(state.state for state in states.values())), states)
+        if pickle not in self._runs_of:
+            chunk = cast(Chunk, DelayedSubmission.load(pickle).function)
+            self._runs_of[pickle] = tuple(job.folder for job in chunk.jobs)
+        return self._runs_of[pickle]
 
-    def _may_try_again(self, state: UnitState, submission: Submission | None) -> bool:
-        if submission is None or state.state not in ("failed", "lost"):
-            return False
-        return submission.ended not in (RAISED, "CANCELLED") and submission.attempt <= self.retries
+    def _tell_once(self, what: str) -> Iterator[str]:
+        if what not in self.told:
+            self.told.add(what)
+            yield f"waiting  {what}"
 
-    def _submit_waiting(
-        self, submissions: dict[str, Submission], states: Mapping[str, UnitState], again: set[str]
-    ) -> list[str]:
-        names = [name for name, state in states.items() if name in again or state.waits_here]
-        size = len(names)
-        if self.options.cluster == "local":
-            running = sum(state.live for state in states.values())
-            names = names[: max((self.options.array_parallelism or 1) - running, 0)]
-        elif len(names) > 1:
-            size = slurm.largest_array()
-        with _ctrl_c_ignored():
-            for start in range(0, len(names), max(size, 1)):
-                self._submit_array(submissions, names[start : start + size])
-        return names
+    def _follow(self, job: Job, status: Status) -> Iterator[str]:
+        """A run of a job that runs in Slurm."""
+        if not (self.output / job.folder / STDERR_FILE).exists():
+            status.running.pop(job.folder, None)
+        elif job.folder not in status.running:
+            status.running[job.folder] = time.time()
+            yield f"started  {job.folder}"
 
-    def _submit_array(self, submissions: dict[str, Submission], names: Sequence[str]) -> None:
+    def _has_settled(self, unit: Unit) -> bool:
+        since = self.gone_since.setdefault(unit[0].folder, time.monotonic())
+        return time.monotonic() - since >= self.settle_seconds
+
+    def _is_lost(self, todo: Sequence[Job]) -> bool:
+        """Whether a Slurm job ended neither by itself nor by `scancel`."""
+        job = self.last_job[todo[0].folder]
+        state, said = self.ended.get(job.id, ""), slurm.last_words(job.log)
+        cancelled = state.startswith("CANCELLED") or ("CANCELLED AT" in said and "DUE TO" not in said)
+        return not job.reached_its_end and not cancelled
+
+    def _fail(self, todo: Sequence[Job], status: Status) -> Iterator[str]:
+        """Why runs have no result: their error, or how their Slurm job ended."""
+        for run in todo:
+            job = self.last_job.get(run.folder, self.last_job[todo[0].folder])
+            state, said = self.ended.get(job.id, ""), slurm.last_words(job.log)
+            reason = last_line(self.output / run.folder / ERROR_FILE) if job.reached_its_end else ""
+            if not reason and run.needs in status.failed:
+                reason = f"its training failed: {run.needs}"
+            elif not reason:
+                words = ": ".join(filter(None, [state, said])) or "it left neither a result nor an error"
+                reason = f"{words} (see {job.log})"
+            status.running.pop(run.folder, None)
+            status.failed[run.folder] = reason
+            yield f"failed   {run.folder}: {reason}"
+
+    def _submit_array(self, chunks: Sequence[Chunk]) -> list[SlurmJob]:
         import submitit
 
-        local = self.options.cluster == "local"
-        logs = Path("cluster") / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        executor = submitit.AutoExecutor(
-            folder=self.output / logs, cluster=self.options.cluster, slurm_max_num_timeout=MAX_TIMEOUTS
-        )
+        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
         executor.update_parameters(**self.options.parameters())
-        works = [UnitOnNode(self.units[name], self.output, self.retries) for name in names]
         try:
             with _submission_environment(), executor.batch():
-                jobs = [executor.submit(work) for work in works]
+                submitted = [executor.submit(chunk) for chunk in chunks]
         except submitit.core.utils.FailedJobError as error:
             said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
             hint = " Where there are no GPUs, give --gpus-per-job 0." if "gres" in said else ""
             raise ValueError(f"Slurm refused the jobs: {said}.{hint}") from None
-        host, start = "", {}
-        if local:
-            self._local_jobs += jobs
-            host, start = socket.gethostname(), started(int(job.job_id) for job in jobs)
-        for name, job in zip(names, jobs, strict=True):
-            before = submissions.get(name)
-            submissions[name] = Submission(
-                cluster=self.options.cluster,
-                job=job.job_id,
-                logs=logs.as_posix(),
-                folders=[part.folder for part in self.units[name]],
-                attempt=before.attempt + 1 if before and before.ended else 1,
-                host=host,
-                started=start.get(int(job.job_id), "") if local else "",
-            )
+        jobs = [SlurmJob(each.job_id, folder) for each in submitted]
+        for job, chunk in zip(jobs, chunks, strict=True):
+            self.last_job |= {run.folder: job for run in chunk.jobs}
+        return jobs
+
+
+def _finish(job: Job, result: dict, status: Status) -> str:
+    status.finished.add(job.folder)
+    status.running.pop(job.folder, None)
+    seconds = result.get("seconds", {}).get("total", 0.0)
+    status.seconds.setdefault(kind_of(job), []).append(seconds)
+    return f"finished {job.folder} in {seconds:.0f} s: {says_accuracy(result)}"
 
 
 @contextlib.contextmanager
@@ -259,11 +281,7 @@ def _submission_environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """Nothing is submitted without being noted. What is started meanwhile does not hear Ctrl-C either: local
-    processes are stopped in order by `Cluster.interrupted`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Within, Ctrl-C is ignored: no job shall be in Slurm without its pickle."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -11,26 +11,34 @@ from typing import Any
 
 from experiments.jobs import ROOT
 
-CLUSTERS = ("slurm", "local")
+CLUSTERS = ("slurm",)
 # What has a flag of its own is not for --slurm KEY=VALUE.
 HAVE_FLAGS = {
     "account": "--account",
     "array_parallelism": "--array-parallelism",
     "cpus_per_task": "--cpus-per-job",
-    "gpus_per_node": "--gpus-per-job",
+    "gpus_per_node": "--gpus-per-node",
     "mem": "--mem-gb",
     "partition": "--partition",
     "qos": "--qos",
     "setup": "--setup",
     "time": "--time",
 }
+OF_ANY_SWEEP = ("cluster", "gpus_per_job", "jobs_per_gpu", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:
-    """What to ask of a cluster: the flags of `add_arguments`, and `--gpus-per-job`.
+    """What to ask of a cluster: the flags of `add_arguments`, and those of a sweep on one machine.
 
     0, "" and () stand for the cluster's own default.
+
+    Attributes:
+        gpus_per_job: GPUs that share a run (torchrun); 0 where there are none.
+        gpus_per_node: GPUs of a Slurm job; 0: as many as a run takes.
+        jobs_per_gpu: runs that share a GPU; 0: as many as fit, as measured.
+        workers: runs at once in a Slurm job without GPUs.
+        chunk: trainings, each with its tests, in one Slurm job; 0: as many as run at once.
 
     Raises:
         ValueError: a value does not fit, or submitit or Slurm is not installed.
@@ -42,6 +50,10 @@ class ClusterOptions:
     qos: str = ""
     time: int = 240
     gpus_per_job: int = 0
+    gpus_per_node: int = 0
+    jobs_per_gpu: int = 1
+    workers: int = 0
+    chunk: int = 0
     cpus_per_job: int = 0
     mem_gb: float = 0.0
     array_parallelism: int = 0
@@ -57,41 +69,53 @@ class ClusterOptions:
         """
         given: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls)}
         given |= {name: tuple(given[name]) for name in ("slurm", "setup")}
+        given["jobs_per_gpu"] = 0 if args.jobs_per_gpu == "auto" else int(args.jobs_per_gpu)
         if args.cluster:
             return cls(**given)
         for field in dataclasses.fields(cls):
-            if field.name not in ("cluster", "gpus_per_job") and given[field.name] != field.default:
+            if field.name not in OF_ANY_SWEEP and given[field.name] != field.default:
                 raise ValueError(f"{_flag(field.name)} is for a cluster: give --cluster, too.")
         return None
 
     def __post_init__(self) -> None:
-        for name in ("gpus_per_job", "cpus_per_job", "mem_gb", "array_parallelism"):
+        numbers = ("gpus_per_job", "gpus_per_node", "jobs_per_gpu", "workers", "chunk", "cpus_per_job")
+        for name in (*numbers, "mem_gb", "array_parallelism"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{_flag(name)} is {getattr(self, name)}; allowed is 0 or more.")
         if self.time < 1:
             raise ValueError(f"--time is {self.time}; allowed are 1 or more minutes.")
         if importlib.util.find_spec("submitit") is None:
             raise ValueError(f'--cluster {self.cluster} needs submitit: pip install -e ".[cluster]".')
-        if self.cluster == "slurm":
-            self._further()
-            missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
-            if missing:
-                raise ValueError(
-                    f"--cluster slurm: there is no {missing[0]} on this machine. Give the command where jobs "
-                    "are submitted, or take --cluster local."
-                )
-            return
-        for name in ("partition", "account", "qos", "cpus_per_job", "mem_gb", "slurm", "setup"):
-            if getattr(self, name):
-                raise ValueError(f"{_flag(name)} is for --cluster slurm; local processes take what there is.")
+        if self.gpus and self.gpus < self.gpus_per_job:
+            raise ValueError(
+                f"--gpus-per-node is {self.gpus_per_node}, and --gpus-per-job {self.gpus_per_job}; a run "
+                "takes its GPUs from one node."
+            )
+        self._further()
+        missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
+        if missing:
+            raise ValueError(
+                f"--cluster slurm: there is no {missing[0]} on this machine. Give the command where jobs are "
+                "submitted."
+            )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a Slurm job."""
+        return self.gpus_per_node if self.gpus_per_node and self.gpus_per_job else self.gpus_per_job
+
+    @property
+    def at_once(self) -> int:
+        """Runs at once in a Slurm job, as far as that is known before."""
+        if not self.gpus:
+            return max(1, self.workers)
+        return self.gpus // self.gpus_per_job * max(1, self.jobs_per_gpu)
 
     def parameters(self) -> dict[str, Any]:
         """What `submitit.AutoExecutor.update_parameters` takes."""
         parameters: dict[str, Any] = {"timeout_min": self.time, "name": "sweep"}
-        if self.gpus_per_job:
-            parameters["gpus_per_node"] = self.gpus_per_job
-        if self.cluster == "local":
-            return parameters
+        if self.gpus:
+            parameters["gpus_per_node"] = self.gpus
         for name, value in (("cpus_per_task", self.cpus_per_job), ("mem_gb", self.mem_gb)):
             if value:
                 parameters[name] = value
@@ -126,20 +150,20 @@ class ClusterOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a cluster to a command that has `--gpus-per-job`."""
+    """Adds the flags of a cluster, beside `--gpus-per-job`, `--jobs-per-gpu` and `--workers`."""
     add = parser.add_argument_group("on a cluster", "needs submitit; docs/cluster.md tells more").add_argument
-    add("--cluster", choices=CLUSTERS, default="", help="hand the runs to Slurm, or to processes by submitit")
+    add("--cluster", choices=CLUSTERS, default="", help="hand the runs to Slurm")
     add("--partition", default="", help="Slurm's partition")
     add("--account", default="", help="Slurm's account")
     add("--qos", default="", help="Slurm's quality of service")
     add("--time", type=int, default=240, metavar="MINUTES", help="limit of a job; it goes on in another one")
+    add("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of each job; 0: as --gpus-per-job")
+    add("--chunk", type=int, default=0, metavar="N", help="trainings of each job; 0: as many as run at once")
     add("--cpus-per-job", type=int, default=0, metavar="N", help="CPUs of each job; 0: the cluster's default")
     add(
         "--mem-gb", type=float, default=0.0, metavar="GB", help="memory of each job; 0: the cluster's default"
     )
-    add(
-        "--array-parallelism", type=int, default=0, metavar="N", help="jobs at once; 0: 256 in Slurm, 1 local"
-    )
+    add("--array-parallelism", type=int, default=0, metavar="N", help="jobs at once; 0: 256")
     add(
         "--slurm",
         action="append",

@@ -1,20 +1,17 @@
-"""What Slurm says of jobs: from its queue, and from its accounting where there is one."""
+"""What Slurm says of jobs: in its queue, and in their logs."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 ANSWER_SECONDS = 60.0
 PENDING = {
-    "PENDING",
-    "CONFIGURING",
-    "REQUEUED",
-    "REQUEUE_FED",
-    "REQUEUE_HOLD",
-    "RESV_DEL_HOLD",
+    *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
     "SPECIAL_EXIT",
 }
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
@@ -26,6 +23,11 @@ class SlurmState(NamedTuple):
     state: str
     reason: str = ""
 
+    @property
+    def live(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.state in PENDING or self.state in RUNNING
+
 
 def queued(jobs: Iterable[str]) -> dict[str, SlurmState]:
     """States by id, such as `12` or `12_3`. Jobs that ended minutes ago, or never were, are missing.
@@ -33,28 +35,16 @@ def queued(jobs: Iterable[str]) -> dict[str, SlurmState]:
     Raises:
         OSError: Slurm does not answer.
     """
-    if not (arrays := _arrays(jobs)):
+    arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}, key=int))
+    if not arrays:
         return {}
     done = _run("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={arrays}")
     if done.returncode:
         if "Invalid job id" in done.stderr:  # said where all that are asked for are forgotten
             return {}
-        raise OSError(f"squeue failed: {last_line(done.stderr)}")
+        raise OSError(f"squeue failed: {' '.join(done.stderr.split())}")
     rows = (line.strip().split("|") for line in done.stdout.splitlines() if line.strip())
     return {job: SlurmState(state, "" if reason == "None" else reason) for job, state, reason in rows}
-
-
-def accounted(jobs: Iterable[str]) -> dict[str, SlurmState]:
-    """States by id from the accounting. Empty where Slurm keeps none."""
-    if not (arrays := _arrays(jobs)):
-        return {}
-    try:
-        done = _run("sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={arrays}")
-    except OSError:
-        return {}
-    rows = [line.split("|") for line in done.stdout.splitlines()] if not done.returncode else []
-    # "CANCELLED by 1000"
-    return {row[0]: SlurmState(row[1].split()[0]) for row in rows if len(row) == 2 and row[1].strip()}
 
 
 def largest_array() -> int:
@@ -63,26 +53,17 @@ def largest_array() -> int:
     return max(int(found[1]), 1) if found else 1001
 
 
-def cancel(jobs: Iterable[str]) -> None:
-    """Ends jobs, waiting or running; those that Slurm has forgotten are passed over.
-
-    Raises:
-        OSError: Slurm does not answer.
-    """
-    if ids := sorted(jobs):
-        done = _run("scancel", *ids)
-        if done.returncode and "Invalid job id" not in done.stderr:
-            raise OSError(f"scancel failed: {last_line(done.stderr)}")
-
-
-def last_line(text: str) -> str:
-    """The last line that is not empty; "" without one."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-def _arrays(jobs: Iterable[str]) -> str:
-    """The ids of whole arrays: Slurm then answers for all of their jobs at once."""
-    return ",".join(sorted({job.partition("_")[0] for job in jobs}, key=int))
+def last_words(log: Path, most_bytes: int = 20_000) -> str:
+    """The line of a job's log by which Slurm tells of its end, else the last line; "" without a log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - most_bytes, 0))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    lines = [line for line in lines if line][-8:]
+    of_slurm = [line for line in lines if "CANCELLED AT" in line or ("oom" in line and "kill" in line)]
+    return (of_slurm or lines or [""])[-1]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -70,8 +70,9 @@ class Devices:
         if not self.gpu_memory:
             if len(self.taken) >= self.workers:
                 return None
-            threads = max(1, cores() // self.workers // self.gpus_per_run)
-            environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+            environment = {}
+            if self.workers > 1 and "OMP_NUM_THREADS" not in os.environ:  # a single run decides by itself
+                environment["OMP_NUM_THREADS"] = str(max(1, cores() // self.workers // self.gpus_per_run))
             return self._place((), 0.0, environment)
         free = [gpu for gpu in self._emptiest_first() if self._has_room(gpu, kind)]
         if len(free) < self.gpus_per_run:
@@ -128,7 +129,6 @@ def devices(per_gpu: int = 1, gpus_per_run: int = 1, workers: int = 0) -> Device
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use; in a job of Slurm, those of the job."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK", there)))

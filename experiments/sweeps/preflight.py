@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +58,23 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
 
 
 def check_dataset(cfg: Any, name: str) -> None:
-    """Raises a FileNotFoundError if a dataset of the catalogue has no folder and is not drawn by itself."""
+    """Looks for the folder of a dataset of the catalogue; draws it where the project does so itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if not (isinstance(kind, type) and issubclass(kind, CatalogDataset) and kind.dataset_dir):
         return
     folder = Path(cfg.DATASET.ROOT).expanduser() / kind.dataset_dir
-    if kind.make is CatalogDataset.make and not folder.is_dir():
+    if folder.is_dir():
+        return
+    if kind.make is CatalogDataset.make:
         raise FileNotFoundError(
             f"{cfg.DATASET.NAME}: there is no folder {folder}. Give the folder of the datasets as --root, or "
             f"fetch it: python -m datasets prepare {name} (docs/fetching_datasets.md)."
         )
+    print(f"Drawing {cfg.DATASET.NAME} into {folder}, once for all runs ...")
+    progress = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    with redirect_stdout(io.StringIO()), progress:
+        kind(cfg)

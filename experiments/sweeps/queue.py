@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from experiments.jobs import (
@@ -18,11 +19,9 @@ from experiments.jobs import (
     IN_USE,
     ROOT,
     Job,
-    but_for_the_seed,
     is_in_use,
     last_line,
     read_result,
-    together,
 )
 from experiments.sweeps.devices import Devices, Place
 
@@ -53,17 +52,23 @@ class Status:
     at_once: int = 1
 
     def remaining(self) -> float | None:
-        """Seconds that are left, from the runs that are finished; None until there is one."""
-        known = [value for values in self.seconds.values() for value in values]
-        if not known:
-            return None
-        average = sum(known) / len(known)
+        """Seconds that are left, from finished runs of the same kind; None while nothing tells.
+
+        A kind without a finished run counts as the average of those that train, or of those that test.
+        """
         left = 0.0
         for job in self.jobs:
             if job.folder in self.finished or job.folder in self.failed:
                 continue
-            values = self.seconds.get(kind_of(job))
-            expected = sum(values) / len(values) if values else average
+            values = self.seconds.get(kind_of(job)) or [
+                value
+                for kind, several in self.seconds.items()
+                if kind[-1] == job.planned.trains
+                for value in several
+            ]
+            if not values:
+                return None
+            expected = sum(values) / len(values)
             started = self.running.get(job.folder)
             left += max(0.0, expected - (time.time() - started)) if started else expected
         return left / self.at_once
@@ -75,14 +80,9 @@ def kind_of(job: Job) -> tuple:
     return planned.method, planned.dataset, planned.shots, planned.trains
 
 
-def _kind_of_all(jobs: Sequence[Job]) -> tuple:
-    """What takes about the same memory."""
-    return (*kind_of(jobs[0]), len(jobs)) if len(jobs) > 1 else kind_of(jobs[0])
-
-
 @dataclass
 class _Running:
-    jobs: list[Job]  # several, where their seeds are trained together
+    job: Job
     process: subprocess.Popen
     place: Place
     attempt: int
@@ -91,15 +91,13 @@ class _Running:
 class Queue:
     """Runs jobs, each as a process of its own, as many at once as the devices allow.
 
-    A job has a result, or it has none: what is finished is never run again, and what fails stops no other. A
-    run that another sweep is at is left to it.
+    A job with a result is never run again, and a failure stops no other job. A run that another sweep works
+    on is left to it. Each round reads only files of jobs that could start now.
 
     Args:
         retries: further attempts for a job that fails.
         python: the interpreter.
         shown: whether the runs print to this terminal.
-        seeds_together: whether trainings that differ in the seed alone are one process (`train.py --seeds`).
-            What comes to no result there is run again, each seed by itself.
     """
 
     def __init__(
@@ -110,23 +108,15 @@ class Queue:
         retries: int = 0,
         python: str = sys.executable,
         shown: bool = False,
-        seeds_together: bool = False,
     ) -> None:
         self.output = output
         self.devices = devices
         self.retries = retries
         self.python = python
         self.shown = shown
-        self.alike: dict[str, list[Job]] = {}  # by folder: trainings that differ in the seed alone
-        if seeds_together:
-            by_rest: dict[tuple, list[Job]] = defaultdict(list)
-            for job in jobs:
-                if job.planned.trains:
-                    by_rest[but_for_the_seed(job)].append(job)
-                    self.alike[job.folder] = by_rest[but_for_the_seed(job)]
-        self.by_themselves: set[str] = set()  # folders of what came to no result together
         self.status = Status(jobs, at_once=devices.most)
-        self.waiting: list[tuple[Job, int]] = [(job, 0) for job in jobs]
+        self.jobs = {job.folder: job for job in jobs}
+        self.waiting = dict.fromkeys(self.jobs, 0)  # attempts that failed, by folder
         self.running: list[_Running] = []
         self.looked_at: dict[str, float] = {}  # when a run of another sweep was looked at
 
@@ -134,17 +124,17 @@ class Queue:
         """Runs everything; returns how it ended.
 
         Args:
-            changed: called with each change in words, and with "" now and then.
+            changed: called with each event in words, and with "" now and then.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, or the system's wish that this ends. The runs have ended by then.
+            KeyboardInterrupt: Ctrl-C or SIGTERM. The runs have ended by then.
         """
         if found := self._finished_before():
             changed(self.status, f"with a result from before: {found} of {len(self.status.jobs)} runs")
         with _terminated_like_interrupted():
             try:
                 while self.waiting or self.running:
-                    for event in [*self._collect(), *self._start()]:
+                    for event in chain(self._collect(), self._start()):
                         changed(self.status, event)
                     changed(self.status, "")
                     time.sleep(POLL)
@@ -155,132 +145,111 @@ class Queue:
 
     def _finished_before(self) -> int:
         """Takes out what has a result, and learns from it how long and how large such runs are."""
-        for job, attempt in list(self.waiting):
+        for job in self.jobs.values():
             if (result := read_result(self.output / job.folder)) is not None:
-                self.waiting.remove((job, attempt))
-                self._finish(job, self.output / job.folder / STDERR_FILE, "")
+                self._finish(job, "")
                 self.devices.learn(kind_of(job), result)
                 if seconds := result.get("seconds", {}).get("total"):
                     self.status.seconds.setdefault(kind_of(job), []).append(seconds)
         return len(self.status.finished)
 
     def _collect(self) -> Iterator[str]:
-        for each in list(self.running):
-            code = each.process.poll()
-            if code is None:
-                continue
+        """Takes note of the processes that have ended."""
+        for each in [each for each in self.running if each.process.poll() is not None]:
+            code, job = each.process.returncode, each.job
             self.running.remove(each)
             self.devices.free(each.place)
-            start = min(self.status.running.pop(job.folder) for job in each.jobs)
-            took = (time.time() - start) / len(each.jobs)
-            stderr = self.output / each.jobs[0].folder / STDERR_FILE
-            reason = last_line(stderr) or _in_words(code)
-            for job in each.jobs:
-                result = read_result(self.output / job.folder)
-                if result is not None and (code == 0 or len(each.jobs) > 1):
-                    self.status.seconds.setdefault(kind_of(job), []).append(took)
-                    self.devices.learn(_kind_of_all(each.jobs), result)
-                    yield self._finish(job, stderr, f"in {took:.0f} s: {_accuracy(result)}")
-                elif code == IN_USE:
-                    stderr.unlink(missing_ok=True)
-                    self._leave_to_others(job, each.attempt)
-                elif len(each.jobs) > 1:
-                    self.by_themselves.add(job.folder)
-                    self.waiting.insert(0, (job, each.attempt))
-                    yield f"failed   {job.folder} with other seeds: {reason} (it is tried by itself)"
-                else:
-                    yield self._fail(each, code, stderr)
+            took = time.time() - self.status.running.pop(job.folder)
+            result = read_result(self.output / job.folder)
+            if result is not None and code == 0:
+                self.status.seconds.setdefault(kind_of(job), []).append(took)
+                self.devices.learn(kind_of(job), result)
+                yield self._finish(job, f"in {took:.0f} s: {says_accuracy(result)}")
+            elif code == IN_USE:
+                self._leave_to_others(job, each.attempt)
+            else:
+                stderr = self.output / job.folder / STDERR_FILE
+                yield self._fail(job, each.attempt, _reason(code, stderr), may_retry=code != USER_ERROR)
 
-    def _finish(self, job: Job, stderr: Path, how: str) -> str:
-        stderr.unlink(missing_ok=True)
-        (self.output / job.folder / ERROR_FILE).unlink(missing_ok=True)
+    def _start(self) -> Iterator[str]:
+        """Starts what there is room for."""
+        full = set()  # kinds of runs that no device has room for
+        for folder, attempt in list(self.waiting.items()):
+            job, kind = self.jobs[folder], kind_of(self.jobs[folder])
+            if job.needs in self.jobs and job.needs not in self.status.finished:
+                if job.needs in self.status.failed:
+                    yield self._fail(job, self.retries, f"its training failed: {job.needs}")
+                continue
+            if kind in full or self._is_left_to_others(folder):
+                continue
+            if (place := self.devices.take(kind)) is None:
+                full.add(kind)
+                continue
+            event = self._start_in(place, job, attempt)
+            if folder not in self.status.running:
+                self.devices.free(place)
+            if event:
+                yield event
+
+    def _start_in(self, place: Place, job: Job, attempt: int) -> str:
+        """Starts a job, unless another sweep has done so; returns what happened, in words."""
+        if read_result(self.output / job.folder) is not None:
+            return self._finish(job, "by another sweep")
+        if is_in_use(self.output / job.folder):
+            self._leave_to_others(job, attempt)
+            return ""
+        try:
+            process = self._launch(job, place)
+        except OSError as error:  # a folder that cannot be written, a full disk
+            return self._fail(job, attempt, str(error))
+        del self.waiting[job.folder]
+        self.running.append(_Running(job, process, place, attempt))
+        self.status.elsewhere.discard(job.folder)
+        self.status.running[job.folder] = time.time()
+        return f"started  {job.folder}"
+
+    def _finish(self, job: Job, how: str) -> str:
+        self.waiting.pop(job.folder, None)
+        for name in (STDERR_FILE, ERROR_FILE):
+            with suppress(OSError):
+                (self.output / job.folder / name).unlink(missing_ok=True)
+        self.status.elsewhere.discard(job.folder)
         self.status.finished.add(job.folder)
         return f"finished {job.folder} {how}"
 
-    def _fail(self, each: _Running, code: int, stderr: Path) -> str:
-        (job,) = each.jobs
-        reason = last_line(stderr) or _in_words(code)
-        if not last_line(stderr) and stderr.parent.is_dir():
-            stderr.write_text(f"{reason}\n", encoding="utf-8")
-        with suppress(FileNotFoundError):
-            os.replace(stderr, stderr.parent / ERROR_FILE)
-        if each.attempt < self.retries and code != USER_ERROR:
-            self.waiting.insert(0, (job, each.attempt + 1))
-            return f"failed   {job.folder}: {reason} (attempt {each.attempt + 2} follows)"
+    def _fail(self, job: Job, attempt: int, reason: str, may_retry: bool = True) -> str:
+        folder = self.output / job.folder
+        with suppress(OSError):
+            if last_line(folder / STDERR_FILE) != reason and folder.is_dir():
+                with open(folder / STDERR_FILE, "a", encoding="utf-8") as stderr:
+                    stderr.write(f"{reason}\n")
+            os.replace(folder / STDERR_FILE, folder / ERROR_FILE)
+        self.waiting.pop(job.folder, None)
+        self.status.elsewhere.discard(job.folder)
+        if attempt < self.retries and may_retry:
+            self.waiting = {job.folder: attempt + 1, **self.waiting}
+            return f"failed   {job.folder}: {reason} (attempt {attempt + 2} follows)"
         self.status.failed[job.folder] = reason
         return f"failed   {job.folder}: {reason}"
 
-    def _start(self) -> Iterator[str]:
-        attempts = {job.folder: attempt for job, attempt in self.waiting}
-        for job, attempt in list(self.waiting):
-            folder = self.output / job.folder
-            if job.folder not in attempts:  # started with another seed
-                continue
-            if read_result(folder) is not None:
-                self.waiting.remove((job, attempt))
-                self.status.elsewhere.discard(job.folder)
-                yield self._finish(job, folder / STDERR_FILE, "by another sweep")
-            elif job.needs and job.needs not in self.status.finished and self._is_ours(job.needs):
-                if job.needs in self.status.failed:
-                    self.waiting.remove((job, attempt))
-                    self.status.failed[job.folder] = f"its training failed: {job.needs}"
-                    yield f"failed   {job.folder}: its training failed"
-            elif self._is_elsewhere(job):
-                continue
-            else:
-                jobs = self._with_other_seeds(job, attempts)
-                if (place := self.devices.take(_kind_of_all(jobs))) is None:
-                    continue
-                self.running.append(_Running(jobs, self._launch(jobs, place), place, attempt))
-                for each in jobs:
-                    self.waiting.remove((each, attempt))
-                    del attempts[each.folder]
-                    self.status.running[each.folder] = time.time()
-                    yield f"started  {each.folder}"
-
-    def _with_other_seeds(self, job: Job, attempts: Mapping[str, int]) -> list[Job]:
-        """The job, and those that wait and can be trained together with it.
-
-        Args:
-            attempts: that were made before, by folder of what waits.
-        """
-        fresh = [
-            other
-            for other in self.alike.get(job.folder, [])
-            if attempts.get(other.folder) == 0
-            and other.folder not in self.by_themselves
-            and read_result(self.output / other.folder) is None
-            and not self._is_elsewhere(other)
-        ]
-        return fresh if job in fresh else [job]
-
-    def _is_ours(self, folder: str) -> bool:
-        return any(job.folder == folder for job in self.status.jobs)
-
-    def _is_elsewhere(self, job: Job) -> bool:
-        """Whether another sweep is at a run; looked up now and then."""
-        last = self.looked_at.get(job.folder, 0.0)
-        if time.monotonic() - last < LOOK_AGAIN and job.folder in self.looked_at:
-            return job.folder in self.status.elsewhere
-        self.looked_at[job.folder] = time.monotonic()
-        if is_in_use(self.output / job.folder):
-            self.status.elsewhere.add(job.folder)
-            return True
-        self.status.elsewhere.discard(job.folder)
-        return False
+    def _is_left_to_others(self, folder: str) -> bool:
+        return time.monotonic() - self.looked_at.get(folder, -LOOK_AGAIN) < LOOK_AGAIN
 
     def _leave_to_others(self, job: Job, attempt: int) -> None:
+        """Puts a run of another sweep at the end; it is looked at again in a few seconds."""
         self.status.elsewhere.add(job.folder)
         self.looked_at[job.folder] = time.monotonic()
-        self.waiting.append((job, attempt))
+        self.waiting.pop(job.folder, None)
+        self.waiting[job.folder] = attempt
 
-    def _launch(self, jobs: Sequence[Job], place: Place) -> subprocess.Popen:
-        folder = self.output / jobs[0].folder
+    def _launch(self, job: Job, place: Place) -> subprocess.Popen:
+        folder = self.output / job.folder
         folder.mkdir(parents=True, exist_ok=True)
-        command = together(jobs).command(self.python, self.output)
+        command = job.command(self.python, self.output)
         environment = {**os.environ, **place.environment}
         if self.shown:
             return subprocess.Popen(command, cwd=ROOT, env=environment)
+        environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # as the file is read
         with open(folder / STDERR_FILE, "w", encoding="utf-8") as stderr:
             return subprocess.Popen(
                 command,
@@ -292,17 +261,30 @@ class Queue:
             )
 
     def _stop_all(self) -> None:
-        """Lets the runs end, which a terminal has told of Ctrl-C already; then makes them."""
-        for send, seconds in ((0, 2.0), (signal.SIGINT, PATIENCE), (signal.SIGKILL, PATIENCE)):
+        """Lets the runs end, which a terminal has told of Ctrl-C already; interrupts, then kills the rest."""
+        for stop, seconds in ((_leave_alone, 2.0), (_interrupt, PATIENCE), (subprocess.Popen.kill, PATIENCE)):
             alive = [each.process for each in self.running if each.process.poll() is None]
             for process in alive:
-                process.send_signal(send)  # 0 is no signal
+                stop(process)
             deadline = time.monotonic() + seconds
             for process in alive:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
         for each in self.running:
-            (self.output / each.jobs[0].folder / STDERR_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.output / each.job.folder / STDERR_FILE).unlink(missing_ok=True)
+
+
+def _leave_alone(process: subprocess.Popen) -> None:
+    pass
+
+
+def _interrupt(process: subprocess.Popen) -> None:
+    """Sends Ctrl-C; SIGTERM where that is ignored, as by a sweep in the background of a shell script."""
+    if os.name == "nt" or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        process.terminate()
+    else:
+        process.send_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -319,14 +301,17 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _accuracy(result: Mapping) -> str:
+def says_accuracy(result: Mapping) -> str:
     accuracy = result["results"].get("accuracy")
     return "done" if accuracy is None else f"accuracy {accuracy:.2f} %"
 
 
-def _in_words(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}" if code else "ended without a result"
+def _reason(code: int, stderr: Path) -> str:
+    """Why a run has no result: the signal that killed it, else the last line that it printed to stderr."""
+    if code > 0:
+        return last_line(stderr) or f"exit code {code}"
+    if code == 0:
+        return "ended without a result"
     name = signal.Signals(-code).name
     return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
 

@@ -1,4 +1,4 @@
-"""How a sweep stands: a live table on a terminal, a line for each change elsewhere."""
+"""How a sweep stands: a live table on a terminal; elsewhere a line for each event, and for progress."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from experiments.jobs import Job
 from experiments.sweeps.queue import Status, jobs_by_state
 
 SHOWN_RUNNING = 12
 REFRESH = 1.0  # seconds
+HEARTBEAT = 15.0  # seconds between lines on the progress of runs, where there is no terminal
 TAIL = 4096  # bytes of a log that are looked at for its progress
 PROGRESS = re.compile(r"^epoch \[\d+/\d+\] batch \[\d+/\d+\]|^Evaluate on|^Loading CLIP|^Building")
 ETA = re.compile(r"eta (\S+)")
@@ -33,6 +35,8 @@ class View:
         self.start = time.time()
         self.live: Live | None = None
         self.drawn = 0.0
+        self.told = time.time()
+        self.last_told = ""
 
     @contextmanager
     def shown(self) -> Iterator[View]:
@@ -52,9 +56,30 @@ class View:
             self.console.print(
                 f"[{self._done(status)}] {event}{self._left(status)}", markup=False, highlight=False
             )
+            self.told = time.time()
+        if not self.live and time.time() - self.told > HEARTBEAT:
+            self._tell_progress(status)
         if self.live and (event or time.time() - self.drawn > REFRESH):
             self.drawn = time.time()
             self.live.update(self._table(status), refresh=True)
+
+    def _tell_progress(self, status: Status) -> None:
+        """A line on each running run, unless it has been said."""
+        self.told = time.time()
+        rows = [f"{name}: {what}" for name, _, what in self._running(status) if what]
+        text = "\n".join(f"[{self._done(status)}] running  {row}" for row in rows)
+        if text and text != self.last_told:
+            self.console.print(text, markup=False, highlight=False)
+        self.last_told = text
+
+    def _running(self, status: Status) -> Iterator[tuple[str, str, str]]:
+        """The name of each running run, how long it takes already, and how far it is."""
+        jobs = {job.folder: job for job in status.jobs}
+        for folder, since in list(status.running.items())[:SHOWN_RUNNING]:
+            elapsed = in_words(time.time() - since)
+            yield name_of(jobs[folder]), elapsed, progress_of(self.output / folder, since)
+        for folder in sorted(status.elsewhere)[: SHOWN_RUNNING // 2]:
+            yield name_of(jobs[folder]), "", "another sweep runs it"
 
     def _done(self, status: Status) -> str:
         counts = jobs_by_state(status)
@@ -71,23 +96,34 @@ class View:
         remaining = status.remaining()
         numbers = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
         left = f", {in_words(remaining)} left" if remaining is not None else ""
-        head = Text(f"{numbers}; {in_words(time.time() - self.start)} gone{left}")
+        head = Text(f"{numbers}; {in_words(time.time() - self.start)} elapsed{left}")
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(len(status.jobs), counts["finished"] + counts["failed"], width=24), head)
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for folder, since in list(status.running.items())[:SHOWN_RUNNING]:
-            table.add_row(folder, in_words(time.time() - since), progress_of(self.output / folder))
-        for folder in sorted(status.elsewhere)[: SHOWN_RUNNING // 2]:
-            table.add_row(folder, "", "another sweep is at it")
+        for row in self._running(status):
+            table.add_row(*row)
         return Group(bar, table)
 
 
-def progress_of(folder: Path) -> str:
-    """What the newest log of a run tells of its progress: "epoch [2/5] batch [40/96], 0:00:12 left"."""
-    logs = sorted(folder.glob("log.txt*"), key=lambda log: log.stat().st_mtime)
-    if not logs:
+def name_of(job: Job) -> str:
+    """What tells a run from the others: "MaPLe, shapes, base, 16 shots, seed 1"."""
+    planned = job.planned
+    words = [planned.method, planned.curve, "" if planned.value is None else f"{planned.value:g}"]
+    words += [planned.dataset, planned.classes, f"{planned.shots} shots", f"seed {planned.seed}"]
+    return ", ".join(word for word in words if word)
+
+
+def progress_of(folder: Path, since: float = 0.0) -> str:
+    """What the newest log of a run says of its progress: "epoch [2/5] batch [40/96], 0:00:12 left".
+
+    Args:
+        since: when the run was started; older logs are of earlier attempts.
+    """
+    logs = {log: log.stat().st_mtime for log in folder.glob("log.txt*")}
+    newest = max(logs, key=lambda log: logs[log], default=None)
+    if newest is None or logs[newest] < since:
         return ""
-    with open(logs[-1], "rb") as file:
+    with open(newest, "rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - TAIL))
         tail = file.read().decode("utf-8", errors="replace")

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # As base2new_test.sh: DATASET SEED ...
-exec bash "$(dirname "$0")/../door.sh" base2new test CoCoOp "$@"
+exec bash "$(dirname "$0")/../run_one.sh" base2new test CoCoOp "$@"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Trains on ImageNet: SEED ...
-exec bash "$(dirname "$0")/../door.sh" cross_dataset train CoCoOp imagenet "$@"
+exec bash "$(dirname "$0")/../run_one.sh" cross_dataset train CoCoOp imagenet "$@"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Tests the weights in WEIGHTS/base/seed<SEED> on base and new classes: DATASET SEED WEIGHTS ...
-exec bash "$(dirname "$0")/../door.sh" base2new test IVLP "$1" "$2" "WEIGHTS=$3/base/seed{seed}" "${@:4}"
+exec bash "$(dirname "$0")/../run_one.sh" base2new test IVLP "$1" "$2" "WEIGHTS=$3/base/seed{seed}" "${@:4}"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # As xd_train.sh: DATASET SEED ...
-exec bash "$(dirname "$0")/../door.sh" cross_dataset train IVLP "$@"
+exec bash "$(dirname "$0")/../run_one.sh" cross_dataset train IVLP "$@"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # As base2new_train.sh: DATASET SEED ...
-exec bash "$(dirname "$0")/../door.sh" base2new train deep-language "$@"
+exec bash "$(dirname "$0")/../run_one.sh" base2new train deep-language "$@"

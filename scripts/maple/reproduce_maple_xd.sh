@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Tests the weights in WEIGHTS/seed<SEED> on another dataset: DATASET SEED WEIGHTS ...
-exec bash "$(dirname "$0")/../door.sh" cross_dataset test MaPLe "$1" "$2" "WEIGHTS=$3/seed{seed}" "${@:4}"
+exec bash "$(dirname "$0")/../run_one.sh" cross_dataset test MaPLe "$1" "$2" "WEIGHTS=$3/seed{seed}" "${@:4}"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What the scripts of one run have in common: bash scripts/door.sh PROTOCOL STAGE METHOD [DATASET] [SEED] ...
+# What the scripts of one run have in common: bash scripts/run_one.sh PROTOCOL STAGE METHOD [DATASET] [SEED] ...
 #
 # Behind the seed there may be NAME=VALUE, which may also be environment variables, and KEY VALUE, options of the
 # configuration. The names:
 #   DATA      folder of the datasets        OUTPUT    folder of the results
 #   TRAINER   the method                    CFG       a file of configs/trainers/TRAINER
-#   SHOTS     images a class                SUB       classes to test: base, new or all
+#   SHOTS     images per class                SUB       classes to test: base, new or all
 #   LOADEP    epoch to test                 WEIGHTS   folder of the runs whose weights are tested
 #   SOURCE    the dataset that was trained on, ImageNet by default, where another one is tested
 #   PYTHON    the interpreter
@@ -38,9 +38,13 @@ if [ -n "$SHOTS" ]; then FLAGS+=(--shots $SHOTS); fi
 if [ -n "$SUB" ]; then FLAGS+=(--classes "$SUB"); fi
 if [ -n "$LOADEP" ]; then FLAGS+=(--load-epoch "$LOADEP"); fi
 if [ -n "$WEIGHTS" ]; then FLAGS+=(--weights "$WEIGHTS"); fi
-if [ -n "$DATA" ]; then FLAGS+=(--root "$(realpath -m "$DATA")"); fi
-if [ -n "$OUTPUT" ]; then FLAGS+=(--output "$(realpath -m "$OUTPUT")"); fi
+# What is relative is so to where the script is called: made whole here, before cd.
+absolute() { case $1 in /* | [A-Za-z]:*) echo "$1" ;; *) echo "$PWD/$1" ;; esac }
+if [ -n "$DATA" ]; then FLAGS+=(--root "$(absolute "$DATA")"); fi
+if [ -n "$OUTPUT" ]; then FLAGS+=(--output "$(absolute "$OUTPUT")"); fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ -z "$PYTHON" ]; then if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi; fi
-exec "$PYTHON" -m scripts.sweep "$PROTOCOL" "${FLAGS[@]}" --show --options "${@:6}"
+for PLACE in .venv/bin/python .venv/Scripts/python.exe; do
+    if [ -z "$PYTHON" ] && [ -x "$PLACE" ]; then PYTHON=$PLACE; fi
+done
+exec "${PYTHON:-python}" -m scripts.sweep "$PROTOCOL" "${FLAGS[@]}" --show --options "${@:6}"

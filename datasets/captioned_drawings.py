@@ -1,4 +1,4 @@
-"""Drawings with captions to pretrain the embedded CLIP on; see pretrain_embedded_clip.py.
+"""Drawings with captions to pretrain the embedded CLIP on; see scripts/pretrain_embedded_clip.py.
 
 More patterns, colours and shapes than in `Shapes`, in light of all kinds, with sentences of all
 kinds; but none of the 48 combinations that are the classes of `Shapes`, neither drawn nor said.
