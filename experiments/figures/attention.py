@@ -7,18 +7,19 @@ Attention is that of one block, a mean over its heads; or rolled out over the bl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dassl.utils import read_image
 from experiments.load_run import eval_transform, labels_of, load_trainer
 from prompted_clip.model import VisionTransformer
-from prompted_clip.prompting import Prompts, replace_tokens
+from prompted_clip.prompting import Prompts
 
 from .style import NamedFigure, finish, panels, styled, wrapped
 
@@ -50,22 +51,18 @@ def block_attentions(
         images: `(batch 3 height width)`.
         prompts: enter as in `VisionTransformer.forward`, behind the patches.
     """
-    prompts = prompts or Prompts()
-    x = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding
-    slots = x.shape[1]
-    if prompts.tokens is not None:
-        x = replace_tokens(x, prompts.tokens, slots)
-    x = visual.ln_pre(x)
-    attentions = []
-    for k, block in enumerate(visual.transformer.blocks()):
-        if 0 < k <= len(prompts.deep):
-            x = replace_tokens(x, prompts.deep[k - 1], slots)
-        normed = block.ln_1(x)
-        queries, (keys, values) = block.queries(normed), block.keys_values(normed)
-        weights = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(dim=-1)
-        attentions.append(weights)
-        x = block.finish(x, weights @ values)
+    attentions: list[Tensor] = []
+
+    def ask_for_weights(_: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, options | {"need_weights": True, "average_attn_weights": False}
+
+    with ExitStack() as hooks:
+        for block in visual.transformer.blocks():
+            before = block.attn.register_forward_pre_hook(ask_for_weights, with_kwargs=True)
+            after = block.attn.register_forward_hook(lambda _, __, output: attentions.append(output[1]))
+            hooks.callback(before.remove)
+            hooks.callback(after.remove)
+        visual(images, prompts)
     return attentions
 
 
