@@ -12,11 +12,11 @@ then finds the names that it is used to:
 
 A model that these give is this project's CLIP, whose encoders take prompts in the old ways, too:
 
-    visual(image, shared_ctx, deep_prompts)        MaPLe: tokens behind the patches, and their successors
+    visual(image, shared_ctx, deep_prompts)        MaPLe: tokens after the patches, and their successors
     transformer([x, deep_prompts, counter])        MaPLe: gives such a list; so does each block
     visual.VPT, resblocks.<k>.VPT_shallow          IVLP and VPT: parameters, which the plain calls use
 
-`x` is `(length batch width)`. Text prompts stand behind SOS, image prompts at the end. Nothing else in the
+`x` is `(length batch width)`. Text prompts stand after SOS, image prompts at the end. Nothing else in the
 project imports this module, and what the project's own trainers compute is the same with it and without.
 """
 

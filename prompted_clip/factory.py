@@ -138,7 +138,7 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
 
 
 def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
-    """A CLIP in float32 and evaluation mode, made of the very tensors given, which have OpenAI's names.
+    """A CLIP in float32 and evaluation mode, made of these very tensors, which have OpenAI's names.
 
     Raises:
         ValueError: the weights are not of the model `name`, or not of a CLIP that can be built here;
@@ -247,7 +247,7 @@ def load(
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
-    """Sentences → token ids `(sentence length)`, int32, between SOS and EOT, zeros behind.
+    """Sentences → token ids `(sentence length)`, int32, between SOS and EOT, then zeros.
 
     Raises:
         RuntimeError: a sentence is too long and `truncate` is not set (OpenAI's error).

@@ -110,7 +110,7 @@ def fetch_weights(name: str) -> Path:
         what = f"there are no weights {tag!r}" if tag else "it does not say which weights"
         raise ValueError(
             f"MODEL.BACKBONE.NAME is {name!r}; {what} of {architecture}. Give one of {', '.join(tags)} "
-            "behind a '/', or a file as MODEL.BACKBONE.PATH."
+            "after a '/', or a file as MODEL.BACKBONE.PATH."
         )
     try:
         return Path(download_pretrained(get_pretrained_cfg(architecture, tag)))

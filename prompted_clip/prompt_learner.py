@@ -214,7 +214,7 @@ def class_sentences(
 
     Args:
         template: has `{}` where the class name is to stand.
-        prompts: how many positions behind SOS belong to learned tokens.
+        prompts: how many positions after SOS belong to learned tokens.
 
     Raises:
         ValueError: a sentence is longer than the text encoder takes, or ends before the prompts do.

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .adapters import Adapters, replaced_tensors
 from .model import CLIP
+from .norm import LayerNorm
 from .ops import is_unmodified
 from .packing import PackedLayout
 from .prompting import Prompts, blended
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 class SharedPrefixText(nn.Module):
     """The sentences of all classes: a prefix that they share, and each one's suffix.
 
-    Suffixes are packed without padding, those of the longest sentences first. Prompts that stand elsewhere
+    Suffixes are packed with little padding, those of the longest sentences first. Prompts that stand elsewhere
     than after SOS, and those that each class has of its own, belong to the suffixes: less is shared then.
 
     Where someone has hooked or replaced a part of the text encoder, whole sentences run through it, in
@@ -144,7 +145,7 @@ class SharedPrefixText(nn.Module):
         """Whether nobody would notice that no whole sentences run."""
         if (
             clip_model.transformer.is_unmodified()
-            and is_unmodified(clip_model.ln_final, type(clip_model.ln_final))
+            and is_unmodified(clip_model.ln_final, LayerNorm)
             and is_unmodified(clip_model.token_embedding, nn.Embedding)
         ):
             return True
