@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 class SharedPrefixText(nn.Module):
     """The sentences of all classes: a prefix that they share, and each one's suffix.
 
-    Suffixes are packed with little padding, those of the longest sentences first. Prompts that stand elsewhere
-    than after SOS, and those that each class has of its own, belong to the suffixes: less is shared then.
+    Suffixes are packed with little padding, those of the longest sentences first. Prompts that do not stand
+    right after SOS, and those that each class has of its own, belong to the suffixes: less is shared then.
 
     Where someone has hooked or replaced a part of the text encoder, whole sentences run through it, in
     OpenAI's layout; that is slower, and is said once.
