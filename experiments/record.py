@@ -22,11 +22,9 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 from dassl.utils import write_json
-from experiments.results.files import RESULT_FILE, TEST_FILE
+from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE
 from trainers.data_parallel import is_first_process, processes
 
-ROOT = Path(__file__).resolve().parent.parent
-FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
 
 

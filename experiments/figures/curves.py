@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from experiments.protocols import read_protocol
 from experiments.results.runs import Run
-from experiments.sweeps.protocols import read_protocol
 
 from .data import datasets_of, methods_of, over_what, seeds_of
 from .means import Mean, base_new_harmonic, missing_footnote, missing_lines, nothing_to_draw

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from experiments.protocols import read_protocol
 from experiments.report.tables import Cell, Row, Section, Table
 from experiments.results.accuracies import Accuracies, Setting, averaged, methods_of
 from experiments.results.benchmarks import in_order, label_of
 from experiments.results.runs import Run
-from experiments.sweeps.protocols import read_protocol
 
 TITLES = {
     "base2new": "Base to novel",

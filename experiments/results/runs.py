@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.jobs import ERROR_FILE, last_line
 from experiments.methods import Method, method_of
+from experiments.plans import Planned
 from experiments.results.benchmarks import LABELS
 from experiments.results.files import Result
 from experiments.results.folders import Found
 from experiments.results.placing import Placing
 from experiments.results.states import FINISHED, MISSING, state_of
-from experiments.sweeps.plans import Planned
+from experiments.run_folder import ERROR_FILE, last_line
 
 USUAL_SEEDS = {1, 2, 3}  # the field's convention
 
