@@ -19,8 +19,8 @@ from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
 from experiments.console import prepare_stdout
-from experiments.jobs import IN_USE, LOCK_FILE
 from experiments.record import Record
+from experiments.run_folder import IN_USE, LOCK_FILE
 from prompted_clip.factory import EMBEDDED
 
 __all__ = ["build_parser", "command_line", "extend_cfg", "load_plugin", "main", "reset_cfg", "setup_cfg"]

@@ -23,10 +23,8 @@ except ImportError:  # on Windows
 
 from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
-from experiments.results.result_file import RESULT_FILE, TEST_FILE
+from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE
 
-ROOT = Path(__file__).resolve().parent.parent
-FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
 
 

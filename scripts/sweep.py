@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 
 from experiments.cluster.options import ClusterOptions, add_arguments
 from experiments.console import prepare_stdout
-from experiments.jobs import Job, read_result
-from experiments.sweeps.plans import save_plan
-from experiments.sweeps.protocols import STAGES, Protocol, Selection, protocol_names, read_protocol, units
+from experiments.plans import save_plan
+from experiments.protocols import Protocol, protocol_names, read_protocol
+from experiments.run_folder import read_result
+from experiments.sweeps.job import Job
+from experiments.sweeps.units import STAGES, Selection, units
 from scripts import report
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.jobs import Job
-from experiments.sweeps.plans import Planned
+from experiments.plans import Planned
+from experiments.sweeps.job import Job
 
 BEGINNING = """
 import os, pathlib, sys, time

@@ -15,7 +15,7 @@ from filelock import FileLock
 from helpers import ROOT
 
 import train
-from experiments.jobs import IN_USE
+from experiments.run_folder import IN_USE
 from train import command_line
 
 SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]

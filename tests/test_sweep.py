@@ -14,10 +14,13 @@ from helpers import ROOT
 from rich.console import Console
 
 import train
-from experiments.jobs import Job, differences, state
 from experiments.methods import read_methods
-from experiments.sweeps.protocols import Selection, protocol_names, read_protocol, units
+from experiments.protocols import protocol_names, read_protocol
+from experiments.run_folder import state
+from experiments.settings import differences
+from experiments.sweeps.job import Job
 from experiments.sweeps.queue import Status
+from experiments.sweeps.units import Selection, units
 from experiments.sweeps.view import View, name_of, progress_of
 from scripts.sweep import main
 

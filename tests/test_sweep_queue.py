@@ -15,10 +15,11 @@ import pytest
 from filelock import FileLock
 from helpers import ROOT
 
-from experiments.jobs import Job, read_result, state
+from experiments.plans import Planned
+from experiments.run_folder import read_result, state
 from experiments.sweeps import queue
 from experiments.sweeps.devices import Devices
-from experiments.sweeps.plans import Planned
+from experiments.sweeps.job import Job
 from experiments.sweeps.queue import Queue, jobs_by_state
 
 FAKE = Path(__file__).parent / "fake_train.py"

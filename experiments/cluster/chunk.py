@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cluster.options import ClusterOptions
-from experiments.jobs import ROOT
+from experiments.run_folder import ROOT
 
 if TYPE_CHECKING:
-    from experiments.jobs import Job
+    from experiments.sweeps.job import Job
     from experiments.sweeps.queue import Status
 
 # After SIGTERM, a job that leaves by itself is not requeued: it waits to be killed.

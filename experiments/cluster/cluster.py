@@ -23,7 +23,8 @@ from filelock import FileLock
 from experiments.cluster import slurm
 from experiments.cluster.chunk import Chunk
 from experiments.cluster.options import ClusterOptions
-from experiments.jobs import ERROR_FILE, ROOT, Job, last_line, read_result
+from experiments.run_folder import ERROR_FILE, ROOT, last_line, read_result
+from experiments.sweeps.job import Job
 from experiments.sweeps.queue import STDERR_FILE, Status, kind_of, says_accuracy
 
 # A job whose time is over is requeued; so often that only one that never gets anywhere is given up.

@@ -9,7 +9,7 @@ import shlex
 import shutil
 from typing import Any
 
-from experiments.jobs import ROOT
+from experiments.run_folder import ROOT
 
 CLUSTERS = ("slurm",)
 # What has a flag of its own is not for --slurm KEY=VALUE.

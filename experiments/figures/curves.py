@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from experiments.methods import Method
+from experiments.protocols import protocol_names, read_protocol
 from experiments.results.accuracies import Accuracies, averaged, curves_of, datasets_of
 from experiments.results.runs import Run
 from experiments.results.statistics import Value
-from experiments.sweeps.protocols import protocol_names, read_protocol
 
 from .data import (
     base_new_harmonic,

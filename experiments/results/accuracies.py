@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.methods import Method
+from experiments.protocols import protocol_names, read_protocol
 from experiments.results.benchmarks import ELEVEN, SYNTHETIC, in_order, label_of
 from experiments.results.runs import Run
 from experiments.results.states import MISSING, UNFINISHED
 from experiments.results.statistics import Value, harmonic, mean, over_datasets, over_seeds
-from experiments.sweeps.protocols import protocol_names, read_protocol
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 

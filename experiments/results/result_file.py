@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.results.benchmarks import stem_of
+from experiments.run_folder import RESULT_FILE, TEST_FILE, read_json
 
-FORMAT = 1
-RESULT_FILE = "result.json"
-TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
 RESULT_FILES = (RESULT_FILE, TEST_FILE)
 LOG = "log"  # source of a result that is read from a log
 OWN_DATA = ("folder", "csv", "hub")  # one file of configs/datasets for many datasets
@@ -70,23 +67,6 @@ class Result:
     def sample_sha256(self) -> str:
         """Of the images that the model was trained on; "" if unknown."""
         return self.trained_on.sample_sha256 if self.trained_on else ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: it holds something else, or another format than this project's.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path} is none of this project's files: it has no `format`.")
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']!r}; this version reads {FORMAT}.")
-    return content
 
 
 def content_of(folder: Path) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.jobs import ERROR_FILE, last_line
 from experiments.methods import Method, method_of
+from experiments.plans import Planned
 from experiments.results.benchmarks import LABELS, VARIANTS
 from experiments.results.result_file import Result
 from experiments.results.scan import Scan
 from experiments.results.states import FINISHED, state_of
-from experiments.sweeps.plans import Planned
+from experiments.run_folder import ERROR_FILE, last_line
 
 CROSS_DATASET, DOMAINS = "cross_dataset", "domain_generalisation"
 

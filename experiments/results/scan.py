@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.jobs import ERROR_FILE
+from experiments.plans import Planned, read_plan
 from experiments.results.reference_logs import read_logs
 from experiments.results.result_file import RESULT_FILES, Result, read_result_file
-from experiments.sweeps.plans import Planned, read_plan
+from experiments.run_folder import ERROR_FILE
 
 
 class Scan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.jobs import state
+from experiments.run_folder import state
 
 FINISHED, RUNNING, FAILED = "finished", "running", "failed"
 INTERRUPTED, MISSING = "interrupted", "missing"

@@ -12,8 +12,10 @@ from typing import Any
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.catalog_dataset import CatalogDataset
 from experiments.configuration import build_parser, load_plugin, setup_cfg
-from experiments.jobs import Job, differences, read_result
 from experiments.record import plain
+from experiments.run_folder import read_result
+from experiments.settings import differences
+from experiments.sweeps.job import Job
 
 MANY = 5  # results of other settings that are listed
 

@@ -14,16 +14,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from experiments.jobs import (
-    ERROR_FILE,
-    IN_USE,
-    ROOT,
-    Job,
-    is_in_use,
-    last_line,
-    read_result,
-)
+from experiments.run_folder import ERROR_FILE, IN_USE, ROOT, is_in_use, last_line, read_result
 from experiments.sweeps.devices import Devices, Place
+from experiments.sweeps.job import Job
 
 STDERR_FILE = ".stderr"  # of the attempt that runs; ERROR_FILE if it fails
 POLL = 0.2  # seconds

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.jobs import Job
+from experiments.sweeps.job import Job
 from experiments.sweeps.queue import Status, jobs_by_state
 
 SHOWN_RUNNING = 12

@@ -1,123 +1,20 @@
-"""The protocols of the field, from configs/protocols/*.yaml, and the runs that they ask for."""
+"""The runs that a part of a protocol asks for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from experiments.jobs import ROOT, Job
 from experiments.methods import Method, method_of, read_methods
-from experiments.sweeps.plans import Planned
+from experiments.plans import Planned
+from experiments.protocols import Protocol, Step
+from experiments.run_folder import ROOT
+from experiments.sweeps.job import Job
 
-PROTOCOLS = ROOT / "configs" / "protocols"
 STAGES = ("all", "train", "test")
-KEYS = {"title", "source", "datasets", "shots", "methods", "train", "tests", "untrained"}
-KEYS |= {"axis", "values", "values_of", "curves"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """A run that a protocol asks for: what it is in the table, on which classes, and its folder."""
-
-    role: str
-    classes: str
-    folder: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What an ablation varies: a method, and the options that take the values."""
-
-    method: str
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is trained and what is tested.
-
-    Attributes:
-        source: the dataset that is trained on; "" where it is the one that is tested on.
-        untrained: what is tested of a method that learns nothing, and of given weights.
-        methods: that it is for, if not for all.
-        axis: what the values of an ablation are, with their unit.
-        values_of: other values for some datasets.
-    """
-
-    name: str
-    title: str
-    datasets: tuple[str, ...]
-    train: Step | None = None
-    tests: tuple[Step, ...] = ()
-    untrained: tuple[Step, ...] = ()
-    source: str = ""
-    shots: tuple[int, ...] = (16,)
-    methods: tuple[str, ...] = ()
-    axis: str = ""
-    values: tuple[int, ...] = ()
-    values_of: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-
-
-def protocol_names() -> list[str]:
-    return sorted(path.stem for path in PROTOCOLS.glob("*.yaml") if path.stem != "methods")
-
-
-def read_protocol(name: str) -> Protocol:
-    """A protocol of the project by its name, or one's own by the path of its yaml file.
-
-    Raises:
-        FileNotFoundError: there is no such protocol.
-        ValueError: the file is not one.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(protocol_names())
-        raise FileNotFoundError(f"protocol {name}: allowed are {known}, or the path of a yaml file.")
-    content = _read_yaml(path)
-    unknown = sorted(content.keys() - KEYS)
-    if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(KEYS))}.")
-    try:
-        train = content.get("train")
-        return Protocol(
-            name=path.stem,
-            title=str(content.get("title", path.stem)),
-            datasets=tuple(content["datasets"]),
-            train=Step(**train) if train else None,
-            tests=tuple(Step(**step) for step in content.get("tests", ())),
-            untrained=tuple(Step(**step) for step in content.get("untrained", ())),
-            source=content.get("source", ""),
-            shots=tuple(content.get("shots", (16,))),
-            methods=tuple(content.get("methods", ())),
-            axis=content.get("axis", ""),
-            values=tuple(content.get("values", ())),
-            values_of=content.get("values_of", {}),
-            curves={
-                label: Curve(curve["method"], tuple(curve["options"]))
-                for label, curve in content.get("curves", {}).items()
-            },
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no protocol ({error}): see {PROTOCOLS.name}/base2new.yaml for one."
-        ) from error
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no protocol: expected are keys such as title, datasets, train.")
-    base = content.pop("_BASE_", None)
-    return {**_read_yaml(path.parent / base), **content} if base else content
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.results.result_file import read_json
+from experiments.run_folder import FORMAT, read_json
 
 ROLES = ("base", "new", "source", "target", "all")
 
@@ -48,13 +47,13 @@ class Planned:
 
 def save_plan(protocol: str, planned: Sequence[Planned], output: Path) -> None:
     """Writes a plan; the same plan once."""
-    content = {"format": 1, "protocol": protocol, "jobs": [asdict(each) for each in planned]}
+    from dassl.utils.tools import atomic_open  # imports torch, which takes seconds
+
+    content = {"format": FORMAT, "protocol": protocol, "jobs": [asdict(each) for each in planned]}
     text = json.dumps(content, indent=1) + "\n"
     path = output / "plans" / f"{protocol}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with atomic_open(str(path)) as file:
+        file.write(text)
 
 
 def read_plan(path: Path) -> list[Planned]:

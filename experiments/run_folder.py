@@ -1,0 +1,78 @@
+"""The folder of a run: its files, and its state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMAT = 1  # of the project's JSON files
+RESULT_FILE = "result.json"
+TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
+ERROR_FILE = "error.txt"  # what a failed run said last
+LOCK_FILE = ".lock"  # held by the run that writes into the folder
+IN_USE = 75  # exit code of train.py where another run holds it
+
+
+def state(folder: Path) -> tuple[str, str]:
+    """finished, running, failed, interrupted or missing; and in words why, for a run that failed."""
+    if (folder / RESULT_FILE).is_file():
+        return "finished", ""
+    if is_in_use(folder):
+        return "running", ""
+    reason = last_line(folder / ERROR_FILE)
+    if reason:
+        return "failed", reason
+    return ("interrupted" if any(folder.glob("log.txt*")) else "missing"), ""
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a run writes into the folder now, of this machine or of another on the same disk."""
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # in a folder that only others may write into
+        return False
+
+
+def last_line(path: Path) -> str:
+    """The last line that is not empty; "" without one."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run; None where there is none that can be read."""
+    try:
+        content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("results"), dict) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it holds something else, or another format than this project's.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path} is none of this project's files: it has no `format`.")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path} has format {content['format']!r}; this version reads {FORMAT}.")
+    return content
