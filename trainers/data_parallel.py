@@ -1,4 +1,4 @@
-"""Losses of a batch that several processes share: `torchrun --nproc-per-node N train.py ...`."""
+"""DistributedDataParallel for a method's losses: `torchrun --nproc-per-node N train.py ...`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dassl.utils.distributed import this_process
 Losses = Callable[..., dict[str, Tensor]]
 
 
-def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
-    """`losses`, such that the backward pass gives each process the mean of all processes' gradients.
+def wrap_ddp(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
+    """`losses`, whose backward pass gives each process the mean of all processes' gradients.
 
-    Where each has an equal share of a batch and the losses are means over it, that is the gradient of the
-    whole batch. All start with the first one's tensors. Without torch.distributed, `losses` itself.
+    If each has an equal share of a batch and the losses are means over it, that is the gradient of the whole
+    batch. All start with rank zero's tensors. Without torch.distributed, `losses` itself.
 
     Args:
         losses: of tensors, such as images `(batch 3 height width)` and labels `(batch)`.
@@ -29,14 +29,14 @@ def of_all_processes(losses: Losses, learned: Iterable[nn.Parameter]) -> Losses:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes what one writes for all: rank zero."""
+    """Whether this is rank zero, which writes the files of a run."""
     return this_process()[0] == 0
 
 
 class _Step(nn.Module):
-    """The losses as a forward pass, which is what DistributedDataParallel takes.
+    """The losses as the forward pass of a module, as DistributedDataParallel wants.
 
-    It holds what is learned alone: the frozen CLIP, the same in all processes, is not sent around.
+    Its parameters are what is learned alone, so that the frozen CLIP is not broadcast.
     """
 
     def __init__(self, losses: Losses, learned: Iterable[nn.Parameter]) -> None:
