@@ -1,4 +1,4 @@
-"""What of a checkpoint was learned, and whether it fits a run."""
+"""What a checkpoint holds of what was learned, what it was for, and whether it fits a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDENTITY = "_extra_state"  # where torch keeps a module's own state among its te
 MOST_DIFFERENCES = 6
 HALF_ROUNDING = 0.01  # more than what float16 or bfloat16 can make of a weight, relative to the largest one
 
-# The reference saves the whole model: CLIP's weights, and embeddings of words that are made anew here.
+# The reference saves the whole model: CLIP's weights, and embeddings of words that are computed here.
 CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale", "prompt_learner.ZS_image_encoder.")
 WORD_KEYS = ("token_prefix", "token_suffix", "token_midfix")
 # Its IVLP, VPT and PromptSRC keep prompts in the encoders, those before block k in that block.
@@ -70,7 +70,7 @@ def learned_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def check_fit(
     path: str, state_dict: Mapping[str, Any], wanted: Mapping[str, Any], model: PromptedCLIP
 ) -> None:
-    """Compares a file with the run that is to load it.
+    """Refuses a file that does not fit the run that is to load it.
 
     Args:
         state_dict: all of the file's.
@@ -79,23 +79,23 @@ def check_fit(
     Raises:
         ValueError: lists what differs.
     """
-    given = learned_tensors(state_dict)
+    saved = learned_tensors(state_dict)
     differences = []
     for key in wanted:
         if key.endswith(IDENTITY):
-            differences += _identity_differences(given.get(key), wanted[key], model)
+            differences += _identity_differences(saved.get(key), wanted[key], model)
     differences += _clip_differences(state_dict, model)
-    for key in sorted(wanted.keys() | given.keys()):
+    for key in sorted(wanted.keys() | saved.keys()):
         if key.endswith(IDENTITY):
             continue
-        if key not in given:
+        if key not in saved:
             differences.append(f"{key} is missing")
         elif key not in wanted:
-            differences.append(f"{key} is too much")
-        elif not isinstance(given[key], Tensor):
-            differences.append(f"{key} is no tensor")
-        elif given[key].shape != wanted[key].shape:
-            differences.append(f"{key} is {tuple(given[key].shape)}, here {tuple(wanted[key].shape)}")
+            differences.append(f"{key} is unexpected")
+        elif not isinstance(saved[key], Tensor):
+            differences.append(f"{key} is not a tensor")
+        elif saved[key].shape != wanted[key].shape:
+            differences.append(f"{key} is {tuple(saved[key].shape)}, here {tuple(wanted[key].shape)}")
     if differences:
         more = len(differences) - MOST_DIFFERENCES
         listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
@@ -105,28 +105,28 @@ def check_fit(
         )
 
 
-def _identity_differences(given: Any, here: dict[str, Any], model: PromptedCLIP) -> list[str]:
-    """How what a checkpoint is for differs from this run; the reference's do not say what they are for."""
-    if not isinstance(given, Mapping) or not given:  # saved by this project's learner, without a trainer
+def _identity_differences(saved: Any, here: dict[str, Any], model: PromptedCLIP) -> list[str]:
+    """Where a checkpoint's identity differs from this run's; the reference's checkpoints have none."""
+    if not isinstance(saved, Mapping) or not saved:  # saved by this project's learner, without a trainer
         return []
     differences = []
-    if given.get("trainer") != here["trainer"]:
-        differences.append(f"it was trained by {given.get('trainer')}, here is {here['trainer']}")
-    if given.get("backbone_sha256") != here["backbone_sha256"]:
+    if saved.get("trainer") != here["trainer"]:
+        differences.append(f"it was trained by {saved.get('trainer')}, here is {here['trainer']}")
+    if saved.get("backbone_sha256") != here["backbone_sha256"]:
         differences.append(
-            f"it was trained on {given.get('backbone')}, here are other CLIP weights ({here['backbone']})"
+            f"it was trained on {saved.get('backbone')}, here are other CLIP weights ({here['backbone']})"
         )
-    settings = given.get("settings") or {}
+    settings = saved.get("settings") or {}
     for key, value in here["settings"].items():
         if key in settings and settings[key] != value:
             differences.append(f"{key} was {settings[key]!r}, here {value!r}")
-    if model.prompt_learner.class_specific and given.get("classnames") != here["classnames"]:
+    if model.prompt_learner.class_specific and saved.get("classnames") != here["classnames"]:
         differences.append("it has contexts for other classes")
     return differences
 
 
 def _clip_differences(state_dict: Mapping[str, Any], model: PromptedCLIP) -> list[str]:
-    """Where the file holds all of CLIP: another backbone shows in its tensors."""
+    """Where the CLIP in the file differs from this run's, if the file holds all of CLIP."""
     clip_state = model.clip_model.state_dict()
     differences = []
     for key, value in state_dict.items():
@@ -141,7 +141,7 @@ def _clip_differences(state_dict: Mapping[str, Any], model: PromptedCLIP) -> lis
 
 
 def check_same_run(directory: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compares the run that is to be continued with this one; what a checkpoint does not say is not compared.
+    """Refuses to continue another run than this one; what its checkpoint does not say is not compared.
 
     Args:
         before, now: the learners' identities.
@@ -160,5 +160,5 @@ def check_same_run(directory: str, before: Mapping[str, Any], now: Mapping[str, 
     if differences:
         raise ValueError(
             f"The run in {directory} cannot be continued by this one: {'; '.join(differences)}. "
-            "Give another --output-dir to start anew."
+            "Give another --output-dir to start a new one."
         )

@@ -1,4 +1,4 @@
-"""The trainer below all methods: everything that a method does not say."""
+"""The trainer that all methods are subclasses of: all that a method does not define itself."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ SAMPLE_FILE = "few_shot.json"
 
 
 class CLIPPromptTrainer(TrainerX):
-    """Loads CLIP, freezes it, and trains what the method's learner holds.
+    """Loads CLIP, freezes it, and trains the parameters of the method's learner.
 
-    A method is a subclass that states `settings`, `build_learner`, and `losses` where it has more than cross
+    A method is a subclass with `settings`, `build_learner`, and `losses` where it has more than cross
     entropy; `@TRAINER_REGISTRY.register()` makes it known under its name.
     """
 
@@ -46,17 +46,17 @@ class CLIPPromptTrainer(TrainerX):
     model_name: ClassVar[str] = "prompt_learner"
     # Whether published keys begin with "prompt_learner.": so where the reference registers the whole model.
     prefixed_keys: ClassVar[bool] = True
-    # What CLIP and the learner are put together by.
+    # Puts CLIP and the learner together.
     model_class: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     # Whether `losses` take several views of an image, as many as DATALOADER.K_TRANSFORMS says.
     takes_views: ClassVar[bool] = False
 
     model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
 
-    # --- what a method says -----------------------------------------------------------------------------
+    # --- what a method defines -----------------------------------------------------------------------------
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
-        """The learner, on the CPU; `clip_model` is there too, in float32."""
+        """The learner, on the device of `clip_model`, which is in float32."""
         raise NotImplementedError
 
     @cuda_graph_safe
@@ -114,10 +114,10 @@ class CLIPPromptTrainer(TrainerX):
         """This trainer's node, cfg.TRAINER.<NAME>."""
         return self.cfg.TRAINER[self.settings_key()]
 
-    def _needs_vit_message(self, given: str) -> str:
+    def _needs_vit_message(self, backbone: str) -> str:
         return (
-            f"{given}, a ResNet: {type(self).__name__} puts tokens into the image encoder and needs a ViT, "
-            "such as ViT-B/16."
+            f"{backbone}, a ResNet: {type(self).__name__} puts tokens into the image encoder and needs a "
+            "ViT, such as ViT-B/16."
         )
 
     # --- building ---------------------------------------------------------------------------------------
@@ -156,10 +156,10 @@ class CLIPPromptTrainer(TrainerX):
             self.register_model(self.model_name, saved, self.optim, self.sched)
 
     def warn_of_unused_depth(self, key: str, tower: str, transformer: Transformer) -> None:
-        """Says which prompts have no block to enter; the reference takes such depths, and so do we.
+        """Warns of prompts beyond an encoder's blocks; the reference takes such depths, and so do we.
 
         Args:
-            key: the setting that says the depth.
+            key: the setting of the depth.
             tower: "text" or "image".
         """
         if self.own_settings[key] > transformer.layers:
@@ -172,7 +172,7 @@ class CLIPPromptTrainer(TrainerX):
     # --- training and testing ---------------------------------------------------------------------------
 
     def before_epoch(self) -> None:
-        """Before the first epoch, the sample that is trained on is written beside the results."""
+        """Writes the sample that is trained on beside the results, before the first epoch."""
         super().before_epoch()
         graphed_step = vars(self).get("graphed_step")  # made when it is needed first
         if graphed_step is not None:
@@ -183,13 +183,13 @@ class CLIPPromptTrainer(TrainerX):
 
     @classmethod
     def can_share_batches(cls) -> bool:
-        """Several processes can, unless the method takes its steps in a way of its own."""
+        """Whether several processes can train together: not where a method has its own training step."""
         steps = ("train", "run_epoch", "forward_backward", "model_backward_and_update")
         return all(getattr(cls, step) is getattr(CLIPPromptTrainer, step) for step in steps)
 
     @cached_property
     def shared_losses(self) -> Losses:
-        """`losses`, whose gradients are those of all processes together."""
+        """`losses`, whose gradients are averaged over all processes."""
         learned = [each for each in self.model.parameters() if each.requires_grad]
         return wrap_ddp(self.losses, learned)
 
@@ -227,7 +227,7 @@ class CLIPPromptTrainer(TrainerX):
             return torch.stack(list(terms.values())).sum(), terms
 
     def model_backward_and_update(self, loss: Tensor, names=None) -> None:
-        """A step through the loss scaler, which does nothing unless it is needed."""
+        """A backward pass and a step, through the loss scaler where there is one."""
         names = self.get_model_names(names)
         self.model_zero_grad(names)
         self.detect_anomaly(loss)

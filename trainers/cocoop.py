@@ -1,6 +1,6 @@
 """CoCoOp: Conditional Context Optimization. Zhou et al., CVPR 2022, arXiv 2203.05557.
 
-CoOp's context, moved for each image by what a small network, the Meta-Net, makes of the image's features.
+CoOp's context, shifted for each image by the output of a small network, the Meta-Net, for its features.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .coop import ContextLearner, print_context
 
 
 class ConditionalContextLearner(ContextLearner):
-    """A context for all classes, and the Meta-Net that moves it: v_m(x) = v_m + h(x).
+    """A context for all classes, and the Meta-Net that shifts it: v_m(x) = v_m + h(x).
 
     Args:
         n_ctx, ctx_init: as CoOp's.

@@ -30,8 +30,8 @@ class ContextLearner(PromptLearner):
     Args:
         n_ctx: learned tokens, where `ctx_init` is empty; otherwise as many as it has words, as published.
         ctx_init: words that the context starts from; `_` stands for a space.
-        class_specific: whether each class has a context of its own; it starts from noise.
-        position: where the class name stands: at the end, in the middle or in front of the context.
+        class_specific: whether each class has its own context; it starts from noise.
+        position: of the class name: at the end, in the middle or in front of the context.
     """
 
     def __init__(
@@ -69,16 +69,16 @@ def print_context(learner: ContextLearner) -> None:
 
 
 def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> tuple[Tensor, Tensor]:
-    """Moves the context of "SOS context name . EOT" to where it is to stand.
+    """Moves the class name of "SOS context name . EOT" to its position.
 
     Args:
         tokens: `(class length)`.
         name_lengths: tokens of each class name, `(class)`.
-        position: "end" leaves the class name behind the context; "middle" has half of the context before it
+        position: "end" leaves the class name after the context; "middle" has half of the context before it
             (the smaller half, if it is odd); "front" has none.
 
     Returns:
-        The moved tokens, `(class length)`, and where the context stands in them, `(class n_ctx)`.
+        The moved tokens, `(class length)`, and the positions of the context in them, `(class n_ctx)`.
 
     Source: `PromptLearner.forward` in CoOp's `trainers/coop.py`.
     """

@@ -1,7 +1,7 @@
 """MaPLe: Multi-modal Prompt Learning. Khattak et al., CVPR 2023, arXiv 2210.03117.
 
 A few context tokens are learned for the text encoder, in its input and before the next J − 1 blocks. Linear
-layers, one a depth, make of them the tokens of the image encoder (section 3.2, equations 1–8). The designs
+layers, one per depth, map them to the tokens of the image encoder (section 3.2, equations 1–8). The designs
 that the paper weighs against this are settings: depths of the two branches that differ (figure 4), the
 coupling in the other direction, deep prompts that start from words (appendix).
 """
@@ -35,7 +35,7 @@ class MultiModalPromptLearner(PromptLearner):
     All are on CLIP's device. `words` are those that the context starts from.
 
     Args:
-        n_ctx: learned tokens a depth.
+        n_ctx: learned tokens per depth.
         ctx_init: words that the context starts from; noise without them, or if image tokens are the source.
         text_depth, image_depth: how many blocks of each encoder get tokens; J for both is MaPLe, 1 is MaPLe
             shallow, 0 leaves an encoder as it is.

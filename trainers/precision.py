@@ -1,4 +1,4 @@
-"""In which numbers a run computes. The only place that casts a model or opens an autocast."""
+"""The precision of a run. The only place that casts a model or opens an autocast."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def cast(self, clip_model: nn.Module) -> None:
-        """Brings CLIP's weights, in float32, to the type that they are kept in."""
+        """Casts CLIP's weights, in float32, to the type that they are stored in."""
         if self.name == "fp16":
             convert_weights(clip_model, torch.float16)
         elif self.name == "bf16":
             convert_weights(clip_model, torch.bfloat16)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context in which a forward pass runs."""
+        """The autocast context of a forward pass."""
         return torch.autocast(self.device.type, enabled=self.name == "amp")

@@ -93,7 +93,7 @@ class SelfRegulation(CLIPPromptTrainer):
         if "average" not in checkpoint:
             raise ValueError(
                 f"The checkpoint of {name} has no mean over its epochs and cannot be continued; test it with "
-                "--eval-only, or give another --output-dir to start anew."
+                "--eval-only, or give another --output-dir to start a new run."
             )
 
     def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ def logit_loss(logits: Tensor, clip_logits: Tensor) -> Tensor:
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """The weight of each epoch: the density of N(mean, std²) at 1, 2, ..., brought to a sum of 1."""
+    """The weight of each epoch: the density of N(mean, std²) at 1, 2, ..., scaled to a sum of 1."""
     epoch = torch.arange(1, epochs + 1, dtype=torch.float64)
     return torch.softmax(-0.5 * ((epoch - mean) / std) ** 2, dim=0).tolist()
 
