@@ -94,10 +94,10 @@ def _decode(value: Any) -> Any:
     return value
 
 
-def _coerce(given: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
-    value = _decode(given)
-    if isinstance(known, str) and isinstance(given, str) and value is not None and not isinstance(value, str):
-        value = given  # a name may look like a number
+def _coerce(new: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
+    value = _decode(new)
+    if isinstance(known, str) and isinstance(new, str) and value is not None and not isinstance(value, str):
+        value = new  # a name may look like a number
     if value is None:  # "not set", in place of any type, as in yacs
         return None
     if known is None:

@@ -1,4 +1,4 @@
-"""In which order the images of a split are visited."""
+"""Samplers: the order of the images of a split."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class RandomClassSampler(_GroupSampler):
     Args:
         data_source: the images.
         batch_size: images in a batch.
-        n_ins: images of a class in a batch.
+        n_ins: images per class in a batch.
 
     Raises:
         ValueError: a batch is smaller than `n_ins`, or takes more classes than there are.
@@ -190,7 +190,7 @@ class RandomClassSampler(_GroupSampler):
         self.classes_per_batch = batch_size // n_ins
         if self.classes_per_batch > len(self.indices):
             raise ValueError(
-                f"RandomClassSampler: a batch of {batch_size} images, {n_ins} a class, takes "
+                f"RandomClassSampler: a batch of {batch_size} images, {n_ins} per class, takes "
                 f"{self.classes_per_batch} classes, but the data has {len(self.indices)}; choose a smaller "
                 "BATCH_SIZE or a larger N_INS."
             )

@@ -1,4 +1,4 @@
-"""Which checkpoints there are in the folders of a run's models, and whether one fits."""
+"""The checkpoints in the folders of a run's models, and whether one fits."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def has_best(folders: Sequence[str]) -> bool:
     return bool(folders) and all(os.path.isfile(os.path.join(folder, BEST)) for folder in folders)
 
 
-def remove_all_but_newest(folders: Sequence[str], kept: int) -> None:
-    """Removes the checkpoints of all epochs but the newest `kept` ones; the best one stays."""
-    for epoch in saved_epochs(folders)[:-kept]:
+def remove_all_but_newest(folders: Sequence[str], count: int) -> None:
+    """Removes the checkpoints of all epochs but the newest `count`; the best one stays."""
+    for epoch in saved_epochs(folders)[:-count]:
         for folder in folders:
             os.unlink(os.path.join(folder, file_of_epoch(epoch)))
 
@@ -68,13 +68,13 @@ def file_to_load(folders: Sequence[str], epoch: int | None = None) -> str:
     return name
 
 
-def check_state(wanted: Mapping[str, Any], given: Mapping[str, Any], name: str, path: str) -> None:
-    """Raises a ValueError that lists what differs, unless names and shapes are the same."""
-    faults = [f"missing {key}" for key in wanted if key not in given]
-    faults += [f"unexpected {key}" for key in given if key not in wanted]
+def check_state(wanted: Mapping[str, Any], saved: Mapping[str, Any], name: str, path: str) -> None:
+    """Raises a ValueError that lists the differences, unless names and shapes are the same."""
+    faults = [f"missing {key}" for key in wanted if key not in saved]
+    faults += [f"unexpected {key}" for key in saved if key not in wanted]
     for key in wanted:
-        here, there = (tuple(getattr(state.get(key), "shape", ())) for state in (wanted, given))
-        if key in given and here != there:
+        here, there = (tuple(getattr(state.get(key), "shape", ())) for state in (wanted, saved))
+        if key in saved and here != there:
             faults.append(f"{key} of shape {there} instead of {here}")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""

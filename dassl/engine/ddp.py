@@ -108,13 +108,13 @@ def check_ddp(trainer: Any) -> None:
             f"DATALOADER.TRAIN_X.LOADER is {loader}, whose batches {processes} processes cannot share. "
             "Choose build_data_loader, or train without torchrun."
         )
-    given = f"DATALOADER.TRAIN_X.BATCH_SIZE is {batches.batch_size}"
+    key = f"DATALOADER.TRAIN_X.BATCH_SIZE is {batches.batch_size}"
     allowed = f"which {processes} processes cannot share equally; allowed are multiples of {processes}"
     if batches.batch_size % processes:
-        raise ValueError(f"{given}, {allowed}. Choose one, or another --nproc-per-node.")
+        raise ValueError(f"{key}, {allowed}. Choose one, or another --nproc-per-node.")
     if batches.smallest % processes:
         raise ValueError(
-            f"{given}, but there are {batches.smallest} images to train on, {allowed} up to that number. "
+            f"{key}, but there are {batches.smallest} images to train on, {allowed} up to that number. "
             "Choose one, or train without torchrun."
         )
 

@@ -1,4 +1,4 @@
-"""Trainers for image classification: `TrainerX` on labelled images, `TrainerXU` on unlabelled ones too."""
+"""Trainers for image classification: `TrainerX` on labelled images, `TrainerXU` also on unlabelled ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CHOICES = {
 
 
 def _check_choice(cfg: CfgNode, key: str) -> None:
-    # Where the value is used, and not sooner: a trainer may know values of its own.
+    # Checked where the value is used: a trainer may allow other values.
     section, name = key.split(".")
     if cfg[section][name] not in CHOICES[key]:
         raise ValueError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(CHOICES[key])}.")
@@ -65,10 +65,10 @@ LEAST = {
 
 
 class SimpleTrainer(TrainerBase):
-    """Builds data, model and evaluator from a config; trains, goes on after an interruption, saves and tests.
+    """Builds data, model and evaluator from a config; trains, resumes, saves and tests.
 
-    A trainer that registers no model has nothing to train: `train()` tests it. Its own `before_train` and
-    `after_train` are called then, too, and its own `run_epoch` runs all epochs.
+    A trainer that registers no model has nothing to train: `train()` tests it. If it overrides `before_train`
+    or `after_train`, they are called, too; if it overrides `run_epoch`, all epochs are run.
 
     Raises:
         ValueError: a setting with a value that is not allowed.
@@ -98,10 +98,10 @@ class SimpleTrainer(TrainerBase):
         self.best_result = float("-inf")
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """For a trainer to refuse settings that it cannot work with."""
+        """Raises a ValueError for settings that the trainer cannot work with; a subclass overrides it."""
 
     def build_data_loader(self) -> None:
-        """Sets the attributes that have to do with data. A trainer may build them in a way of its own."""
+        """Builds the loaders and what else has to do with data."""
         dm = DataManager(self.cfg)
         self.train_loader_x = dm.train_loader_x
         self.train_loader_u = dm.train_loader_u
@@ -113,7 +113,7 @@ class SimpleTrainer(TrainerBase):
         self.dm = dm
 
     def build_model(self) -> None:
-        """Builds and registers the model. Most trainers build one of their own."""
+        """Builds and registers the model; most trainers override it."""
         cfg = self.cfg
         print("Building model")
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
@@ -129,7 +129,7 @@ class SimpleTrainer(TrainerBase):
         """Trains and tests.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; its message says how to go on.
+            KeyboardInterrupt: Ctrl-C; its message says how to resume.
         """
         check_ddp(self)
         epochs = (self.start_epoch, self.max_epoch)
@@ -143,12 +143,12 @@ class SimpleTrainer(TrainerBase):
         try:
             super().train(*epochs)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._how_to_go_on()) from None
+            raise KeyboardInterrupt(self._how_to_resume()) from None
         finally:
             self.close_writer()
 
     def has_something_to_train(self) -> bool:
-        """Whether a model is registered, or the trainer has steps of its own."""
+        """Whether a model is registered, or the trainer overrides how it trains."""
         # Zero-shot methods are often subclasses of a method that trains, and inherit its forward_backward.
         own_step = self._overrides("before_train") and self._overrides("forward_backward")
         return bool(self._models) or own_step or self._overrides("run_epoch")
@@ -157,7 +157,7 @@ class SimpleTrainer(TrainerBase):
         """Whether any of the hooks is not the engine's."""
         return any(not getattr(type(self), hook).__module__.startswith("dassl.engine.") for hook in hooks)
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         saved = saved_epochs([osp.join(self.output_dir, name) for name in self._models])
         stopped = f"Interrupted in epoch {self.epoch + 1} of {self.max_epoch}."
         if not saved:
@@ -180,11 +180,11 @@ class SimpleTrainer(TrainerBase):
             raise FileNotFoundError(
                 f"RESUME is {directory}, but there is no checkpoint; leave it out to start anew."
             )
-        self.epoch = max(self.start_epoch - 1, 0)  # stands where no epoch is left to train
+        self.epoch = max(self.start_epoch - 1, 0)  # where no epoch is left to train
 
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
-        # Here too, and not in train() alone, for trainers with a train() of their own.
+        # Not only in train(): some trainers override it.
         self._restore_random_numbers()
 
     def after_train(self) -> None:
@@ -193,13 +193,13 @@ class SimpleTrainer(TrainerBase):
             if self._keeps_best():
                 print("Deploy the model with the best val performance")
                 best_here = has_best([osp.join(self.output_dir, name) for name in self._models])
-                # Where no epoch since was better, the best is still that of the run that is continued.
+                # Where no epoch since was better, the best is still that of the resumed run.
                 self.load_model(self.output_dir if best_here else self.cfg.RESUME or self.output_dir)
             else:
                 print("Deploy the last-epoch model")
             self.test()
         print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
-        self.close_writer()  # for a train() other than ours, which closes it after an error too
+        self.close_writer()  # for trainers that override train(), which closes it after an error too
 
     def after_epoch(self) -> None:
         finished = self.epoch + 1
@@ -231,14 +231,14 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None, **kwargs: Any) -> float:
-        """Evaluates on a split. With `TEST.SAVE_PREDICTIONS`, writes what each image was taken for.
+        """Evaluates on a split. With `TEST.SAVE_PREDICTIONS`, writes the predicted class of each image.
 
         Args:
             split: `val` or `test`; by default `cfg.TEST.SPLIT`. Without val images it is `test`.
             kwargs: for trainers that override this; not used here.
 
         Returns:
-            The evaluator's first figure: the accuracy in percent.
+            The evaluator's first metric: the accuracy in percent.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
@@ -255,7 +255,7 @@ class SimpleTrainer(TrainerBase):
         saves = key_or_default(self.cfg.TEST, "TEST.SAVE_PREDICTIONS")
         predictions = Predictions(self.cfg, self.lab2cname) if saves else None
 
-        # A bar on a terminal only: in a log file each step of it would be a line.
+        # A progress bar on a terminal only: in a log file each step of it would be a line.
         for batch in tqdm(data_loader, delay=2, leave=False, disable=not is_rank_zero() or None):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
@@ -271,7 +271,7 @@ class SimpleTrainer(TrainerBase):
         return next(iter(results.values()))
 
     def model_inference(self, input: Any) -> Any:
-        """Scores `(batch class)` of a batch; or a tuple that begins with them."""
+        """Logits `(batch class)` of a batch; or a tuple that begins with them."""
         return self.model(input)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -334,7 +334,7 @@ class SimpleTrainer(TrainerBase):
 
 
 class TrainerX(SimpleTrainer):
-    """Trains on labelled images. A subclass gives `forward_backward(batch)`."""
+    """Trains on labelled images. A subclass implements `forward_backward(batch)`."""
 
     def run_epoch(self) -> None:
         self.num_batches = self._count(self.train_loader_x, "train_x")
@@ -346,9 +346,9 @@ class TrainerX(SimpleTrainer):
 
 
 class TrainerXU(SimpleTrainer):
-    """Trains on labelled and unlabelled images. A subclass gives `forward_backward(batch_x, batch_u)`.
+    """Trains on labelled and unlabelled images. A subclass implements `forward_backward(batch_x, batch_u)`.
 
-    `cfg.TRAIN.COUNT_ITER` says whose batches make an epoch; the other loader starts anew where it is shorter.
+    `cfg.TRAIN.COUNT_ITER` says whose batches make an epoch; a shorter loader starts again.
     """
 
     def run_epoch(self) -> None:

@@ -1,4 +1,4 @@
-"""The skeleton of a training run: its hooks, its models, and saving and going on with them."""
+"""A training run: its hooks, its models, their checkpoints, and resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dassl.utils.meters import DeferredMetrics
 
 
 def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
-    """TensorBoard's writer, imported when it is first made: the import takes seconds, and may fail."""
+    """TensorBoard's writer, imported when it is used: the import takes seconds, and may fail."""
     from torch.utils.tensorboard import SummaryWriter as Writer
 
     return Writer(*args, **kwargs)
@@ -27,15 +27,15 @@ def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
 class TrainerBase:
     """A run of epochs over registered models.
 
-    A subclass gives `run_epoch` and `test`, and overrides the hooks that it needs.
+    A subclass implements `run_epoch` and `test`, and overrides the hooks that it needs.
     """
 
     epoch = 0  # counted from 0
     batch_idx = 0  # in this epoch, counted from 0
     num_batches = 0  # of an epoch
     scaler: Any = None  # a gradient scaler, where a trainer uses one
-    best_result = float("-inf")  # on the validation images, up to now
-    _resumed_rng: Any = None  # random state to go on with, between resuming and the first epoch
+    best_result = float("-inf")  # on the validation images, so far
+    _resumed_rng: Any = None  # random state to restore before the first epoch
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
@@ -46,10 +46,10 @@ class TrainerBase:
 
     @classmethod
     def can_share_batches(cls) -> bool:
-        """Whether several processes can train together, each on its share of a batch.
+        """Whether several processes can train one model, each on its share of a batch.
 
-        So where a step of all of them is the step of one process with the whole batch: the trainer must see
-        to the gradients. None does unless it says so.
+        They can where their step is that of one process with the whole batch, for which the trainer has to
+        average the gradients. A subclass that does overrides it.
         """
         return False
 
@@ -58,7 +58,7 @@ class TrainerBase:
     def register_model(
         self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None
     ) -> None:
-        """Hands a model over for training, saving and loading. A name registered before is replaced.
+        """Registers a model for training, saving and loading. A name registered before is replaced.
 
         Args:
             name: also the name of its folder of checkpoints.
@@ -102,14 +102,14 @@ class TrainerBase:
         return self._unwrapped(name).state_dict()
 
     def _unwrapped(self, name: str) -> nn.Module:
-        # Files hold what is in nn.DataParallel, so that one GPU reads what several wrote, and the reverse.
+        # Checkpoints hold the module inside of nn.DataParallel, so that one GPU reads what several wrote.
         model = self._models[name]
         return model.module if isinstance(model, nn.DataParallel) else model
 
     def checkpoint_state(self, name: str) -> dict[str, Any]:
-        """All that a checkpoint holds of a model, but the epoch and its result.
+        """All that a checkpoint holds of a model but the epoch and its result.
 
-        Of several processes, all have to call it: it holds the random states of all.
+        All processes have to call it: it holds the random states of all.
         """
         optim, sched = self._optims[name], self._scheds[name]
         random_states = gather(rng_state())
@@ -125,13 +125,13 @@ class TrainerBase:
         }
 
     def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
-        """Puts back what `checkpoint_state` saved of a model beside its tensors, where a run goes on."""
+        """Restores what `checkpoint_state` saved of a model beside its tensors, where a run is resumed."""
         for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
             if part is not None and checkpoint.get(key):
                 part.load_state_dict(checkpoint[key])
 
     def fitting_state(self, name: str, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-        """What is to be loaded of a checkpoint into a model.
+        """The tensors of a checkpoint that are loaded into a model.
 
         Raises:
             ValueError: the checkpoint does not fit. Nothing has been changed then.
@@ -149,9 +149,9 @@ class TrainerBase:
         val_result: float | None = None,
         model_name: str = "",
     ) -> None:
-        """Writes a checkpoint of each model, with all that an exact continuation needs.
+        """Writes a checkpoint of each model, with all that resuming exactly needs.
 
-        Of several processes, all of which have to call it, the first one writes; then the others go on.
+        All processes have to call it; rank zero writes.
 
         Args:
             epoch: the one that is finished, counted from 0.
@@ -173,12 +173,12 @@ class TrainerBase:
         barrier()
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Goes on from the newest epoch of which `directory` has a checkpoint of every model.
+        """Resumes from the newest epoch of which `directory` has a checkpoint of every model.
 
-        Random numbers are set when the first epoch begins.
+        Random states are restored when the first epoch begins.
 
         Returns:
-            The number of epochs that are finished; 0 where there is no checkpoint.
+            The number of finished epochs; 0 where there is no checkpoint.
 
         Raises:
             ValueError: a checkpoint does not fit. Nothing has been changed then.
@@ -219,7 +219,7 @@ class TrainerBase:
 
     @staticmethod
     def _random_state_of(checkpoint: Mapping[str, Any]) -> Any:
-        """What this process had when the checkpoint was saved; None if it was not there, or not saved."""
+        """The random state of this process when the checkpoint was saved; None if there is none."""
         rank, world_size = get_rank(), get_world_size()
         if checkpoint.get("rng") is None:
             print(
@@ -239,7 +239,7 @@ class TrainerBase:
 
         Args:
             directory: holds a folder for each model. Nothing is loaded if it is empty or None.
-            epoch: the one to load, counted from 1; by default the best, or where none was kept the newest.
+            epoch: the one to load, counted from 1; by default the best, or else the newest.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
@@ -317,7 +317,7 @@ class TrainerBase:
         raise NotImplementedError
 
     def forward_backward(self, *batches: Any) -> dict[str, Any]:
-        """One training step. Returns what is to be logged: name → number."""
+        """One training step. Returns metrics to log: name → number."""
         raise NotImplementedError
 
     def model_inference(self, input: Any) -> Any:
@@ -401,7 +401,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir: str) -> None:
         """Opens TensorBoard's log; where that fails, curves are not logged."""
-        if self._writer is not None or not is_rank_zero():  # one writes for all
+        if self._writer is not None or not is_rank_zero():
             return
         try:
             self._writer = SummaryWriter(log_dir=log_dir)

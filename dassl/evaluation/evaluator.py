@@ -1,4 +1,4 @@
-"""From predictions to figures, and to the lines that scripts parse."""
+"""Metrics of predictions, and the lines that scripts parse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .build import EVALUATOR_REGISTRY
 
 @contextmanager
 def _any_number_of_classes() -> Iterator[None]:
-    """Within, scikit-learn does not take many classes of few images for a regression, as some releases do."""
+    """Silences the warning of some scikit-learn releases about many classes of few images."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         yield
@@ -40,11 +40,11 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def process(self, mo: Any, gt: Any) -> None:
-        """Takes in a batch: the model's output and the ground truth."""
+        """Adds a batch: the model's output and the ground truth."""
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """The figures, the main one first."""
+        """The metrics, the main one first."""
         raise NotImplementedError
 
 
@@ -55,10 +55,10 @@ class Classification(EvaluatorBase):
     With `TEST.PER_CLASS_RESULT` also each class's accuracy and their mean; with `TEST.COMPUTE_CMAT` the
     confusion matrix `(true predicted)`, each row summing to one, as a tensor in `OUTPUT_DIR/cmat.pt`.
 
-    Where `DATALOADER.TEST.SAMPLER` deals the images out to several processes, each tells the figures of all.
+    Where each of several processes tests a shard (`DistributedEvalSampler`), each has the metrics of all.
 
     Args:
-        lab2cname: class names by label; needed for results by class.
+        lab2cname: class names by label; needed for results per class.
     """
 
     def __init__(self, cfg: Any, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
@@ -71,35 +71,35 @@ class Classification(EvaluatorBase):
         Classification.reset(self)  # a subclass may not be ready for its own reset() yet
 
     def reset(self) -> None:
-        self._is_whole = False  # whether it holds what the other processes saw, too
+        self._is_gathered = False  # from the other processes
         self._correct = 0
         self._total = 0
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
-        self._unread: list[tuple[Tensor, Tensor]] = []  # predicted and true labels, on a GPU still
+        self._deferred: list[tuple[Tensor, Tensor]] = []  # predicted and true labels, still on a GPU
         self._per_class_res: defaultdict[int, list[int]] | None = (
             defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
         )
 
     def process(self, mo: Tensor | tuple[Any, ...], gt: Tensor) -> None:
-        """Takes in a batch.
+        """Adds a batch.
 
         Args:
-            mo: scores `(batch class)`, or a tuple that begins with them.
+            mo: logits `(batch class)`, or a tuple that begins with them.
             gt: labels `(batch)`.
         """
         mo = mo[0] if isinstance(mo, tuple) else mo
         predicted = mo.max(1)[1]
         if predicted.is_cuda and type(self) is Classification:  # a subclass may look at each batch's labels
-            self._unread.append((predicted, gt))
+            self._deferred.append((predicted, gt))
         else:
             self._count(predicted.tolist(), gt.tolist())
 
-    def _read(self) -> None:
-        """Counts the batches that are on a GPU still, which is waited for once."""
-        if self._unread:
-            predicted, labels = (torch.cat(tensors).tolist() for tensors in zip(*self._unread, strict=True))
-            self._unread = []
+    def _flush(self) -> None:
+        """Counts the batches that are still on a GPU, with one sync."""
+        if self._deferred:
+            predicted, labels = (torch.cat(tensors).tolist() for tensors in zip(*self._deferred, strict=True))
+            self._deferred = []
             self._count(predicted, labels)
 
     def _count(self, predicted: list[int], labels: list[int]) -> None:
@@ -113,13 +113,13 @@ class Classification(EvaluatorBase):
                 self._per_class_res[label].append(hit)
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Prints the figures and returns them.
+        """Prints the metrics and returns them.
 
         Raises:
             ValueError: no sample was processed.
         """
-        self._read()
-        if is_sharded(self.cfg) and not self._is_whole:
+        self._flush()
+        if is_sharded(self.cfg) and not self._is_gathered:
             self._gather()
         if not self._total:
             raise ValueError("there is nothing to evaluate: the test split is empty")
@@ -152,7 +152,7 @@ class Classification(EvaluatorBase):
             self._per_class_res = defaultdict(list)
             for label, of_process in chain.from_iterable(share.items() for share in hits):
                 self._per_class_res[label] += of_process
-        self._is_whole = True
+        self._is_gathered = True
 
     def _report_classes(self, hits_by_label: Mapping[int, list[int]]) -> float:
         """Prints each class's accuracy and returns their mean."""
@@ -171,7 +171,7 @@ class Classification(EvaluatorBase):
         return mean
 
     def _save_confusion_matrix(self) -> None:
-        if not is_rank_zero():  # one writes for all
+        if not is_rank_zero():
             return
         with _any_number_of_classes():
             matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")

@@ -1,4 +1,4 @@
-"""Which class each image was taken for, as a table in a file."""
+"""The predicted class of each image, as a CSV file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("impath", "label", "classname", "predicted_label", "predicted_classna
 
 
 class Predictions:
-    """Collects the predictions of a split, and writes them as CSV: `COLUMNS`, a line for each image.
+    """Collects the predictions of a split, and writes them as CSV: `COLUMNS`, a line per image.
 
     Args:
         cfg: reads `DATALOADER.TEST.SAMPLER`.
@@ -23,15 +23,15 @@ class Predictions:
     def __init__(self, cfg: Any, lab2cname: Mapping[int, str]) -> None:
         self.cfg = cfg
         self.lab2cname = lab2cname
-        # Paths, labels and predicted labels of each batch; the last two wait on their device.
+        # Paths, labels and predicted labels of each batch; the last two stay on their device.
         self._batches: list[tuple[Any, Any, Any]] = []
 
     def add(self, batch: Any, scores: Any, labels: Any) -> None:
-        """Takes in a batch.
+        """Adds a batch.
 
         Args:
             batch: has the paths of the images as `impath`.
-            scores: `(batch class)`.
+            scores: logits `(batch class)`.
             labels: `(batch)`.
 
         Raises:
@@ -51,7 +51,7 @@ class Predictions:
         self._batches.append((batch["impath"], labels, scores.max(1)[1]))
 
     def write(self, path: str) -> None:
-        """Writes the file, whole or not at all; of several processes, the first one writes for all."""
+        """Writes the file, whole or not at all; rank zero writes for all processes."""
         rows: list[tuple[str, int, int]] = []
         for paths, labels, predicted in self._batches:
             rows += zip(paths, labels.tolist(), predicted.tolist(), strict=True)

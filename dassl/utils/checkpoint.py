@@ -43,7 +43,7 @@ def save_checkpoint(
     """Writes a checkpoint, and its name into the file `checkpoint` beside it.
 
     Args:
-        state: has "state_dict" and "epoch" (epochs done), and whatever else is to be kept.
+        state: has "state_dict" and "epoch" (epochs done), and whatever else is to be saved.
         save_dir: its folder.
         is_best: writes it to `model-best.pth.tar` too.
         remove_module_from_keys: takes the prefix "module." from the keys of the state dict.
@@ -133,15 +133,15 @@ def resume_from_checkpoint(
     return epoch
 
 
-def check_optimizer(optimizer: Optimizer, given: Mapping[str, Any], name: str, path: str) -> None:
+def check_optimizer(optimizer: Optimizer, saved_state: Mapping[str, Any], name: str, path: str) -> None:
     """Raises a ValueError unless a saved state is of this kind, with as many tensors in each group."""
     here = [len(group["params"]) for group in optimizer.param_groups]
-    there = [len(group["params"]) for group in given["param_groups"]]
+    there = [len(group["params"]) for group in saved_state["param_groups"]]
     if here != there:
         raise ValueError(
             f"{path} cannot be continued: its optimizer has groups of {there} tensors, {name}'s of {here}."
         )
-    ours, saved = optimizer.param_groups[0], given["param_groups"][0]
+    ours, saved = optimizer.param_groups[0], saved_state["param_groups"][0]
     kinds = [sorted({*group} - {*ADDED, "params"}) for group in (saved, ours)]
     # All that tells Adam, AMSGrad and AdamW apart.
     flags = {"amsgrad", "decoupled_weight_decay"} & {*saved} & {*ours}
@@ -154,14 +154,14 @@ def check_optimizer(optimizer: Optimizer, given: Mapping[str, Any], name: str, p
     raise ValueError(f"{path} cannot be continued: its optimizer {what} (OPTIM.NAME). {WAY_OUT}")
 
 
-def check_scheduler(scheduler: LRScheduler, given: Mapping[str, Any], name: str, path: str) -> None:
+def check_scheduler(scheduler: LRScheduler, saved_state: Mapping[str, Any], name: str, path: str) -> None:
     """Raises a ValueError that lists what differs, unless a saved schedule has the constants of this one.
 
-    Both have a `successor` or none has, whose constants count too. `given` may be of upstream's files.
+    Both have a `successor` or none has, whose constants count too. `saved_state` may be upstream's.
     """
-    here, there = _constants(scheduler.state_dict()), _constants(given)
-    if ("successor" in given) != ("successor" in scheduler.state_dict()):
-        what = "has a warm-up" if "successor" in given else "has no warm-up"
+    here, there = _constants(scheduler.state_dict()), _constants(saved_state)
+    if ("successor" in saved_state) != ("successor" in scheduler.state_dict()):
+        what = "has a warm-up" if "successor" in saved_state else "has no warm-up"
         faults = [f"its schedule {what}, unlike {name}'s (OPTIM.WARMUP_EPOCH)"]
     else:
         faults = [

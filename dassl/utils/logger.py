@@ -68,7 +68,7 @@ def setup_logger(output: str | None = None) -> None:
     global _current
     while isinstance(sys.stdout, Logger):
         sys.stdout = sys.stdout.console
-    if _current is not None:  # kept here, since sys.stdout may have been replaced in between
+    if _current is not None:  # sys.stdout may have been replaced in between
         _current.close()
         _current = None
     if output:

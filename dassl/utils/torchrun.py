@@ -1,4 +1,4 @@
-"""The processes that `torchrun --nproc-per-node N` starts: how they find each other, and how they end."""
+"""The process group of `torchrun --nproc-per-node N`: how it starts, and how it ends."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import torch.distributed as dist
 from .distributed import broadcast, get_world_size
 from .rng import restore_rng_state, rng_state
 
-# How long one process may wait for another, such as for the first one to fetch and read the data.
-PATIENCE = datetime.timedelta(days=2)
+# How long one process may wait for another, such as for rank zero to download and read the data.
+TIMEOUT = datetime.timedelta(days=2)
 
 _store: Any = None  # what all processes can read, also when one of them has failed
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Within, this is a process of a group: with NCCL between GPUs, with gloo between CPUs.
+    """Makes this process a member of the group within: with NCCL between GPUs, with gloo between CPUs.
 
-    All begin with the random numbers of the first one, which alone prints. The first one to fail tells why;
-    the others end without a word, since they fail for the same reason, or because it is gone.
+    All start with the random state of rank zero, which alone prints. The first process to fail says why; the
+    others end silently, since they fail for the same reason, or because that one is gone.
     """
     global _store
     store, process, processes = next(iter(dist.rendezvous("env://")))
@@ -37,7 +37,7 @@ def process_group() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     dist.init_process_group(
-        backend, store=dist.PrefixStore("group", store), rank=process, world_size=processes, timeout=PATIENCE
+        backend, store=dist.PrefixStore("group", store), rank=process, world_size=processes, timeout=TIMEOUT
     )
     _store = store
     signal.signal(signal.SIGINT, _stop_once)
@@ -62,7 +62,7 @@ def process_group() -> Iterator[None]:
 
 
 def is_first_to_fail() -> bool:
-    """To be asked once by a process that fails: whether it is to tell why. True without torchrun."""
+    """Whether this process is the first one to fail, and has to say why. Each asks once."""
     try:
         return _store is None or _store.add("failures", 1) == 1
     except RuntimeError:  # the store was in a process that is gone
@@ -74,7 +74,7 @@ def check_devices(use_cuda: bool) -> None:
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if get_world_size() > 1 and use_cuda and torch.cuda.is_available() and here > gpus:
         raise ValueError(
-            f"--nproc-per-node is {here}, but there are {gpus} GPUs; allowed is one process a GPU: start "
+            f"--nproc-per-node is {here}, but there are {gpus} GPUs; allowed is one process per GPU: start "
             f"{gpus}, or set USE_CUDA to False."
         )
 

@@ -49,7 +49,7 @@ def open_specified_layers(model: nn.Module, open_layers: str | Sequence[str]) ->
 
 
 def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None = None) -> int:
-    """How many numbers the parameters of a module, or the given parameters (or groups of them), hold."""
+    """The number of elements of a module's parameters, or of `params`: parameters or groups of them."""
     if model is not None:
         params = model.parameters()
     if params is None:
@@ -62,7 +62,7 @@ def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
-    """Loads the layers of a checkpoint whose names and shapes fit, and says which did not.
+    """Loads the layers of a checkpoint whose names and shapes fit, and prints which did not.
 
     Raises:
         ValueError: none fits, or the file is not a checkpoint.

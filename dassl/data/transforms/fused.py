@@ -14,8 +14,8 @@ from torchvision import transforms as T
 class Compose(T.Compose):
     """torchvision's `Compose`; where `Normalize` follows `ToTensor`, an RGB image goes through both at once.
 
-    The numbers are the same to the last bit: the same three operations in float32 on each. What is spared are
-    two copies of the image. `transforms` is the plain list of steps, and may be changed.
+    The numbers are the same to the last bit: the same three operations in float32. It saves two copies of the
+    image. `transforms` is the plain list of steps, and may be changed.
     """
 
     def __call__(self, img: Any, done: int = 0) -> Any:
@@ -50,7 +50,7 @@ def _is_rgb(img: Any) -> bool:
 
 
 def to_normalized_tensor(img: Image.Image | np.ndarray, mean: Any, std: Any) -> Tensor:
-    """`(channel height width)` in float32: each channel in [0, 1], less its mean, over its deviation.
+    """The image `(channel height width)` in float32, scaled to [0, 1] and normalised by mean and std.
 
     Args:
         img: of three channels; an array of uint8 is `(height width channel)`.

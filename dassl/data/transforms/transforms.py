@@ -1,7 +1,7 @@
 """Image transforms by the names in `cfg.INPUT.TRANSFORMS`.
 
-Whatever order the names are given in, they are applied in the order of registration, which is that of this
-file: those on the PIL image, the conversion to a tensor, those on the tensor. Testing only resizes, crops and
+They are applied in the order of registration, which is that of this file, whatever the order of the names:
+those on the PIL image, the conversion to a tensor, those on the tensor. Testing only resizes, crops and
 normalises.
 """
 
@@ -26,8 +26,8 @@ INTERPOLATION_MODES = {
     "nearest": InterpolationMode.NEAREST,
 }
 
-# Functions by their names: each takes cfg, prints its line, and gives what is called on the image: a PIL
-# image, or a tensor `(channel height width)`, in [0, 1] until it is normalised.
+# Functions by their names: each takes cfg, prints its line, and returns a callable for the image: PIL's, or a
+# tensor `(channel height width)`, in [0, 1] until it is normalised.
 IMAGE_TRANSFORM_REGISTRY = Registry("IMAGE_TRANSFORM")
 TENSOR_TRANSFORM_REGISTRY = Registry("TENSOR_TRANSFORM")
 
@@ -35,7 +35,7 @@ TENSOR_TRANSFORM_REGISTRY = Registry("TENSOR_TRANSFORM")
 def build_transform(
     cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
 ) -> Callable[[Any], Any] | None:
-    """Builds what turns a PIL image into a model's input.
+    """Builds the transform from a PIL image to a model's input.
 
     Args:
         cfg: reads `INPUT`.
@@ -59,7 +59,7 @@ def build_transform(
         if name not in known:
             nearest = get_most_similar_str_to_a_from_b(name, known)
             raise ValueError(f"INPUT.TRANSFORMS has {name!r}, which is unknown; did you mean {nearest!r}?")
-    interpolation_mode(cfg)  # an unknown one is told before anything is printed
+    interpolation_mode(cfg)  # an unknown one is an error before anything is printed
     print(f"Building transform_{'train' if is_train else 'test'}")
     return _train_transform(cfg, choices) if is_train else _test_transform(cfg, choices)
 
@@ -255,7 +255,7 @@ class Cutout:
 
 
 class InstanceNormalization:
-    """Brings each channel of an image to mean 0 and deviation 1."""
+    """Normalises each channel of an image to mean 0 and std 1."""
 
     def __call__(self, img: Tensor) -> Tensor:
         mean = img.mean((-2, -1), keepdim=True)
