@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
 
-    with _kept_for_a_run(cfg.OUTPUT_DIR):
+    with _log_and_lock(cfg.OUTPUT_DIR):
         print_args(args, cfg)
         print("Collecting env info ...")
         print(f"** System info **\n{collect_env_info()}\n")
@@ -77,18 +77,18 @@ def main(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _kept_for_a_run(folder: str) -> Iterator[None]:
-    """The log and the lock of a run; of several processes, the first one has them."""
+def _log_and_lock(folder: str) -> Iterator[None]:
+    """The log and the lock of a run; of several processes, rank zero has them."""
     if _rank():
         yield
         return
-    with _log_of_a_run(folder), _alone_in(folder):
+    with _logging_to(folder), _locked(folder):
         yield
 
 
 @contextlib.contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Keeps the folder for this run, which ends with its process, however that ends.
+def _locked(folder: str) -> Iterator[None]:
+    """Locks the folder for this run. The lock ends with the process, however that ends.
 
     Raises:
         BlockingIOError: another run writes into it.
@@ -104,10 +104,10 @@ def _alone_in(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _log_of_a_run(folder: str) -> Iterator[None]:
+def _logging_to(folder: str) -> Iterator[None]:
     """Prints into `<folder>/log.txt`, too."""
     stdout = sys.stdout
-    with _no_trace_if_refused(folder):
+    with _removed_if_refused(folder):
         setup_logger(folder)
         try:
             yield
@@ -117,8 +117,8 @@ def _log_of_a_run(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_trace_if_refused(folder: str) -> Iterator[None]:
-    """A run that is refused before it begins leaves no log behind."""
+def _removed_if_refused(folder: str) -> Iterator[None]:
+    """Removes the log and the lock of a run that is refused before it begins."""
     path = Path(folder)
     before = _entries(path)
     made = [place for place in (path, *path.parents) if not place.exists()]

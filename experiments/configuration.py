@@ -33,7 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of logs and checkpoints; goes on from the last one there",
     )
     add("--resume", default="", help="go on from the checkpoint in this folder instead")
-    add("--seed", type=int, default=-1, help="seed of everything random; not seeded if negative")
+    add(
+        "--seed",
+        type=int,
+        default=-1,
+        help="of all that is random; if negative, only the few-shot sample is seeded",
+    )
     add("--source-domains", nargs="+", help="source domains, for datasets that have domains")
     add("--target-domains", nargs="+", help="target domains, for datasets that have domains")
     add("--transforms", nargs="+", help="names of the training transforms")
@@ -117,7 +122,7 @@ def extend_cfg(cfg) -> None:
 
 
 def reset_cfg(cfg, args: argparse.Namespace) -> None:
-    """Puts the flags that were given into `cfg`."""
+    """Writes the flags of the command line into `cfg`."""
     if args.root:
         cfg.DATASET.ROOT = args.root
     if args.output_dir:
@@ -167,7 +172,7 @@ def setup_cfg(args: argparse.Namespace):
         raise ValueError(f"SEED is {cfg.SEED}; allowed is less than 2**32, or a negative number for none.")
     if not cfg.TRAINER.NAME:
         raise ValueError(f"Give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}.")
-    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # an unknown name is said now, and not after the data was read
+    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # an unknown name fails now, and not after the data was read
     if args.model_dir and not Path(args.model_dir).is_dir():
         raise FileNotFoundError(f"--model-dir {args.model_dir}: there is no such folder.")
     cfg.freeze()

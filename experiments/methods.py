@@ -46,10 +46,10 @@ class Method:
         Raises:
             ValueError: no rule fits.
         """
-        given = dict(zip(CONDITIONS, (protocol, dataset, shots), strict=True))
+        actual = dict(zip(CONDITIONS, (protocol, dataset, shots), strict=True))
         for rule in self.rules:
             allowed = {key: rule[key] for key in CONDITIONS if key in rule}
-            if all(value == given[key] or _is_among(given[key], value) for key, value in allowed.items()):
+            if all(value == actual[key] or _is_among(actual[key], value) for key, value in allowed.items()):
                 return rule["config"]
         raise ValueError(
             f"{METHODS_FILE.name}: no rule of {self.key} fits protocol {protocol}, dataset {dataset}, "

@@ -39,7 +39,7 @@ class Protocol:
 
     Attributes:
         source: the dataset that is trained on; "" where it is the one that is tested on.
-        untrained: what is tested of a method that learns nothing, and of given weights.
+        untrained: what is tested of a method that learns nothing, and of --weights.
         methods: that it is for, if not for all.
         axis: what the values of an ablation are, with their unit.
         values_of: other values for some datasets.

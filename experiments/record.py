@@ -1,4 +1,4 @@
-"""What a run of `train.py` leaves behind for scripts: result.json, its figures and all that made them."""
+"""result.json: the metrics of a run of `train.py`, and all that made them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", 
 
 
 class Record:
-    """Watches a trainer from before it trains or tests; `write` tells what came of it.
+    """Records the metrics of a trainer from before it trains or tests; `write` writes result.json.
 
     Any trainer with Dassl's `test()` and `evaluator` will do: both are wrapped, so that the last test counts.
 
@@ -60,7 +60,7 @@ class Record:
             self.split = "val" if chosen == "val" and trainer.val_loader is not None else "test"
             return result
 
-        def kept_evaluation(*args: Any, **kwargs: Any) -> Any:
+        def recorded_evaluation(*args: Any, **kwargs: Any) -> Any:
             results = evaluate(*args, **kwargs)  # type: ignore[misc]
             if isinstance(results, Mapping):
                 self.results = {str(name): float(value) for name, value in results.items()}
@@ -68,10 +68,10 @@ class Record:
 
         trainer.test = timed_test
         if evaluate is not None:
-            trainer.evaluator.evaluate = kept_evaluation
+            trainer.evaluator.evaluate = recorded_evaluation
 
     def write(self) -> None:
-        """Writes the file beside the log, whole or not at all; of several processes the first one does."""
+        """Writes the file beside the log, whole or not at all; of several processes rank zero does."""
         if not is_rank_zero():
             return
         folder = Path(self.trainer.cfg.OUTPUT_DIR)
@@ -82,7 +82,7 @@ class Record:
         print(f"Result is saved to {path}")
 
     def content(self) -> dict[str, Any]:
-        """The fields of the file; docs/results.md tells each."""
+        """The fields of the file; docs/results.md explains each."""
         trainer, cfg, args = self.trainer, self.trainer.cfg, self.args
         seconds = time.monotonic() - self.start
         per_class = self._per_class()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
 RESULT_FILE = "result.json"
 TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
-ERROR_FILE = "error.txt"  # what a failed run said last
+ERROR_FILE = "error.txt"  # the last stderr of a failed run
 LOCK_FILE = ".lock"  # held by the run that writes into the folder
 IN_USE = 75  # exit code of train.py where another run holds it
 

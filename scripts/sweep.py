@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trainers", nargs="+", default=["all"], help="of configs/protocols/methods.yaml, or TRAINER:CONFIG")
     add("--datasets", nargs="+", default=["all"], help="of configs/datasets; all: those of the protocol")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of the few-shot samples and the training")
-    add("--shots", nargs="+", type=int, default=[], help="images a class; by default the protocol's")
+    add("--shots", nargs="+", type=int, default=[], help="images per class; by default the protocol's")
     add("--source", default="", help="the dataset that is trained on, in protocols with one")
     add("--values", nargs="+", type=int, default=[], help="of an ablation, such as prompt depths")
     add("--root", default=os.environ.get("DATA", "data"), help="folder of the datasets (DATA)")

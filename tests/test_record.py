@@ -131,13 +131,13 @@ def test_a_run_waits_for_a_report_that_looks_at_its_folder(tmp_path, monkeypatch
     lock.acquire()
     timer = threading.Timer(0.2, lock.release)
     timer.start()
-    with train._alone_in(str(tmp_path)):
+    with train._locked(str(tmp_path)):
         assert not lock.is_locked
     timer.join()
 
 
 def test_a_killed_run_frees_its_folder(tmp_path):
-    program = f"import os, train\nwith train._alone_in({str(tmp_path)!r}):\n    os.kill(os.getpid(), 9)"
+    program = f"import os, train\nwith train._locked({str(tmp_path)!r}):\n    os.kill(os.getpid(), 9)"
     killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
     assert killed.returncode == -9
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()

@@ -74,7 +74,7 @@ class Cluster:
         self.ended: dict[str, str] = {}  # Slurm's word for how a job ended, by its id
         self.gone_since: dict[str, float] = {}  # by the folder of a unit's first run
         self.submitted_again: Counter[str] = Counter()
-        self.told = set(ORDINARY)
+        self.printed = set(ORDINARY)
         self._runs_of: dict[Path, tuple[str, ...]] = {}  # by submitit's pickle
 
     def run(self, units: Sequence[Unit], changed: Callable[[Status, str], None]) -> Status:
@@ -135,7 +135,7 @@ class Cluster:
         try:
             live = self._live()  # before the disk: what ends between the two is found finished
         except OSError as error:
-            yield from self._tell_once(str(error))
+            yield from self._once(str(error))
             return
         status.at_once = max(1, sum(state.state in slurm.RUNNING for state in live.values()))
         again = []
@@ -145,7 +145,7 @@ class Cluster:
             if states and all(state.state in slurm.PENDING for state in states):
                 for job in todo:
                     status.running.pop(job.folder, None)
-                yield from self._tell_once(states[0].reason)
+                yield from self._once(states[0].reason)
                 continue
             for job in list(todo):
                 if (result := read_result(self.output / job.folder)) is not None:
@@ -199,9 +199,9 @@ class Cluster:
             self._runs_of[pickle] = tuple(job.folder for job in chunk.jobs)
         return self._runs_of[pickle]
 
-    def _tell_once(self, what: str) -> Iterator[str]:
-        if what not in self.told:
-            self.told.add(what)
+    def _once(self, what: str) -> Iterator[str]:
+        if what not in self.printed:
+            self.printed.add(what)
             yield f"waiting  {what}"
 
     def _follow(self, job: Job, status: Status) -> Iterator[str]:

@@ -45,7 +45,7 @@ class Status:
     at_once: int = 1
 
     def remaining(self) -> float | None:
-        """Seconds that are left, from finished runs of the same kind; None while nothing tells.
+        """Seconds that are left, from finished runs of the same kind; None if unknown.
 
         A kind without a finished run counts as the average of those that train, or of those that test.
         """

@@ -161,7 +161,7 @@ class _Plan:
             return [self.trained_on]
         if step.role != "source":
             return [dataset for dataset in asked if dataset != self.trained_on]
-        # Of given weights, what was asked for by name is tested, and no more.
+        # Of --weights, what was asked for by name is tested, and no more.
         left_out = self.selection.weights and self.trained_on not in (
             self.selection.datasets or [self.trained_on]
         )

@@ -35,8 +35,8 @@ class View:
         self.start = time.time()
         self.live: Live | None = None
         self.drawn = 0.0
-        self.told = time.time()
-        self.last_told = ""
+        self.printed = time.time()
+        self.last_printed = ""
 
     @contextmanager
     def shown(self) -> Iterator[View]:
@@ -56,21 +56,21 @@ class View:
             self.console.print(
                 f"[{self._done(status)}] {event}{self._left(status)}", markup=False, highlight=False
             )
-            self.told = time.time()
-        if not self.live and time.time() - self.told > HEARTBEAT:
-            self._tell_progress(status)
+            self.printed = time.time()
+        if not self.live and time.time() - self.printed > HEARTBEAT:
+            self._print_progress(status)
         if self.live and (event or time.time() - self.drawn > REFRESH):
             self.drawn = time.time()
             self.live.update(self._table(status), refresh=True)
 
-    def _tell_progress(self, status: Status) -> None:
-        """A line on each running run, unless it has been said."""
-        self.told = time.time()
+    def _print_progress(self, status: Status) -> None:
+        """Prints a line on each running run, if there is news."""
+        self.printed = time.time()
         rows = [f"{name}: {what}" for name, _, what in self._running(status) if what]
         text = "\n".join(f"[{self._done(status)}] running  {row}" for row in rows)
-        if text and text != self.last_told:
+        if text and text != self.last_printed:
             self.console.print(text, markup=False, highlight=False)
-        self.last_told = text
+        self.last_printed = text
 
     def _running(self, status: Status) -> Iterator[tuple[str, str, str]]:
         """The name of each running run, how long it takes already, and how far it is."""
@@ -106,7 +106,7 @@ class View:
 
 
 def name_of(job: Job) -> str:
-    """What tells a run from the others: "MaPLe, shapes, base, 16 shots, seed 1"."""
+    """A name that only this run has: "MaPLe, shapes, base, 16 shots, seed 1"."""
     planned = job.planned
     words = [planned.method, planned.curve, "" if planned.value is None else f"{planned.value:g}"]
     words += [planned.dataset, planned.classes, f"{planned.shots} shots", f"seed {planned.seed}"]
