@@ -176,7 +176,7 @@ def test_a_file_that_calls_a_function_is_not_loaded(trainer, save, state_dict, t
             return (print, ("executed",))
 
     state_dict["prompt_learner.ctx"] = Harm()
-    with pytest.raises(ValueError, match=r"prompt_learner\.ctx is no tensor"):
+    with pytest.raises(ValueError, match=r"prompt_learner\.ctx is not a tensor"):
         trainer().load_model(save(state_dict), epoch=5)
 
 

@@ -7,6 +7,17 @@ from prompted_clip.model import CLIP
 from prompted_clip.shared_prefix import AUTOMATIC, CLASSES_AT_ONCE, NEVER
 
 
+def keys_without_value(node, prefix: str = "") -> list[str]:
+    """The full names of all keys that are None, as yacs allows them to be."""
+    found = []
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found += keys_without_value(value, f"{prefix}{key}.")
+        elif value is None:
+            found.append(f"{prefix}{key}")
+    return found
+
+
 def check_settings(cfg, takes_views: bool) -> None:
     """Refuses settings outside of a trainer's own that cannot work.
 
@@ -16,6 +27,8 @@ def check_settings(cfg, takes_views: bool) -> None:
     Raises:
         ValueError: names the key, its value and what is allowed.
     """
+    if empty := keys_without_value(cfg):
+        raise ValueError(f"{empty[0]} is None; a prompt trainer wants a value. Leave it out for the default.")
     if cfg.TRAIN.CUDA_GRAPHS not in ("auto", "off"):
         raise ValueError(f"TRAIN.CUDA_GRAPHS is {cfg.TRAIN.CUDA_GRAPHS!r}; allowed are auto and off.")
     if len(cfg.INPUT.SIZE) != 2:
