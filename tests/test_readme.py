@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,11 +15,11 @@ from helpers import ROOT
 
 from dassl.engine import TRAINER_REGISTRY
 from scripts.configuration import meaning_of
-from train import command_line
+from train import build_parser, command_line
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
-PAGES[(ROOT / "README.md").relative_to(ROOT)] = README
+for page in ("README.md", "CONTRIBUTING.md"):
+    PAGES[(ROOT / page).relative_to(ROOT)] = (ROOT / page).read_text(encoding="utf-8")
 EXAMPLES = {"README.md": ("my_method", "MyMethod"), "docs/add_a_trainer.md": ("near_clip", "NearCLIP")}
 
 
@@ -61,15 +64,64 @@ FILES = {
 @pytest.mark.parametrize(("page", "link"), sorted(set(LINKS)))
 def test_links_lead_somewhere(page, link):
     path, _, heading = link.partition("#")
-    target = (ROOT / page).parent / path
+    target = (ROOT / page).parent / path if path else ROOT / page
     assert target.exists()
     headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
-    assert not heading or heading in [title.lower().replace(" ", "-") for title in headings]
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+    assert not heading or heading in anchors
 
 
 @pytest.mark.parametrize("path", sorted(FILES))
 def test_files_that_are_named_exist(path):
     assert (ROOT / path).exists()
+
+
+# What is gone is named in the changelog.
+CURRENT = "\n".join(text for page, text in PAGES.items() if page.name != "changelog.md").replace("\\\n", " ")
+MODULES = set(re.findall(r"python -m ((?:scripts|benchmarks|datasets)(?:\.\w+)*)", CURRENT))
+COMMAND = r"^ *(?:\w+=\S+ )*(?:python|torchrun .*?) (train\.py|-m scripts\.\w+|-m datasets)\b([^\n#]*)"
+FLAGS = {
+    (command, flag)
+    for command, words in re.findall(COMMAND, CURRENT, re.MULTILINE)
+    for flag in re.findall(r"(?<= )--[a-z][\w-]*", words)
+}
+TARGETS = set(re.findall(r"(?:^ {4}|`)make ([\w-]+)", CURRENT, re.MULTILINE))
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules_that_are_called_exist(module):
+    assert importlib.util.find_spec(module)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_targets_of_make_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("command", "flag"), sorted(FLAGS))
+def test_flags_that_are_given_exist(command, flag):
+    name = command.removeprefix("-m ")
+    if name == "train.py":
+        parsers = [build_parser()]
+    else:
+        module = importlib.import_module("datasets.__main__" if name == "datasets" else name)
+        if not hasattr(module, "build_parser"):
+            pytest.skip(f"{name} shows its parser to nobody")
+        parsers = [module.build_parser()]
+    for action in parsers[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    assert any(flag in parser._option_string_actions for parser in parsers)
+
+
+KEYS = re.compile(r"\b(?:INPUT|DATASET|DATALOADER|MODEL|OPTIM|TRAIN|TEST|TRAINER)(?:\.[A-Z][A-Z0-9_]*)+\b")
+NOT_OURS = ("TRAINER.MYMETHOD", "TRAINER.NEARCLIP", "TRAINER.COOP.W")  # of plugins, and of the reference
+
+
+@pytest.mark.parametrize("key", sorted(set(KEYS.findall(CURRENT))))
+def test_keys_that_are_named_exist(key):
+    known = PAGES[(ROOT / "docs/configuration.md").relative_to(ROOT)]
+    assert key in NOT_OURS or f"`{key}`" in known or f"`{key}." in known
 
 
 def test_the_page_of_keys_is_what_the_code_says():
