@@ -37,7 +37,7 @@ install: $(VENV)/installed
 # A PyTorch that is in the environment already is kept: make demo VENV=/path/to/environment
 $(VENV)/installed: pyproject.toml
 	@echo "Installing into $(VENV). With PyTorch's default build for Linux this takes minutes and 6 GB of disk;"
-	@echo "with its CPU build it is 1 GB: docs/embedded_default.md#installing."
+	@echo "with its CPU build it is less: docs/installing.md."
 	$(BIN)/python --version || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[experiments]"
 	touch $@
