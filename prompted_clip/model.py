@@ -97,6 +97,7 @@ class VisionTransformer(nn.Module):
             positions: those to return; None for all.
         """
         prompts = prompts or Prompts()
+        prompts.check_blocks(self.transformer.layers)
         x = self.conv1(x).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
@@ -311,6 +312,7 @@ class CLIP(nn.Module):
         Arguments as of `encode_text`. Tokens that enter at a later block follow SOS, and lengthen it.
         """
         prompts = prompts or Prompts()
+        prompts.check_blocks(self.transformer.layers)
 
         def enter(block: int, x: Tensor) -> tuple[Tensor, Attend | None]:
             tokens = prompts.before(block)

@@ -50,6 +50,14 @@ class Prompts:
             return self.tokens
         return self.deep[block - 1] if self.first_block < block <= len(self.deep) else None
 
+    def check_blocks(self, blocks: int) -> None:
+        """Raises a `ValueError` if the tokens would enter after the last of so many blocks."""
+        if self.first_block >= blocks:
+            raise ValueError(
+                f"Prompts(first_block={self.first_block}): this encoder has {blocks} blocks, counted from 0; "
+                f"allowed is up to {blocks - 1}."
+            )
+
     def inserted(self) -> int:
         """By how many tokens a sentence is lengthened."""
         return 0 if self.first_block == 0 or self.tokens is None else self.tokens.shape[-2]

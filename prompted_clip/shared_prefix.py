@@ -121,6 +121,7 @@ class SharedPrefixText(nn.Module):
                 embedding for a word.
         """
         prompts, adapters = prompts or Prompts(), adapters or Adapters()
+        prompts.check_blocks(clip_model.transformer.layers)
         self._check_prompts(prompts)
         self._check_words(clip_model)
         run: Callable[..., Tensor] = self._encode_packed

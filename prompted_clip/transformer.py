@@ -266,7 +266,15 @@ class Transformer(nn.Module):
             enter: puts in what a method adds to the tokens before each block, and says how they attend.
             adapters: of each block; see `Adapters.blocks`.
             positions: those to return, after the last block; None for all.
+
+        Raises:
+            ValueError: there are more adapters than blocks.
         """
+        blocks = len(self.resblocks)
+        if len(adapters) > blocks:
+            raise ValueError(
+                f"Adapters.blocks holds {len(adapters)} adapters; this encoder has {blocks} blocks."
+            )
         x = x.transpose(0, 1)
         last = len(self.resblocks) - 1
         for k, block in enumerate(self.resblocks):

@@ -403,6 +403,27 @@ def test_tokens_are_not_overwritten_before_they_enter():
         Prompts(None, [], first_block=2)
 
 
+def test_what_no_block_would_take_is_an_error(model):
+    """Else it would be left out in silence."""
+    text = class_sentences(model, NAMES, "a photo of a {}.")
+    late = Prompts(torch.zeros(2, TEXT_WIDTH), first_block=LAYERS)
+    late_image = Prompts(torch.zeros(2, IMAGE_WIDTH), first_block=LAYERS)
+    for encode in (
+        lambda: text.encode(model, late),
+        lambda: model.encode_text(text.tokens, late),
+        lambda: model.encode_image(IMAGES, late_image),
+    ):
+        with pytest.raises(ValueError, match="this encoder has 4 blocks, counted from 0; allowed is up to 3"):
+            encode()
+    many = Adapters([BlockAdapter()] * (LAYERS + 1))
+    for encode in (
+        lambda: text.encode(model, adapters=many),
+        lambda: model.encode_image(IMAGES, adapters=many),
+    ):
+        with pytest.raises(ValueError, match="holds 5 adapters; this encoder has 4 blocks"):
+            encode()
+
+
 # --- tokens of each class that overwrite shared ones, as TCP's --------------------------------------------
 
 
