@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from experiments.results.reference_logs import read_metric
 from experiments.results.statistics import mean, population_std
+from prompted_clip.console import run_command
+from prompted_clip.errors import MissingFileError, UserError
 
 SEED = re.compile(r"^seed(\d+)$")
 USUAL_SEEDS = 3
@@ -70,7 +72,7 @@ def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = 
         summary.missing += [f"seed{seed} (no folder)" for seed in absent]
     if not summary.values:
         hint = "; it is itself the folder of one seed, give the one above it" if _logs(directory) else ""
-        raise ValueError(f"no {keyword} found in {directory}{hint}")
+        raise UserError(f"no {keyword} found in {directory}{hint}")
     return summary
 
 
@@ -97,13 +99,13 @@ def parse_experiments(
     for folder in _folders(directory):
         try:
             summaries.append(parse_directory(os.path.join(directory, folder), keyword, test_log))
-        except ValueError as error:
+        except UserError as error:
             print(f"Missing: {error}")
             empty.append(folder)
         else:
             report(summaries[-1], ci95)
     if not summaries:
-        raise ValueError(f"no {keyword} found in any folder of {directory}")
+        raise UserError(f"no {keyword} found in any folder of {directory}")
     print("Average performance")
     print(f"* {keyword}: {mean([summary.mean() for summary in summaries]):.2f}%")
     if empty:
@@ -114,7 +116,7 @@ def parse_experiments(
 def _folders(directory: str) -> list[str]:
     """The folders in a folder, seed2 before seed10."""
     if not os.path.isdir(directory):
-        raise FileNotFoundError(f"{directory} is not a folder")
+        raise MissingFileError(f"{directory} is not a folder")
     names = [name for name in os.listdir(directory) if not name.startswith(".")]
     return sorted(
         filter(lambda name: os.path.isdir(os.path.join(directory, name)), names), key=_numbers_by_size
@@ -144,15 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--multi-exp", action="store_true", help="the folder holds several such folders")
     parser.add_argument("--keyword", default="accuracy", help="which line: accuracy, error or macro_f1")
     args = parser.parse_args(argv)
-    try:
-        if args.multi_exp:
-            parse_experiments(args.directory, args.keyword, args.test_log, args.ci95)
-        else:
-            report(parse_directory(args.directory, args.keyword, args.test_log), args.ci95)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("parse_test_res.py", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.multi_exp:
+        parse_experiments(args.directory, args.keyword, args.test_log, args.ci95)
+    else:
+        report(parse_directory(args.directory, args.keyword, args.test_log), args.ci95)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import io
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,16 +16,15 @@ from filelock import FileLock, Timeout
 from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
-from experiments.console import prepare_stdout
 from experiments.record import Record
 from experiments.run_folder import IN_USE, LOCK_FILE
+from prompted_clip.console import run_command
+from prompted_clip.errors import UserError
 from prompted_clip.factory import EMBEDDED
 
 __all__ = ["build_parser", "command_line", "extend_cfg", "load_plugin", "main", "reset_cfg", "setup_cfg"]
 
 LOOK = 1.0  # seconds; a report or a sweep that looks whether a run goes on holds its lock for a moment
-ROOT = Path(__file__).resolve().parent
-OWN_CODE = {"clip", "prompted_clip", "dassl", "datasets", "experiments", "trainers", "train.py"}
 
 
 def set_threads(cfg) -> None:
@@ -66,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
         record = Record(trainer, args, sys.argv)
         if args.eval_only:
             if trainer.get_model_names() and not args.model_dir:
-                raise ValueError("--eval-only tests what a run has learned: give its folder as --model-dir.")
+                raise UserError("--eval-only tests what a run has learned: give its folder as --model-dir.")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
             trainer.test()
         elif not args.no_train:
@@ -91,16 +88,11 @@ def _locked(folder: str) -> Iterator[None]:
     """Locks the folder for this run. The lock ends with the process, however that ends.
 
     Raises:
-        BlockingIOError: another run writes into it.
+        filelock.Timeout: another run writes into it.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(Path(folder) / LOCK_FILE, timeout=LOOK):
-            yield
-    except Timeout:
-        raise BlockingIOError(
-            f"--output-dir {folder} is in use: another run writes into it. Wait, or give another folder."
-        ) from None
+    with FileLock(Path(folder) / LOCK_FILE, timeout=LOOK):
+        yield
 
 
 @contextlib.contextmanager
@@ -125,10 +117,8 @@ def _removed_if_refused(folder: str) -> Iterator[None]:
     refused = False
     try:
         yield
-    except (ValueError, OSError) as error:
-        refused = _raised_on_purpose(error) and not isinstance(
-            error, BlockingIOError
-        )  # those files are not ours
+    except (UserError, OSError) as error:
+        refused = not isinstance(error, Timeout)  # those files are not ours
         raise
     finally:
         new = _entries(path) - before
@@ -144,24 +134,6 @@ def _removed_if_refused(folder: str) -> Iterator[None]:
 def _entries(folder: Path) -> set[Path]:
     """What a run may have written: logs beside folders of checkpoints."""
     return {*folder.glob("*"), *folder.glob("*/*")}
-
-
-def _raised_on_purpose(error: BaseException) -> bool:
-    """Whether an error is this project's word to its user, and not a fault in some code below."""
-    if isinstance(error, BrokenPipeError):
-        return False
-    if isinstance(error, OSError) and error.filename is not None:
-        return True  # a path that cannot be read or written
-    if type(error).__module__.partition(".")[0] in OWN_CODE:
-        return True  # also where a data loader's worker raised it
-    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in OWN_CODE
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt may succeed: a full disk, a server that is away, a shared disk that hiccups."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-    return isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in codes
 
 
 def command_line(argv: Sequence[str] | None = None) -> int:
@@ -180,34 +152,31 @@ def command_line(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    try:
+    def run() -> int | None:
         for plugin in args.plugin:
             load_plugin(plugin)
-        main(args)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except BlockingIOError as error:
-        _say(error)
-        return IN_USE
-    except (ValueError, OSError, FloatingPointError) as error:
-        if not _raised_on_purpose(error):
-            raise
-        _say(error)
-        return 1 if _may_pass(error) else 2
-    except KeyboardInterrupt as stop:
-        _say(str(stop) or "Interrupted.")
-        return 130
-    return 0
+        try:
+            main(args)
+        except Timeout as error:
+            folder = Path(error.lock_file).parent
+            print(
+                f"train.py: --output-dir {folder} is in use: another run writes into it. "
+                "Wait, or give another folder.",
+                file=sys.stderr,
+            )
+            return IN_USE
+        return None
+
+    return run_command("train.py", run, _is_first_to_fail)
 
 
-def _say(error: object) -> None:
-    if _rank() is not None:
-        from dassl.utils.torchrun import is_first_to_fail
+def _is_first_to_fail() -> bool:
+    """Whether this process says why it ends: of those of torchrun the first to fail."""
+    if _rank() is None:
+        return True
+    from dassl.utils.torchrun import is_first_to_fail
 
-        if not is_first_to_fail():
-            return
-    print(f"train.py: {error}", file=sys.stderr)
+    return is_first_to_fail()
 
 
 def _rank() -> int | None:
@@ -224,5 +193,4 @@ def _check_processes(trainer) -> None:
 
 
 if __name__ == "__main__":
-    prepare_stdout()
     sys.exit(command_line())

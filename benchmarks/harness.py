@@ -34,6 +34,8 @@ from experiments.costs.synthetic import (
     random_weights,
 )
 from prompted_clip import PromptedCLIP
+from prompted_clip.console import run_command
+from prompted_clip.errors import UserError
 from prompted_clip.factory import EMBEDDED
 from trainers.step_graph import NOTICE
 
@@ -320,11 +322,7 @@ def one_line_errors(main: Callable[..., int]) -> Callable[..., int]:
     """A command whose user's mistakes are one line, and exit code 2."""
 
     def command(argv: Sequence[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except (ValueError, OSError) as error:
-            print(f"benchmark: {error}", file=sys.stderr)
-            return 2
+        return run_command("benchmark", lambda: main(argv))
 
     return command
 
@@ -339,7 +337,7 @@ def is_refused(args: argparse.Namespace) -> bool:
         given = getattr(args, name, 1)
         wrong = [each for each in (given if isinstance(given, list) else [given]) if each < 1]
         if wrong:
-            raise ValueError(f"--{name.replace('_', '-')} is {wrong[0]}; allowed is 1 or more.")
+            raise UserError(f"--{name.replace('_', '-')} is {wrong[0]}; allowed is 1 or more.")
     for name in getattr(args, "trainers", ()):
         find_method(name, args.backbone)
     torch.set_num_threads(args.threads)

@@ -48,6 +48,7 @@ from dassl.data import build_data_loader
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
 from dassl.utils import set_random_seed
+from prompted_clip.errors import UserError
 
 SIZE = 224
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -226,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.folder:
         paths = sorted(str(path) for path in Path(args.folder).rglob("*.jpg"))[: args.images]
         if not paths:
-            raise ValueError(f"--folder {args.folder} holds no .jpg; give a folder of JPEGs.")
+            raise UserError(f"--folder {args.folder} holds no .jpg; give a folder of JPEGs.")
         save(args.out / "loader_photos.md", report(paths, "photos", args))
         return 0
     with tempfile.TemporaryDirectory() as folder:

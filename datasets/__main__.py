@@ -11,24 +11,19 @@ from tabulate import tabulate
 from dassl.utils.tools import atomic_open
 from datasets.contact_sheet import draw_sheet
 from datasets.prepare import prepare
-from datasets.sources import Entry, WrongArgument, find, known
+from datasets.sources import Entry, find, known
 from datasets.verify import images_of_classes, open_dataset, read_rows, status, verify
+from prompted_clip.console import run_command
+from prompted_clip.errors import MissingFileError, UserError
 
-OK, DEVIATES, WRONG, STOPPED = 0, 1, 2, 130  # exit codes
+OK, DEVIATES = 0, 1  # exit codes, beside run_command's
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns 0, 1 where something is missing or differs, 2 for a wrong argument."""
+    """Runs a command; returns 0, 1 where something is missing or differs, 2 for bad input."""
     args = build_parser().parse_args(arguments)
     args.root = Path(args.root).expanduser()
-    try:
-        return args.run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"python -m datasets: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG if isinstance(error, WrongArgument) else DEVIATES
-    except KeyboardInterrupt:
-        print("\nStopped. The same command continues.", file=sys.stderr)
-        return STOPPED
+    return run_command("python -m datasets", lambda: args.run(args))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -143,7 +138,7 @@ def run_verify(args: argparse.Namespace) -> int:
     if "all" in args.names:
         entries = [entry for entry in entries if status(entry, args.root) != "no"]
         if not entries:
-            raise FileNotFoundError(f"there is no dataset under {args.root}: run prepare, or give --root.")
+            raise MissingFileError(f"there is no dataset under {args.root}: run prepare, or give --root.")
     problems = [report(entry, args.root, args.all) for entry in entries]
     return DEVIATES if any(problems) else OK
 
@@ -167,7 +162,7 @@ def run_show(args: argparse.Namespace) -> int:
     entry = find(args.name)
     out = Path(args.out or f"{entry.name}.png")
     if out.suffix.lower() != ".png":
-        raise WrongArgument(f"--out is {str(out)!r}; it must end with .png.")
+        raise UserError(f"--out is {str(out)!r}; it must end with .png.")
     if entry.drawn and not (args.root / entry.folder).exists():
         open_dataset(entry, args.root)
     classes = images_of_classes(read_rows(entry, args.root))

@@ -8,6 +8,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from prompted_clip.errors import UserError
+
 # Photographs hardly compress. An archive that would grow to more than both is no archive of images.
 MAX_RATIO, MAX_SMALL = 50, 1 << 30
 
@@ -41,9 +43,9 @@ def unpack(archive: Path, folder: Path) -> None:
     except DAMAGED as error:
         if getattr(error, "errno", None):
             raise
-        raise ValueError(f"{archive.name} is damaged, unsafe or no archive ({error})") from error
+        raise UserError(f"{archive.name} is damaged, unsafe or no archive ({error})") from error
 
 
 def _check_size(archive: Path, size: int, limit: int) -> None:
     if size > limit:
-        raise ValueError(f"{archive.name} would unpack to {size / 1e9:.1f} GB or more, too much for its size")
+        raise UserError(f"{archive.name} would unpack to {size / 1e9:.1f} GB or more, too much for its size")

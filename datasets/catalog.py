@@ -21,6 +21,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.splits import Row, Shuffle, Split
 from datasets import readers
+from prompted_clip.errors import MissingFileError, UserError
 
 
 @DATASET_REGISTRY.register()
@@ -173,7 +174,7 @@ class FixedSplit(FewShotDataset):
         for name in self.own_lists:
             path = os.path.join(self.dataset_dir, name)
             if not os.path.isfile(path):
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{type(self).__name__}: there is no {path}. Expected are {self.beside_images()}; "
                     "docs/datasets.md tells where they come from."
                 )
@@ -271,7 +272,7 @@ class ImageNetPart(ImageNetVariant):
         folders = readers.subfolders(self.image_dir)
         present = [(folder, name) for folder, name in classes.items() if folder in folders]
         if len(folders) != self.n_classes or len(present) != self.n_classes:
-            raise ValueError(
+            raise UserError(
                 f"{self.image_dir} holds {len(folders)} folders, {len(present)} of them in classnames.txt; "
                 f"expected are {self.n_classes}, all of them there. Unpack the images again."
             )

@@ -19,6 +19,7 @@ from torchvision.datasets import imagenet
 from datasets.archives import unpack
 from datasets.sources import Entry, File, checksum_problem, plain
 from datasets.verify import open_dataset
+from prompted_clip.errors import MissingFileError, UserError
 
 WORK, UNPACKED = ".prepare", "unpacked"
 RETRIES = 4  # of a download over HTTP
@@ -94,7 +95,7 @@ def _prepare_file(file: File, folder: Path, work: Path) -> None:
     if by_hand.is_file():
         archive = by_hand
         if problem := checksum_problem(archive, file.hash):
-            raise ValueError(f"{archive}: {problem}: download it again, or remove it")
+            raise UserError(f"{archive}: {problem}: download it again, or remove it")
     elif not archive.is_file() or checksum_problem(archive, file.hash):
         fetch(file, archive)
     if not file.take:
@@ -139,7 +140,7 @@ def _prepare_from_mirror(entry: Entry, files: list[File], folder: Path, work: Pa
     zips = [path for path in list_repo_files(entry.mirror) if path.endswith(".zip")]
     path = next((path for path in zips if plain(Path(path).stem) in names), None)
     if path is None:
-        raise ValueError(f"there is no zip called {' or '.join(sorted(names))}")
+        raise UserError(f"there is no zip called {' or '.join(sorted(names))}")
     archive = File(Path(path).name, entry.mirror_hashes.get(path, ""), (f"hub:models/{entry.mirror}/{path}",))
     if not (work / archive.file).is_file():
         fetch(archive, work / archive.file)
@@ -166,7 +167,7 @@ def find(unpacked: Path, path: str) -> Path:
                 return inside
         folders = [each for each in level if each.is_dir() and not each.is_symlink()]
         level = sorted(entry for each in folders if each.name != "__MACOSX" for entry in each.iterdir())
-    raise FileNotFoundError(f"it holds no {path}; it holds {', '.join(sorted(os.listdir(unpacked))[:6])}")
+    raise MissingFileError(f"it holds no {path}; it holds {', '.join(sorted(os.listdir(unpacked))[:6])}")
 
 
 def fetch(file: File, target: Path) -> None:
@@ -188,7 +189,7 @@ def fetch(file: File, target: Path) -> None:
         target.unlink(missing_ok=True)
         print(f"{file.file}: {problem}")
         reasons.append(f"{url}: {problem}")
-    raise ValueError("; ".join(reasons))
+    raise UserError("; ".join(reasons))
 
 
 def download(url: str, target: Path, known_hash: str = "") -> None:

@@ -17,6 +17,7 @@ from dassl.data.folder_index import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from dassl.data.folder_index import list_images, progress, rows_of_folders
 from dassl.data.packed_rows import Rows
 from dassl.data.splits import Row, Shuffle, Split, split_trainval, to_datums
+from prompted_clip.errors import MissingFileError, UserError
 
 Parsed = TypeVar("Parsed")
 
@@ -32,12 +33,12 @@ def subfolders(folder: str) -> list[str]:
         ValueError: there is none in it.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"There is no folder {folder}. Unpack the images again.")
+        raise MissingFileError(f"There is no folder {folder}. Unpack the images again.")
     names = sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
     )
     if not names:
-        raise ValueError(f"{folder} holds no folders; expected one for each class.")
+        raise UserError(f"{folder} holds no folders; expected one for each class.")
     return names
 
 
@@ -64,7 +65,7 @@ def class_folders(
     for label, folder in enumerate(progress(folders, "Listing images", "folder")):
         images = list_images(os.path.join(image_dir, folder))
         if not images:
-            raise ValueError(f"{os.path.join(image_dir, folder)} holds no images. Unpack the images again.")
+            raise UserError(f"{os.path.join(image_dir, folder)} holds no images. Unpack the images again.")
         rows += [(f"{folder}/{image}", label, names.get(folder, folder)) for image in images]
     return _divide(rows, image_dir, shuffle, p_trn, p_val)
 
@@ -84,7 +85,7 @@ def _divide(
         parts = members[:n_train], members[n_train : n_train + n_val], members[n_train + n_val :]
         if not all(parts):
             path, _, name = members[0]
-            raise ValueError(
+            raise UserError(
                 f"{os.path.dirname(os.path.join(image_dir, path))} has {len(members)} images of {name!r}, "
                 f"too few to be split into {p_trn:.0%} train, {p_val:.0%} val and the rest test."
             )
@@ -134,15 +135,15 @@ def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> lis
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file ({error.reason}); expected {expected} per line.") from error
+        raise UserError(f"{path} is no text file ({error.reason}); expected {expected} per line.") from error
     for number, line in enumerate(lines, 1):
         try:
             if line:
                 parsed.append(parse(line))
         except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}, line {number} is {line!r}; expected {expected}.") from error
+            raise UserError(f"{path}, line {number} is {line!r}; expected {expected}.") from error
     if not parsed:
-        raise ValueError(f"{path} is empty; expected {expected} per line.")
+        raise UserError(f"{path} is empty; expected {expected} per line.")
     return parsed
 
 
@@ -238,7 +239,7 @@ def _read_mat(path: str, key: str) -> Sequence[Any]:
     try:
         return loadmat(path, struct_as_record=False, simplify_cells=False, variable_names=[key])[key].ravel()
     except Exception as error:  # scipy raises whatever its parser stumbles over
-        raise ValueError(
+        raise UserError(
             f"{path} is not readable as a Matlab file with the variable {key!r} "
             f"({str(error).partition(chr(10))[0]}). Fetch it again."
         ) from error
@@ -260,12 +261,12 @@ def car_annotations(dataset_dir: str, shuffle: Shuffle) -> Split:
                 label = int(getattr(record, "class").item()) - 1
                 image = str(record.fname.item())
             except (AttributeError, ValueError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{path}: annotation {index} lacks 'fname' or 'class'. For the test images, "
                     "cars_test_annos_withlabels.mat is meant."
                 ) from error
             if not 0 <= label < len(names):
-                raise ValueError(
+                raise UserError(
                     f"{path}: annotation {index} has class {label + 1}; {meta} names 1 to {len(names)}."
                 )
             rows.append((f"{folder}/{image}", label, names[label]))
@@ -286,13 +287,13 @@ def flower_labels(dataset_dir: str, image_dir: str, shuffle: Shuffle) -> Split:
         with open(names_file, encoding="utf-8") as file:
             names = {int(label): str(name) for label, name in json.load(file).items()}
     except (ValueError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f'{names_file}: expected JSON {{"1": name, "2": name, ...}}. Fetch it again.'
         ) from error
     rows = []
     for number, label in enumerate(labels, 1):
         if label not in names:
-            raise ValueError(f"{names_file} has no name for class {label} of {labels_file}.")
+            raise UserError(f"{names_file} has no name for class {label} of {labels_file}.")
         rows.append((f"image_{number:05d}.jpg", label - 1, names[label]))
     return _divide(rows, image_dir, shuffle)
 
@@ -308,7 +309,7 @@ def imagenet_classes(path: str) -> dict[str, str]:
         ValueError: a line without a name, a folder twice, or folders that are not in order.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no {path}. ImageNet's class list goes there, the classnames.txt published with CoOp, "
             "with lines such as 'n01440764 tench'; see docs/datasets.md."
         )
@@ -326,7 +327,7 @@ def imagenet_classes(path: str) -> dict[str, str]:
             for k, (folder, right) in enumerate(zip(folders, sorted(folders), strict=True))
             if folder != right or folders.count(folder) > 1
         )
-        raise ValueError(
+        raise UserError(
             f"{path}: {folders[at]}, class {at + 1}, is out of order or there twice; expected are "
             "ImageNet's folders sorted, as published."
         )
@@ -346,7 +347,7 @@ def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: 
     present, expected = set(subfolders(top)), {folder for folder, _ in classes}
     for wrong, what in ((expected - present, "missing"), (present - expected, "not in classnames.txt")):
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"{top}: of the folders of {len(classes)} classes, {len(wrong)} are {what}, the first: "
                 f"{min(wrong)}. Unpack the images again, or use the published classnames.txt."
             )
@@ -358,5 +359,5 @@ def labelled_folders(image_dir: str, classes: Sequence[tuple[str, str]], under: 
     filled = rows.label_names()
     for label, path in enumerate(paths):
         if label not in filled:
-            raise ValueError(f"{os.path.join(image_dir, path)} holds no images. Unpack the images again.")
+            raise UserError(f"{os.path.join(image_dir, path)} holds no images. Unpack the images again.")
     return rows

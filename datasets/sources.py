@@ -35,13 +35,10 @@ import yaml
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
+from prompted_clip.errors import UserError
 
 SOURCES = Path(__file__).with_name("sources.json")
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
-
-
-class WrongArgument(ValueError):
-    """A command was given an argument that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ def find(name: str) -> Entry:
     """The dataset with this name, config file, folder or other common name, whatever its case.
 
     Raises:
-        WrongArgument: there is none.
+        UserError: there is none.
     """
     names: dict[str, str] = {}
     for entry in known().values():
@@ -149,7 +146,7 @@ def find(name: str) -> Entry:
     near = [alias for alias in names if plain(name) and plain(name) in alias]
     near = near or difflib.get_close_matches(plain(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {names[near[0]]}?" if near else ""
-    raise WrongArgument(f"There is no dataset {name!r}; available: {', '.join(known())}.{hint}")
+    raise UserError(f"There is no dataset {name!r}; available: {', '.join(known())}.{hint}")
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from dassl.config import get_cfg_default
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.splits import Row, Split, load_split, to_rows
 from datasets.sources import Entry, checksum_problem, known
+from prompted_clip.errors import MissingFileError, UserError
 
 SAMPLE = 300  # images decoded unless all are asked for
 SHOWN = 10  # lines of one kind
@@ -71,10 +72,10 @@ def read_rows(entry: Entry, root: Path) -> Split:
     if entry.split and not (entry.drawn and not folder.exists()):
         path = folder / entry.split
         if not path.is_file():
-            raise FileNotFoundError(f"no split file {path}.")
+            raise MissingFileError(f"no split file {path}.")
         return load_split(str(path))
     if entry.dataset is None:
-        raise ValueError(f"{entry.name} is not in the catalogue, and has no published split file.")
+        raise UserError(f"{entry.name} is not in the catalogue, and has no published split file.")
     dataset = open_dataset(entry, root)
     return Split(
         *(

@@ -15,6 +15,7 @@ import trainers  # noqa: F401  (registers the methods)
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from datasets.own import ClassNames
+from prompted_clip.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATASET = "shapes"  # embedded: needs no download
@@ -66,14 +67,14 @@ def load_plugin(name: str) -> None:
     path = Path(name)
     if path.suffix == ".py":
         if not path.is_file():
-            raise FileNotFoundError(f"--plugin {name}: there is no such file.")
+            raise MissingFileError(f"--plugin {name}: there is no such file.")
         # Workers that are spawned import it by its name, from the same sys.path.
         sys.path.append(str(path.resolve().parent))
         importlib.invalidate_caches()
         known = path.stem in sys.modules or "." in path.stem
         spec = None if known else importlib.util.find_spec(path.stem)
         if spec is None or not spec.origin or not path.samefile(spec.origin):
-            raise ValueError(
+            raise UserError(
                 f"--plugin {name}: {path.stem} stands for another module; give the file another name."
             )
         importlib.import_module(path.stem)
@@ -83,7 +84,7 @@ def load_plugin(name: str) -> None:
     except ModuleNotFoundError:  # the package that it should be in
         found = None
     if found is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--plugin {name}: there is no such module; for a file, give a path that ends in .py."
         )
     importlib.import_module(name)
@@ -169,11 +170,11 @@ def setup_cfg(args: argparse.Namespace):
     reset_cfg(cfg, args)
     cfg.merge_from_list(args.opts)
     if cfg.SEED >= 2**32:
-        raise ValueError(f"SEED is {cfg.SEED}; allowed is less than 2**32, or a negative number for none.")
+        raise UserError(f"SEED is {cfg.SEED}; allowed is less than 2**32, or a negative number for none.")
     if not cfg.TRAINER.NAME:
-        raise ValueError(f"Give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}.")
+        raise UserError(f"Give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}.")
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # an unknown name fails now, and not after the data was read
     if args.model_dir and not Path(args.model_dir).is_dir():
-        raise FileNotFoundError(f"--model-dir {args.model_dir}: there is no such folder.")
+        raise MissingFileError(f"--model-dir {args.model_dir}: there is no such folder.")
     cfg.freeze()
     return cfg

@@ -19,6 +19,7 @@ from torch import Tensor
 from dassl.engine.checkpoints import file_to_load
 from dassl.utils import load_checkpoint
 from prompted_clip import load_model
+from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.model import CLIP
 from prompted_clip.simple_tokenizer import default_tokenizer
 from trainers.checkpoints import IDENTITY, fingerprint, learned_tensors
@@ -76,17 +77,15 @@ def read_learned(folder: Path, epoch: int | None = None) -> Learned:
         ValueError: there are checkpoints of several models, or the file is damaged.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder.")
+        raise MissingFileError(f"{folder}: there is no such folder.")
     places = sorted({file.parent for file in folder.glob("*/model*.pth.tar*")})
     if not places:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no checkpoint of a model: zero-shot methods learn nothing, and a test keeps "
             "nothing; give the folder of a training."
         )
     if len(places) > 1:
-        raise ValueError(
-            f"{folder} holds checkpoints of several models: {', '.join(p.name for p in places)}."
-        )
+        raise UserError(f"{folder} holds checkpoints of several models: {', '.join(p.name for p in places)}.")
     path = str(places[0] / file_to_load([str(places[0])], epoch))
     state = load_checkpoint(path).get("state_dict") or {}
     learned = learned_tensors(state)
@@ -111,14 +110,14 @@ def text_tokens(learned: Learned, width: int) -> list[Token]:
     by_depth = _coupled(learned) if _from_image(learned) else _own(learned)
     if not by_depth:
         kinds = "image tokens only, which have no words" if learned.tensors else "nothing that is learned"
-        raise ValueError(
+        raise UserError(
             f"{learned.path} holds {kinds}: there is no context of the text encoder to interpret."
         )
     names = list(learned.identity.get("classnames", ()))
     tokens = []
     for depth, each in sorted(by_depth.items()):
         if each.shape[-1] != width:
-            raise ValueError(
+            raise UserError(
                 f"{learned.path} holds text tokens of width {each.shape[-1]}, and this CLIP's words have "
                 f"{width}; give its own with --backbone (or --weights)."
             )
@@ -174,13 +173,13 @@ def load_words(backbone: str, weights: str, learned: Learned) -> CLIP:
     """
     name = backbone or learned.identity.get("backbone", "")
     if not name:
-        raise ValueError(
+        raise UserError(
             f"{learned.path} does not say which CLIP it was trained on; give --backbone, as ViT-B/16."
         )
     model = load_model(name, weights)
     trained = learned.identity.get("backbone_sha256")
     if trained and trained != fingerprint(model):
-        raise ValueError(
+        raise UserError(
             f"{learned.path} was trained on other weights of {learned.identity.get('backbone')}; give their "
             "file with --weights."
         )

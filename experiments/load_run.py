@@ -15,6 +15,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from experiments.configuration import build_parser, extend_cfg, load_plugin
 from experiments.results.result_file import content_of
+from prompted_clip.errors import MissingFileError, UserError
 
 
 def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
@@ -32,7 +33,7 @@ def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
     """
     result = content_of(folder)
     if not result.get("settings"):
-        raise ValueError(f"{folder}: its result.json holds no settings; run train.py again.")
+        raise UserError(f"{folder}: its result.json holds no settings; run train.py again.")
     plugins = build_parser().parse_known_args(result.get("command", [])[1:])[0].plugin
     for plugin in plugins:
         if Path(plugin).stem not in sys.modules and plugin not in sys.modules:
@@ -51,7 +52,7 @@ def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
             if result["eval_only"]:
                 place = Path(result["model_dir"])
                 if not place.is_dir():
-                    raise FileNotFoundError(
+                    raise MissingFileError(
                         f"{folder} tested what lay in {place}, and there is no such folder from here; start "
                         "where the run was started, or give the folder of the training."
                     )

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from prompted_clip.errors import UserError
+
 METHODS_FILE = Path(__file__).resolve().parent.parent / "configs" / "protocols" / "methods.yaml"
 CONDITIONS = ("protocol", "dataset", "shots")  # of a rule: a value, or a list of those that fit
 
@@ -51,7 +53,7 @@ class Method:
             allowed = {key: rule[key] for key in CONDITIONS if key in rule}
             if all(value == actual[key] or _is_among(actual[key], value) for key, value in allowed.items()):
                 return rule["config"]
-        raise ValueError(
+        raise UserError(
             f"{METHODS_FILE.name}: no rule of {self.key} fits protocol {protocol}, dataset {dataset}, "
             f"{shots} shots. Name a configuration: --trainers {self.trainer}:CONFIG."
         )
@@ -72,9 +74,9 @@ def read_methods(path: Path | None = None) -> list[Method]:
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
-        raise ValueError(
+        raise UserError(
             f"{path} holds no table of methods: NAME: {{trainer: ..., configs: ...}} is expected."
         )
     return [_method(path, str(key), entry, place) for place, (key, entry) in enumerate(table.items())]
@@ -83,16 +85,16 @@ def read_methods(path: Path | None = None) -> list[Method]:
 def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Method:
     trainer, rules, published = entry.get("trainer"), entry.get("configs"), entry.get("published", {})
     if not isinstance(trainer, str):
-        raise ValueError(f"{path}: {key}.trainer is {trainer!r}; allowed is the name of a trainer.")
+        raise UserError(f"{path}: {key}.trainer is {trainer!r}; allowed is the name of a trainer.")
     if not isinstance(published, dict):
-        raise ValueError(f"{path}: {key}.published is {published!r}; allowed are names by table.")
+        raise UserError(f"{path}: {key}.published is {published!r}; allowed are names by table.")
     if not isinstance(rules, list) or not all(
         isinstance(rule, dict)
         and isinstance(rule.get("config"), str)
         and rule.keys() <= {*CONDITIONS, "config"}
         for rule in rules
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: {key}.configs is {rules!r}; allowed is a list of rules, {{config: FILE}} with or "
             f"without the conditions {', '.join(CONDITIONS)}."
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run_folder import FORMAT, read_json
+from prompted_clip.errors import UserError
 
 ROLES = ("base", "new", "source", "target", "all")
 
@@ -64,7 +65,7 @@ def read_plan(path: Path) -> list[Planned]:
     """
     content = read_json(path)
     if not isinstance(content.get("jobs"), list):
-        raise ValueError(f"{path} is no plan: it has no list of jobs.")
+        raise UserError(f"{path} is no plan: it has no list of jobs.")
     return [_planned(path, number, entry) for number, entry in enumerate(content["jobs"])]
 
 
@@ -81,9 +82,9 @@ def _planned(path: Path, number: int, entry: Any) -> Planned:
             source=str(entry.get("source") or ""),
         )
     except KeyError as error:
-        raise ValueError(f"{path}: job {number} lacks {error.args[0]}.") from error
+        raise UserError(f"{path}: job {number} lacks {error.args[0]}.") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: job {number} holds a value that does not fit ({error}).") from error
+        raise UserError(f"{path}: job {number} holds a value that does not fit ({error}).") from error
     if planned.role not in ROLES:
-        raise ValueError(f"{path}: job {number} has role {planned.role!r}; allowed are {', '.join(ROLES)}.")
+        raise UserError(f"{path}: job {number} has role {planned.role!r}; allowed are {', '.join(ROLES)}.")
     return planned

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from experiments.run_folder import ROOT
+from prompted_clip.errors import MissingFileError, UserError
 
 PROTOCOLS = ROOT / "configs" / "protocols"
 KEYS = {"title", "source", "datasets", "shots", "methods", "train", "tests", "untrained"}
@@ -74,11 +75,11 @@ def read_protocol(name: str) -> Protocol:
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(protocol_names())
-        raise FileNotFoundError(f"protocol {name}: allowed are {known}, or the path of a yaml file.")
+        raise MissingFileError(f"protocol {name}: allowed are {known}, or the path of a yaml file.")
     content = _read_yaml(path)
     unknown = sorted(content.keys() - KEYS)
     if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(KEYS))}.")
+        raise UserError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(KEYS))}.")
     try:
         train = content.get("train")
         return Protocol(
@@ -100,7 +101,7 @@ def read_protocol(name: str) -> Protocol:
             },
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no protocol ({error}): see {PROTOCOLS.name}/base2new.yaml for one."
         ) from error
 
@@ -109,8 +110,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no protocol: expected are keys such as title, datasets, train.")
+        raise UserError(f"{path} is no protocol: expected are keys such as title, datasets, train.")
     base = content.pop("_BASE_", None)
     return {**_read_yaml(path.parent / base), **content} if base else content

@@ -8,6 +8,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from prompted_clip.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
 RESULT_FILE = "result.json"
@@ -70,9 +72,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
+        raise UserError(f"{path} is not JSON ({error}).") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path} is none of this project's files: it has no `format`.")
+        raise UserError(f"{path} is none of this project's files: it has no `format`.")
     if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']!r}; this version reads {FORMAT}.")
+        raise UserError(f"{path} has format {content['format']!r}; this version reads {FORMAT}.")
     return content

@@ -1,24 +1,29 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020) whose encoders take prompts and adapters; learners."""
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) whose encoders take prompts and adapters; learners.
 
+Names are imported when they are used, so that `prompted_clip.errors` needs no torch.
+"""
+
+import importlib
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .adapters import Adapters, BlockAdapter
-from .factory import available_models, build_model, load, load_model, pixel_statistics, tokenize
-from .model import CLIP
-from .ops import allow_double_backward
-from .prompt_learner import (
-    IndependentPromptLearner,
-    PromptLearner,
-    TemplateEnsemble,
-    class_sentences,
-    initial_context,
-    noise,
-    tokenize_classes,
-)
-from .prompted_clip import PromptedCLIP
-from .prompting import Prompts
-from .shared_prefix import SharedPrefixText
+if TYPE_CHECKING:
+    from .adapters import Adapters, BlockAdapter
+    from .factory import available_models, build_model, load, load_model, pixel_statistics, tokenize
+    from .model import CLIP
+    from .ops import allow_double_backward
+    from .prompt_learner import (
+        IndependentPromptLearner,
+        PromptLearner,
+        TemplateEnsemble,
+        class_sentences,
+        initial_context,
+        noise,
+        tokenize_classes,
+    )
+    from .prompted_clip import PromptedCLIP
+    from .prompting import Prompts
+    from .shared_prefix import SharedPrefixText
 
 __all__ = [
     "CLIP",
@@ -42,10 +47,24 @@ __all__ = [
     "tokenize",
     "tokenize_classes",
 ]
+MODULES = (
+    "adapters",
+    "factory",
+    "model",
+    "ops",
+    "prompt_learner",
+    "prompted_clip",
+    "prompting",
+    "shared_prefix",
+)
 
 
 def __getattr__(name: str) -> Any:
     if name == "Sentences":
         warnings.warn("Sentences is SharedPrefixText now", DeprecationWarning, stacklevel=2)
-        return SharedPrefixText
+        name = "SharedPrefixText"
+    if name in __all__:
+        for module in (importlib.import_module(f".{each}", __name__) for each in MODULES):
+            if hasattr(module, name):
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from .errors import UserError
+
 Map = Callable[[Tensor], Tensor]
 
 
@@ -66,10 +68,10 @@ def replaced_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterat
             owner = module.get_submodule(path)
             own = owner._parameters[key]
         except (AttributeError, KeyError):
-            raise ValueError(f"Adapters.tensors[{name!r}]: CLIP has no parameter of that name.") from None
+            raise UserError(f"Adapters.tensors[{name!r}]: CLIP has no parameter of that name.") from None
         if own is None or own.shape != tensor.shape:
             shape = None if own is None else tuple(own.shape)
-            raise ValueError(f"Adapters.tensors[{name!r}] is {tuple(tensor.shape)}; CLIP's is {shape}.")
+            raise UserError(f"Adapters.tensors[{name!r}] is {tuple(tensor.shape)}; CLIP's is {shape}.")
         places.append((owner._parameters, key, own, tensor))
     try:
         for parameters, key, _, tensor in places:

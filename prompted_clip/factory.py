@@ -19,6 +19,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from tqdm import tqdm
 
 from . import open_clip_models
+from .errors import DownloadError, UserError
 from .model import CLIP, convert_weights
 from .simple_tokenizer import default_tokenizer
 from .weights import clean_state_dict, model_arguments, read_state_dict, widen_embedding
@@ -80,10 +81,10 @@ def _download(url: str, root: str | None = None) -> str:
                     output.write(chunk)
                     progress.update(len(chunk))
         if partial.stat().st_size < size:
-            raise ConnectionError(f"it broke off after {partial.stat().st_size} of {size} bytes")
+            raise DownloadError(f"it broke off after {partial.stat().st_size} of {size} bytes")
         found = _sha256(partial)
         if found != expected:
-            raise ValueError(
+            raise UserError(
                 f"{url} gave a file with sha256 {found} instead of {expected}: not kept; {by_hand}."
             )
         partial.replace(target)
@@ -91,7 +92,7 @@ def _download(url: str, root: str | None = None) -> str:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         reason = " ".join(str(error).split())
-        raise ConnectionError(f"{url} could not be downloaded ({reason}); {by_hand}.") from error
+        raise DownloadError(f"{url} could not be downloaded ({reason}); {by_hand}.") from error
     finally:
         partial.unlink(missing_ok=True)
     return str(target)
@@ -148,7 +149,7 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
     embedded_words = widen_embedding(state_dict, vocabulary, source)
     arguments = model_arguments(state_dict, source)
     if arguments["vocab_size"] > vocabulary:
-        raise ValueError(
+        raise UserError(
             f"{source} embeds {arguments['vocab_size']} words, and CLIP's tokenizer has {vocabulary}: "
             "it was trained with another tokenizer."
         )
@@ -160,7 +161,7 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
         with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
             model = CLIP(**arguments)
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"{source} holds encoders that do not divide into heads: {error}.") from error
+        raise UserError(f"{source} holds encoders that do not divide into heads: {error}.") from error
     wanted = model.state_dict()
     differing = [f"no {key}" for key in wanted if key not in state_dict]
     differing += [f"{key} too many" for key in state_dict if key not in wanted]
@@ -170,7 +171,7 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
         if key in state_dict and wanted[key].shape != state_dict[key].shape
     ]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{source} holds no whole CLIP ({len(differing)} differences): {'; '.join(differing[:4])}."
         )
     model.load_state_dict({key: state_dict[key].to(wanted[key].dtype) for key in wanted}, assign=True)
@@ -200,7 +201,7 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
     if name not in available_models():
         near = difflib.get_close_matches(name, available_models(), n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
+        raise UserError(
             f"MODEL.BACKBONE.NAME is {name!r}; allowed are {', '.join(available_models())} "
             f"and open_clip:ARCHITECTURE/TAG.{hint}"
         )
@@ -237,7 +238,7 @@ def load(
         ValueError: `jit` is asked for; and as `load_model`.
     """
     if jit:
-        raise ValueError("clip.load(jit=True): only the plain model is to be had; leave jit out.")
+        raise UserError("clip.load(jit=True): only the plain model is to be had; leave jit out.")
     model = load_model("ViT-B/16", name) if os.path.isfile(name) else load_model(name, "", download_root)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type != "cpu":

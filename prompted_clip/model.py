@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .adapters import Adapters, BlockAdapter, replaced_tensors
+from .errors import UserError
 from .mlp import QuickGELU
 from .norm import LayerNorm
 from .prompting import Prompts, insert_tokens, overwrite_slots, replace_tokens
@@ -245,7 +246,7 @@ class CLIP(nn.Module):
             ValueError: it is a ResNet.
         """
         if not isinstance(self.visual, VisionTransformer):
-            raise ValueError(
+            raise UserError(
                 "This CLIP's image encoder is a ResNet: it has no tokens for image prompts, and no blocks "
                 "for adapters; use a ViT."
             )
@@ -270,7 +271,7 @@ class CLIP(nn.Module):
             missing = set(text[~self.embedded_words[text]].tolist())
             found = words_with(missing, text.flatten().tolist()) or ["a part of a word"]
             words = ", ".join(repr(word) for word in found[:8])
-            raise ValueError(
+            raise UserError(
                 f"This checkpoint embeds only a part of the vocabulary, and no {words}; "
                 "use other words, or a checkpoint with the whole vocabulary."
             )

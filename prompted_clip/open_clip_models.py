@@ -12,6 +12,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import nn
 
+from .errors import DownloadError, UserError
 from .mlp import QuickGELU
 
 PREFIX = "open_clip:"
@@ -44,7 +45,7 @@ def model_options(name: str) -> dict[str, Any]:
     if architecture not in open_clip.list_models():
         near = difflib.get_close_matches(name.removeprefix(PREFIX), open_clip.list_models(), n=1)
         hint = f"Did you mean {PREFIX}{near[0]}? " if near else ""
-        raise ValueError(
+        raise UserError(
             f"MODEL.BACKBONE.NAME is {name!r}; open_clip has no model {architecture!r}. {hint}"
             "Its models are listed by: python -c 'import open_clip; print(*open_clip.list_models())'"
         )
@@ -52,7 +53,7 @@ def model_options(name: str) -> dict[str, Any]:
     vision, text = _tower_configs(config)
     reason = _why_not(config, vision, text)
     if reason:
-        raise ValueError(
+        raise UserError(
             f"MODEL.BACKBONE.NAME is {name!r}, which cannot take prompts here: {reason}. "
             "The ViT models with a causal text encoder can, such as open_clip:ViT-B-16/laion2b_s34b_b88k."
         )
@@ -108,7 +109,7 @@ def fetch_weights(name: str) -> Path:
     tags = list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         what = f"there are no weights {tag!r}" if tag else "it does not say which weights"
-        raise ValueError(
+        raise UserError(
             f"MODEL.BACKBONE.NAME is {name!r}; {what} of {architecture}. Give one of {', '.join(tags)} "
             "after a '/', or a file as MODEL.BACKBONE.PATH."
         )
@@ -116,7 +117,7 @@ def fetch_weights(name: str) -> Path:
         return Path(download_pretrained(get_pretrained_cfg(architecture, tag)))
     except Exception as error:  # the hub's client raises errors of many packages
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConnectionError(
+        raise DownloadError(
             f"The weights of {name} could not be downloaded ({reason}); "
             "fetch the file elsewhere and give it as MODEL.BACKBONE.PATH."
         ) from error
@@ -150,7 +151,7 @@ def check_widths(name: str, arguments: dict[str, Any]) -> None:
         "embed_dim": config["embed_dim"],
     }.items():
         if arguments[key] != expected:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.BACKBONE.NAME is {name!r}, whose {key} is {expected}, but the weights given have "
                 f"{arguments[key]}; give the weights of that model, or its name."
             )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Adapters
+from .errors import UserError
 from .factory import tokenize
 from .model import CLIP, VisionTransformer
 from .prompting import Prompts
@@ -234,7 +235,7 @@ def tokenize_classes(clip_model: CLIP, classnames: Sequence[str], template: str)
         try:
             rows.append(tokenize(sentence, clip_model.context_length))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"The sentence of class {name!r} is longer than the {clip_model.context_length} tokens that "
                 f'the text encoder takes: "{sentence}". Shorten the class name, or the context before it.'
             ) from error

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -39,7 +41,7 @@ class Prompts:
         early = [k for k, tokens in enumerate(self.deep[: self.first_block]) if tokens is not None]
         if early or (self.first_block and self.tokens is None):
             given = f"deep[{early[0]}] is given" if early else "tokens is None"
-            raise ValueError(
+            raise UserError(
                 f"Prompts(first_block={self.first_block}): {given}; tokens must enter before they are "
                 f"overwritten: give tokens, and None for deep[0] to deep[{self.first_block - 1}]."
             )
@@ -53,7 +55,7 @@ class Prompts:
     def check_blocks(self, blocks: int) -> None:
         """Raises a `ValueError` if the tokens would enter after the last of so many blocks."""
         if self.first_block >= blocks:
-            raise ValueError(
+            raise UserError(
                 f"Prompts(first_block={self.first_block}): this encoder has {blocks} blocks, counted from 0; "
                 f"allowed is up to {blocks - 1}."
             )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .adapters import Adapters, replaced_tensors
+from .errors import UserError
 from .model import CLIP
 from .norm import LayerNorm
 from .ops import is_unmodified
@@ -62,7 +63,7 @@ class SharedPrefixText(nn.Module):
         slots = prompts if isinstance(prompts, Tensor) else torch.arange(1, 1 + prompts).expand(count, -1)
         ends_early = (slots >= eot[:, None]).any(dim=1)
         if ends_early.any():
-            raise ValueError(
+            raise UserError(
                 f"A sentence of {int(eot[ends_early].min()) - 1} tokens ends before its {slots.shape[1]} "
                 "prompt tokens do."
             )
@@ -163,9 +164,7 @@ class SharedPrefixText(nn.Module):
         each = [tokens for tokens in (prompts.tokens, *prompts.deep) if tokens is not None]
         for tokens in each:
             if prompts.are_of_classes(tokens) and len(tokens) != count:
-                raise ValueError(
-                    f"There are prompts of {len(tokens)} classes, and there are {count} classes."
-                )
+                raise UserError(f"There are prompts of {len(tokens)} classes, and there are {count} classes.")
         if prompts.first_block:  # they are inserted
             return
         given = 0 if prompts.tokens is None else prompts.tokens.shape[-2]
@@ -174,7 +173,7 @@ class SharedPrefixText(nn.Module):
         if self.leading < self.prompts or any(prompts.are_of_classes(tokens) for tokens in each):
             least = room = self.prompts  # all of them have their positions
         if given < least or most > room:
-            raise ValueError(
+            raise UserError(
                 f"There are {most} prompt tokens; these sentences take {least} to {room}. "
                 f"Cut them for as many: SharedPrefixText(tokens, prompts={most})."
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import BlockAdapter
+from .errors import UserError
 from .mlp import MLP, QuickGELU, can_use_silu
 from .norm import LayerNorm
 from .ops import attention, differentiable_once, is_unmodified, linear
@@ -100,7 +101,7 @@ class ResidualAttentionBlock(nn.Module):
         if self.attention_is_unmodified():
             attended = self.attend(normed, attend, adapter, positions)
         elif adapter.is_in_attention():
-            raise ValueError(
+            raise UserError(
                 f"An adapter of query, key, value or out cannot enter this block's attention, a "
                 f"{type(self.attn).__name__} that was hooked or replaced. Remove the hook, or the adapter."
             )
@@ -272,7 +273,7 @@ class Transformer(nn.Module):
         """
         blocks = len(self.resblocks)
         if len(adapters) > blocks:
-            raise ValueError(
+            raise UserError(
                 f"Adapters.blocks holds {len(adapters)} adapters; this encoder has {blocks} blocks."
             )
         x = x.transpose(0, 1)

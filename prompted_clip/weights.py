@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .archive import is_archive, read_archive
+from .errors import MissingFileError, UserError
 
 # Entries of archives that are no weights: OpenAI's hold three sizes, open_clip's a mask.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -33,11 +34,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file of CLIP weights at {path}; check MODEL.BACKBONE.PATH.")
+        raise MissingFileError(f"There is no file of CLIP weights at {path}; check MODEL.BACKBONE.PATH.")
     try:
         content = _read(path)
     except Exception as error:  # a damaged file makes its reader raise anything
-        raise ValueError(f"{path} cannot be read as CLIP weights: {_reason(error)}.") from error
+        raise UserError(f"{path} cannot be read as CLIP weights: {_reason(error)}.") from error
     return clean_state_dict(content, str(path))
 
 
@@ -70,7 +71,7 @@ def clean_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{source} holds a {type(content).__name__}, not a state dict of CLIP weights.")
+        raise UserError(f"{source} holds a {type(content).__name__}, not a state dict of CLIP weights.")
     state_dict = {}
     for key, value in content.items():
         key = key.removeprefix("module.")
@@ -82,7 +83,7 @@ def clean_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     missing = sorted(needed - state_dict.keys())
     if missing or not any(key.startswith("visual.") for key in state_dict):
         what = missing[0] if missing else "visual.*"
-        raise ValueError(
+        raise UserError(
             f"{source} holds no weights of a CLIP: there is no {what}. MODEL.BACKBONE.PATH takes OpenAI's "
             "archives, and state dicts in OpenAI's or open_clip's names."
         )
@@ -105,7 +106,7 @@ def widen_embedding(state_dict: dict[str, Tensor], vocabulary: int, source: str)
     rows = state_dict.pop("token_embedding.rows").long()
     values = state_dict.pop("token_embedding.values", rows[:0])
     if values.dim() != 2 or rows.shape != values.shape[:1] or not ((rows >= 0) & (rows < vocabulary)).all():
-        raise ValueError(
+        raise UserError(
             f"{source} holds no whole CLIP: token_embedding.rows are not the words of "
             f"token_embedding.values, in a vocabulary of {vocabulary}."
         )
@@ -131,7 +132,7 @@ def model_arguments(state_dict: Mapping[str, Tensor], source: str) -> dict[str, 
 
     def size(key: str, axis: int = 0) -> int:
         if key not in state_dict or state_dict[key].dim() <= axis:
-            raise ValueError(f"{source} holds no whole CLIP: {key} is missing, or has too few dimensions.")
+            raise UserError(f"{source} holds no whole CLIP: {key} is missing, or has too few dimensions.")
         return state_dict[key].shape[axis]
 
     text_width = size("ln_final.weight")
@@ -164,7 +165,7 @@ def model_arguments(state_dict: Mapping[str, Tensor], source: str) -> dict[str, 
             "vision_patch_size": None,
         }
     else:
-        raise ValueError(
+        raise UserError(
             f"{source} holds an image encoder that is neither CLIP's ViT nor its ResNet "
             "(there is no visual.proj and no visual.layer1)."
         )

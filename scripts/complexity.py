@@ -23,6 +23,7 @@ from tabulate import tabulate
 from experiments.configuration import load_plugin
 from experiments.costs.complexity import Complexity, build_cfg, complexity_of, find_method
 from experiments.costs.synthetic import class_names, image_size, random_weights, tokens_of_names
+from prompted_clip.console import run_command
 
 DEFAULT_TRAINERS = ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe"]
 TABLES = {"text": "simple", "markdown": "github"}
@@ -144,19 +145,16 @@ def giga(flops: int | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        found = complexities(args)
-        if args.format in TABLES:
-            names = class_names(max(args.classes), args.backbone, args.class_names)
-            print(f"{args.backbone}; class names of {tokens_of_names(names):.1f} tokens on average\n")
-        print(render(found, args.format))
-    except (ValueError, OSError) as error:
-        print(f"complexity: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("complexity: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("complexity", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the table."""
+    found = complexities(args)
+    if args.format in TABLES:
+        names = class_names(max(args.classes), args.backbone, args.class_names)
+        print(f"{args.backbone}; class names of {tokens_of_names(names):.1f} tokens on average\n")
+    print(render(found, args.format))
 
 
 if __name__ == "__main__":

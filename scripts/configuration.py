@@ -24,6 +24,7 @@ from yacs.config import CfgNode
 from dassl.config import defaults, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from experiments.configuration import extend_cfg
+from prompted_clip.errors import UserError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
@@ -109,7 +110,7 @@ def meaning_of(key: str, places: list[tuple[str, dict[str, str]]]) -> str:
         for start in range(len(parts) if prefix else 1):
             if (name := ".".join(parts[start:])) in found:
                 return found[name]
-    raise ValueError(f"{key} has no comment where its default is set; write what it means beside it.")
+    raise UserError(f"{key} has no comment where its default is set; write what it means beside it.")
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,14 +11,14 @@ What each kind draws is told in docs/figures.md.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a kind imports what it needs: torch only where a model is used
-    from experiments.figures.style import NamedFigure
+    from prompted_clip.console import run_command
+from experiments.figures.style import NamedFigure
 
 CLASSES = ("base", "new", "both")
 
@@ -65,22 +65,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        drawn = draw(args)
-        from experiments.figures.style import save
+    return run_command("figures", lambda: run(args))
 
-        first = args.folder if "folder" in args else args.run if "run" in args else args.runs[0]
-        for note in dict.fromkeys(note for each in drawn for note in each.notes):
-            print(note)
-        for each in drawn:
-            print("Written:", *save(each, args.out or first / "figures"))
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"figures: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def run(args: argparse.Namespace) -> None:
+    """Draws and writes the figures."""
+    drawn = draw(args)
+    from experiments.figures.style import save
+
+    first = args.folder if "folder" in args else args.run if "run" in args else args.runs[0]
+    for note in dict.fromkeys(note for each in drawn for note in each.notes):
+        print(note)
+    for each in drawn:
+        print("Written:", *save(each, args.out or first / "figures"))
 
 
 def draw(args: argparse.Namespace) -> list[NamedFigure]:

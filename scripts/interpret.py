@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from experiments.interpret import METRICS, Token, Vocabulary, load_words, read_learned, rows_of, text_tokens
+from prompted_clip.console import run_command
+from prompted_clip.errors import UserError
 
 FORMATS = ("table", "csv")
 
@@ -37,21 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"interpret: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("interpret", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table, or csv alone."""
     if args.top < 1:
-        raise ValueError(f"--top {args.top}: allowed is 1 or more.")
+        raise UserError(f"--top {args.top}: allowed is 1 or more.")
     learned = read_learned(args.run, args.load_epoch)
     model = load_words(args.backbone, args.weights, learned)
     tokens = text_tokens(learned, model.transformer.width)

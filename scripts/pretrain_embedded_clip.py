@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ from datasets.captioned_drawings import (
     phrase,
 )
 from datasets.drawing import SIZE
+from prompted_clip.console import run_command
+from prompted_clip.errors import UserError
 from prompted_clip.factory import EMBEDDED
 from prompted_clip.model import CLIP, VisionTransformer
 
@@ -279,7 +282,7 @@ def pretrain(settings: Settings, work: Path, out: Path, save_every: float = 120)
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         if state["settings"] != asdict(settings):
-            raise ValueError(
+            raise UserError(
                 f"{saved} is of other settings: {state['settings']}. Use them, or another --work folder."
             )
         done = state["steps"]
@@ -340,13 +343,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    try:
-        pretrain(Settings(steps=arguments.steps, seed=arguments.seed), arguments.work, arguments.out)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last saved state.")
-        raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"pretrain_embedded_clip: {error}") from None
+    settings = Settings(steps=arguments.steps, seed=arguments.seed)
+    sys.exit(run_command("pretrain_embedded_clip", lambda: pretrain(settings, arguments.work, arguments.out)))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.console import prepare_stdout
 from experiments.methods import read_methods
 from experiments.report import formats
 from experiments.report.latex import latex
 from experiments.report.report import Report, make_report
 from experiments.results.accuracies import METRICS
 from experiments.results.runs import RunSet, gather
+from prompted_clip.console import run_command
+from prompted_clip.errors import UserError
 
 
 def html(report: Report) -> str:
@@ -79,10 +80,10 @@ def selected(gathered: RunSet, args: argparse.Namespace) -> RunSet:
         there = set().union(*map(names_of, runs))
         unknown = [name for name in wanted if name not in there]
         if unknown:
-            raise ValueError(f"{flag} {unknown[0]}: no such runs; there are {', '.join(sorted(there))}.")
+            raise UserError(f"{flag} {unknown[0]}: no such runs; there are {', '.join(sorted(there))}.")
         runs = [run for run in runs if names_of(run) & set(wanted)]
     if not runs:
-        raise ValueError("no run fits all of these filters together.")
+        raise UserError("no run fits all of these filters together.")
     return replace(gathered, runs=runs)
 
 
@@ -100,22 +101,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = build_parser().parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
-    try:
-        gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
-        report = make_report(gathered, args.metric, f"python -m scripts.report {shlex.join(words)}")
-        for warning in report.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        if args.format in PRINTED and args.out is None:
-            print(PRINTED[args.format][1](report), end="")
-        else:
-            names = [*PRINTED, *WRITTEN] if args.format == "all" else [args.format]
-            write(report, names, args.out or args.folders[0] / "report")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("report", lambda: run(args, words))
+
+
+def run(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """Prints the tables, or writes them."""
+    gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
+    report = make_report(gathered, args.metric, f"python -m scripts.report {shlex.join(words)}")
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if args.format in PRINTED and args.out is None:
+        print(PRINTED[args.format][1](report), end="")
+    else:
+        names = [*PRINTED, *WRITTEN] if args.format == "all" else [args.format]
+        write(report, names, args.out or args.folders[0] / "report")
 
 
 if __name__ == "__main__":
-    prepare_stdout()
     sys.exit(main())

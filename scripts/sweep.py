@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cluster.options import ClusterOptions, add_arguments
-from experiments.console import prepare_stdout
 from experiments.plans import save_plan
 from experiments.protocols import Protocol, protocol_names, read_protocol
 from experiments.run_folder import read_result
 from experiments.sweeps.job import Job
 from experiments.sweeps.units import STAGES, Selection, units
+from prompted_clip.console import run_command
+from prompted_clip.errors import UserError
 from scripts import report
 
 if TYPE_CHECKING:
@@ -89,21 +90,21 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
     ):
         wrong = next((value for value in values if value < least), None)
         if wrong is not None:
-            raise ValueError(f"{flag} is {wrong}; allowed is {least} or more.")
+            raise UserError(f"{flag} is {wrong}; allowed is {least} or more.")
     if args.jobs_per_gpu != "auto" and not (args.jobs_per_gpu.isdigit() and int(args.jobs_per_gpu)):
-        raise ValueError(f"--jobs-per-gpu is {args.jobs_per_gpu}; allowed are auto, and 1 or more.")
+        raise UserError(f"--jobs-per-gpu is {args.jobs_per_gpu}; allowed are auto, and 1 or more.")
     if args.cluster and args.show:
-        raise ValueError(
+        raise UserError(
             "--show prints runs of this machine; with --cluster, their logs are in their folders."
         )
     if args.values and not protocol.curves:
-        raise ValueError(f"--values is for ablations; {protocol.name} has no curve.")
+        raise UserError(f"--values is for ablations; {protocol.name} has no curve.")
     if args.source and not protocol.source:
-        raise ValueError(f"--source is {args.source}; {protocol.name} trains on the dataset that it tests.")
+        raise UserError(f"--source is {args.source}; {protocol.name} trains on the dataset that it tests.")
     known = {step.classes for step in (*protocol.untrained, *protocol.tests)}
     wrong_classes = [each for each in args.classes if each not in known]
     if wrong_classes:
-        raise ValueError(f"--classes {wrong_classes[0]}: {protocol.name} has {', '.join(sorted(known))}.")
+        raise UserError(f"--classes {wrong_classes[0]}: {protocol.name} has {', '.join(sorted(known))}.")
     return Selection(
         methods=args.trainers,
         datasets=[] if args.datasets == ["all"] else args.datasets,
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     jobs = list(dict.fromkeys(job for unit in wanted for job in unit))
     if not jobs:
-        raise ValueError(f"{protocol.name} has nothing to do for these flags.")
+        raise UserError(f"{protocol.name} has nothing to do for these flags.")
 
     if not args.dry_run:
         print(
@@ -204,16 +205,8 @@ def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> Sta
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 1 if a run failed, 2 for what the user can mend."""
     args = build_parser().parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"sweep: {str(stop) or 'stopped; the same command goes on from here.'}", file=sys.stderr)
-        return 130
+    return run_command("sweep", lambda: run(args))
 
 
 if __name__ == "__main__":
-    prepare_stdout()
     sys.exit(main())

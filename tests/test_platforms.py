@@ -97,7 +97,7 @@ def test_scripts_call_no_program_that_macos_lacks():
 
 def test_a_line_is_seen_when_it_is_printed(test_of):
     """Also where the output is a pipe, which Python would fill first."""
-    program = "from experiments.console import prepare_stdout; prepare_stdout(); print('line'); input()"
+    program = "from prompted_clip.console import prepare_stdout; prepare_stdout(); print('line'); input()"
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

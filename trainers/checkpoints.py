@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP
 from prompted_clip.prompted_clip import PromptedCLIP
 
@@ -99,7 +100,7 @@ def check_fit(
     if differences:
         more = len(differences) - MOST_DIFFERENCES
         listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise ValueError(
+        raise UserError(
             f"The checkpoint {path} does not fit this run: {listed}. "
             "Give it with the backbone and the settings that it was trained with."
         )
@@ -158,7 +159,7 @@ def check_same_run(directory: str, before: Mapping[str, Any], now: Mapping[str, 
     if before.get("classnames", now["classnames"]) != now["classnames"]:
         differences.append("its classes have other names")
     if differences:
-        raise ValueError(
+        raise UserError(
             f"The run in {directory} cannot be continued by this one: {'; '.join(differences)}. "
             "Give another --output-dir to start a new one."
         )

@@ -17,6 +17,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 from dassl.utils.distributed import is_rank_zero
 from prompted_clip import load_model
+from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
@@ -92,7 +93,7 @@ class CLIPPromptTrainer(TrainerX):
         check_settings(cfg, self.takes_views)
         name = cfg.MODEL.BACKBONE.NAME
         if self.has_image_tokens(cfg) and name.startswith("RN"):
-            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
+            raise UserError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
 
     def check_setting(
         self, cfg, key: str, at_least: int | None = None, one_of: Sequence[str] | None = None, why: str = ""
@@ -105,9 +106,9 @@ class CLIPPromptTrainer(TrainerX):
         value = cfg.TRAINER[self.settings_key()][key]
         where = f"TRAINER.{self.settings_key()}.{key} is {value!r}"
         if at_least is not None and value < at_least:
-            raise ValueError(f"{where}; allowed is {at_least} or more ({why}).")
+            raise UserError(f"{where}; allowed is {at_least} or more ({why}).")
         if one_of is not None and value not in one_of:
-            raise ValueError(f"{where}; allowed are {', '.join(one_of)}.")
+            raise UserError(f"{where}; allowed are {', '.join(one_of)}.")
 
     @property
     def own_settings(self):
@@ -129,7 +130,7 @@ class CLIPPromptTrainer(TrainerX):
         print(f"Loading CLIP (backbone: {backbone.NAME}{weights})")
         clip_model = load_model(backbone.NAME, backbone.PATH).requires_grad_(False)
         if self.has_image_tokens(cfg) and not isinstance(clip_model.visual, VisionTransformer):
-            raise ValueError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {backbone.PATH} is"))
+            raise UserError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {backbone.PATH} is"))
         check_input(cfg, clip_model)
 
         print("Building custom CLIP")

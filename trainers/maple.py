@@ -17,6 +17,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 from prompted_clip import Prompts
+from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, class_sentences, initial_context, noise
 
@@ -141,11 +142,11 @@ class MaPLe(CLIPPromptTrainer):
         own = cfg.TRAINER[self.settings_key()]
         where = f"TRAINER.{self.settings_key()}"
         if own.PROMPT_DEPTH_TEXT == own.PROMPT_DEPTH_VISION == 0:
-            raise ValueError(
+            raise UserError(
                 f"{where}.PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are 0; one of them must be 1 or more."
             )
         if own.DEEP_INIT == "words" and (own.DIRECTION != "text_to_image" or not own.CTX_INIT):
-            raise ValueError(
+            raise UserError(
                 f"{where}.DEEP_INIT is 'words', for text prompts, which take those of CTX_INIT: it is "
                 f"{own.CTX_INIT!r}, and DIRECTION {own.DIRECTION!r}. Give words and text_to_image, or noise."
             )

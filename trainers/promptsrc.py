@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY
+from prompted_clip.errors import UserError
 
 from .clip_trainer import CLIPPromptTrainer
 from .ivlp import IVLP
@@ -42,9 +43,7 @@ class SelfRegulation(CLIPPromptTrainer):
         self.check_setting(cfg, "IMAGE_LOSS_WEIGHT", at_least=0, why="the paper uses 10")
         std = cfg.TRAINER[self.settings_key()].GPA_STD
         if std <= 0:
-            raise ValueError(
-                f"TRAINER.{self.settings_key()}.GPA_STD is {std}; allowed is more than 0 epochs."
-            )
+            raise UserError(f"TRAINER.{self.settings_key()}.GPA_STD is {std}; allowed is more than 0 epochs.")
 
     def build_model(self) -> None:
         super().build_model()
@@ -91,7 +90,7 @@ class SelfRegulation(CLIPPromptTrainer):
     def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
         super().check_resumable(name, checkpoint, directory)
         if "average" not in checkpoint:
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint of {name} has no mean over its epochs and cannot be continued; test it with "
                 "--eval-only, or give another --output-dir to start a new run."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prompted_clip import pixel_statistics
+from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP
 from prompted_clip.shared_prefix import AUTOMATIC, CLASSES_AT_ONCE, NEVER
 
@@ -28,27 +29,27 @@ def check_settings(cfg, takes_views: bool) -> None:
         ValueError: names the key, its value and what is allowed.
     """
     if empty := keys_without_value(cfg):
-        raise ValueError(f"{empty[0]} is None; a prompt trainer wants a value. Leave it out for the default.")
+        raise UserError(f"{empty[0]} is None; a prompt trainer wants a value. Leave it out for the default.")
     if cfg.TRAIN.CUDA_GRAPHS not in ("auto", "off"):
-        raise ValueError(f"TRAIN.CUDA_GRAPHS is {cfg.TRAIN.CUDA_GRAPHS!r}; allowed are auto and off.")
+        raise UserError(f"TRAIN.CUDA_GRAPHS is {cfg.TRAIN.CUDA_GRAPHS!r}; allowed are auto and off.")
     if len(cfg.INPUT.SIZE) != 2:
-        raise ValueError(
+        raise UserError(
             f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed are two numbers, height and width in pixels."
         )
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         values = cfg.INPUT[key]
         if len(values) != 3 or (key == "PIXEL_STD" and min(values) <= 0):
-            raise ValueError(f"INPUT.{key} is {values}; allowed are three numbers, stds above 0.")
+            raise UserError(f"INPUT.{key} is {values}; allowed are three numbers, stds above 0.")
     if cfg.INPUT.NO_TRANSFORM:
-        raise ValueError("INPUT.NO_TRANSFORM is True; allowed is False: CLIP takes transformed images.")
+        raise UserError("INPUT.NO_TRANSFORM is True; allowed is False: CLIP takes transformed images.")
     views = cfg.DATALOADER.K_TRANSFORMS
     if views < 1 or (views > 1 and not takes_views):
         allowed = "1 or more" if takes_views else f"1: {cfg.TRAINER.NAME} takes one view of an image"
-        raise ValueError(f"DATALOADER.K_TRANSFORMS is {views}; allowed is {allowed}.")
+        raise UserError(f"DATALOADER.K_TRANSFORMS is {views}; allowed is {allowed}.")
     if cfg.TEST.SPLIT not in ("val", "test"):
-        raise ValueError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
+        raise UserError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
     if cfg.MODEL.TEXT_CHUNK < NEVER:
-        raise ValueError(
+        raise UserError(
             f"MODEL.TEXT_CHUNK is {cfg.MODEL.TEXT_CHUNK}; allowed are a number of classes, {AUTOMATIC} for "
             f"{CLASSES_AT_ONCE:,}, and {NEVER} for all."
         )
@@ -62,7 +63,7 @@ def check_input(cfg, clip_model: CLIP) -> None:
     """
     size, needed = tuple(cfg.INPUT.SIZE), clip_model.visual.input_resolution
     if size != (needed, needed):
-        raise ValueError(
+        raise UserError(
             f"INPUT.SIZE is {size}, but this CLIP ({cfg.MODEL.BACKBONE.NAME}) takes images of "
             f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
         )

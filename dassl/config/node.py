@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from yacs.config import _VALID_TYPES, CfgNode
 
+from prompted_clip.errors import MissingFileError, UserError
+
 BASE_KEY = "_BASE_"
 
 
@@ -37,11 +39,11 @@ class Config(CfgNode):
         """
         flag = next((key for key in cfg_list[0::2] if str(key).startswith("--")), None)
         if flag is not None:
-            raise ValueError(
+            raise UserError(
                 f"command line: {flag} stands among the KEY VALUE options; flags go before all of them"
             )
         if len(cfg_list) % 2:
-            raise ValueError(
+            raise UserError(
                 f"command line: {cfg_list[-1]!r} stands alone; config keys are given as KEY VALUE"
             )
         layers = []
@@ -68,7 +70,7 @@ def _merge_into(
         here = (*path, str(key))
         if key not in node:
             if not node.is_new_allowed():
-                raise ValueError(_unknown_key(root, here, value, source))
+                raise UserError(_unknown_key(root, here, value, source))
             if isinstance(value, Mapping):
                 node[key] = Config(new_allowed=True)
                 _merge_into(node[key], value, root, here, source)
@@ -79,7 +81,7 @@ def _merge_into(
             if isinstance(value, Mapping):
                 _merge_into(node[key], value, root, here, source)
             elif value is not None:  # a section without keys changes nothing
-                raise ValueError(f"{'.'.join(here)} ({source}) is a section of keys, not a value: {value!r}")
+                raise UserError(f"{'.'.join(here)} ({source}) is a section of keys, not a value: {value!r}")
         else:
             node[key] = _coerce(value, node[key], here, source)
 
@@ -110,7 +112,7 @@ def _coerce(new: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
         return list(value)
     if isinstance(known, float) and type(value) is int:
         return float(value)
-    raise ValueError(
+    raise UserError(
         f"{'.'.join(path)} is {value!r} ({type(value).__name__}) in {source};"
         f" expected {type(known).__name__}, as in {known!r}"
     )
@@ -119,7 +121,7 @@ def _coerce(new: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
 def _checked_type(value: Any, path: tuple[str, ...], source: str) -> Any:
     if type(value) not in _VALID_TYPES:
         names = ", ".join(sorted(kind.__name__ for kind in _VALID_TYPES))
-        raise ValueError(
+        raise UserError(
             f"{'.'.join(path)} is {value!r} ({type(value).__name__}) in {source}; a config holds only {names}"
         )
     return value
@@ -155,16 +157,16 @@ def _read_with_bases(filename: str, chain: tuple[str, ...] = ()) -> list[tuple[s
     """The files to merge, each with its values: a file's bases in their order, then the file itself."""
     path = os.fspath(filename)
     if os.path.realpath(path) in map(os.path.realpath, chain):
-        raise ValueError(f"config files are each other's {BASE_KEY}: {' -> '.join([*chain, path])}")
+        raise UserError(f"config files are each other's {BASE_KEY}: {' -> '.join([*chain, path])}")
     if not os.path.isfile(path):
         named = f", the {BASE_KEY} of {chain[-1]}," if chain else ""
-        raise FileNotFoundError(f"config file {path}{named} does not exist")
+        raise MissingFileError(f"config file {path}{named} does not exist")
     values = _read_yaml(path)
     bases = values.pop(BASE_KEY, None) or []
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{BASE_KEY} in {path} is {bases!r}; expected the path of a yaml file, or a list")
+        raise UserError(f"{BASE_KEY} in {path} is {bases!r}; expected the path of a yaml file, or a list")
     layers: list[tuple[str, Mapping[str, Any]]] = []
     for base in bases:
         layers += _read_with_bases(
@@ -181,9 +183,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "not a text file"
-        raise ValueError(f"{path}{where}: not valid yaml: {reason}") from error
+        raise UserError(f"{path}{where}: not valid yaml: {reason}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; expected keys with values")
+        raise UserError(f"{path} holds a {type(values).__name__}; expected keys with values")
     return values

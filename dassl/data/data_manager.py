@@ -20,6 +20,7 @@ from dassl.data.samplers import DistributedBatchSampler, DistributedEvalSampler,
 from dassl.data.transforms import build_transform, interpolation_mode
 from dassl.utils import Registry, read_image
 from dassl.utils.distributed import get_world_size
+from prompted_clip.errors import MissingFileError, UserError
 
 Transform = Callable[[Any], Any]
 
@@ -147,7 +148,7 @@ def build_data_loader(
         ValueError: no images, an unknown sampler, or a sampler that cannot fill one batch from them.
     """
     if not data_source:
-        raise ValueError(
+        raise UserError(
             f"DATASET.NAME {cfg.DATASET.NAME}: a loader was asked for, but there are no images for it."
         )
     sampler = build_sampler(
@@ -171,7 +172,7 @@ def build_data_loader(
     )
     # Where there are more processes than images, the share of one may be empty.
     if not len(loader) and not isinstance(sampler, DistributedEvalSampler):
-        raise ValueError(
+        raise UserError(
             f"{sampler_type} draws {len(sampler)} of {len(data_source)} images, less than a batch "
             f"of {batch_size}; choose a smaller BATCH_SIZE."
         )
@@ -241,7 +242,7 @@ class DatasetWrapper(Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:
-            raise ValueError(
+            raise UserError(
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform; set it to 1."
             )
         budget, disk = (_budget(cfg, key) for key in ("CACHE_GB", "TEST_CACHE_GB"))
@@ -301,27 +302,15 @@ def _budget(cfg: CfgNode, key: str) -> float:
     """How much a cache may take, in 2**30 bytes."""
     budget = key_or_default(cfg.DATALOADER, f"DATALOADER.{key}") or 0  # None: no cache
     if not budget >= 0:
-        raise ValueError(f"DATALOADER.{key} is {budget}; allowed is 0 (no cache) or more.")
+        raise UserError(f"DATALOADER.{key} is {budget}; allowed is 0 (no cache) or more.")
     return budget
 
 
-class _OneLine(Exception):
-    """An error whose message stays one line when it comes out of a worker process of a DataLoader.
-
-    torch raises it again in the main process with the worker's whole traceback as its message. The last line
-    of that is the message it had.
-    """
-
-    def __init__(self, message: str) -> None:
-        last = message.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
-
-
-class UnreadableImage(_OneLine, ValueError):
+class UnreadableImage(UserError):
     """An image file that cannot be decoded."""
 
 
-class MissingImage(_OneLine, FileNotFoundError):
+class MissingImage(MissingFileError):
     """An image file that is not there."""
 
 

@@ -13,6 +13,7 @@ from dassl.data import folder_index, splits
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.few_shot_list import Sample, read_sample
 from dassl.data.splits import Shuffle, Split, to_datums, to_rows
+from prompted_clip.errors import MissingFileError, UserError
 
 
 class FewShotDataset(DatasetBase):
@@ -41,7 +42,7 @@ class FewShotDataset(DatasetBase):
     def __init__(self, cfg: Any) -> None:
         name, shots, subsample = type(self).__name__, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
         if type(shots) is not int or (shots != -1 and shots < 1):
-            raise ValueError(
+            raise UserError(
                 f"DATASET.NUM_SHOTS is {shots!r}; allowed are 1 and more, or -1 for all training images."
             )
         splits.check_subsample(subsample)
@@ -55,7 +56,7 @@ class FewShotDataset(DatasetBase):
             self._create()
         for folder in (self.dataset_dir, self.image_dir):
             if not os.path.isdir(folder):
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{name}: no folder {folder} (DATASET.ROOT is {cfg.DATASET.ROOT!r}). "
                     f"Expected are the images under {self.image_dir} and {self.beside_images()}."
                 )
@@ -97,7 +98,7 @@ class FewShotDataset(DatasetBase):
 
     def make_split(self, shuffle: Shuffle) -> Split:
         """Splits the images of a folder that has no split file. `shuffle` shuffles a list in place."""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{type(self).__name__}: no split file {self.split_path}. Put the published one there."
         )
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from dassl.data.splits import Row, Split, read_json, write_json
+from prompted_clip.errors import MissingFileError, UserError
 
 FIELDS = {"dataset": str, "shots": int, "seed": int, "sha256": str, "train": list, "val": list}
 
@@ -53,33 +54,33 @@ def read_sample(path: str, dataset: str, split: Split) -> Sample:
     """
     where = f"DATASET.FEW_SHOT_LIST {path}"
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{where}: there is no such file. Give the few_shot.json of a run.")
+        raise MissingFileError(f"{where}: there is no such file. Give the few_shot.json of a run.")
     content = read_json(path)
     for field, kind in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(field), kind):
-            raise ValueError(
+            raise UserError(
                 f"{where} has no {field} ({kind.__name__}); expected is the few_shot.json of a few-shot run."
             )
     if content["dataset"] != dataset:
-        raise ValueError(f"{where} is of {content['dataset']}; DATASET.NAME is {dataset}.")
+        raise UserError(f"{where} is of {content['dataset']}; DATASET.NAME is {dataset}.")
     parts = {}
     for part in ("train", "val"):
         wrong = next((image for image in content[part] if not isinstance(image, str)), None)
         if wrong is not None:
-            raise ValueError(f"{where}: {part} holds {wrong!r}; expected are paths of images.")
+            raise UserError(f"{where}: {part} holds {wrong!r}; expected are paths of images.")
         rows = {row[0]: row for row in getattr(split, part)}
         unknown = [image for image in content[part] if image not in rows]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {len(unknown)} of {len(content[part])} images are not in {part} of this split, "
                 f"the first: {unknown[0]!r}. It was drawn from another split; use that one."
             )
         parts[part] = [rows[image] for image in content[part]]
     sample = Sample(dataset, content["shots"], content["seed"], parts["train"], parts["val"])
     if sample.sha256 != content["sha256"]:
-        raise ValueError(f"{where} was changed: its sha256 is {sample.sha256}, not {content['sha256']}.")
+        raise UserError(f"{where} was changed: its sha256 is {sample.sha256}, not {content['sha256']}.")
     names = {label: name for _, label, name in split.train}
     missing = sorted(names.keys() - {label for _, label, _ in sample.train})
     if missing:
-        raise ValueError(f"{where} has no image of {len(missing)} classes, the first: {names[missing[0]]!r}.")
+        raise UserError(f"{where} has no image of {len(missing)} classes, the first: {names[missing[0]]!r}.")
     return sample

@@ -20,6 +20,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.folder_index import IMAGE_SUFFIXES
 from dassl.data.splits import Row, Shuffle, Split
+from prompted_clip.errors import MissingFileError, UserError
 
 Kind = TypeVar("Kind")
 
@@ -102,7 +103,7 @@ class OwnDataset(FewShotDataset):
         anew = f"To split anew, delete {self.split_path}."
         shares = splits.read_json(self.split_path).get("shares")
         if shares is not None and shares != list(self.own.SPLIT):
-            raise ValueError(
+            raise UserError(
                 f"DATASET.OWN.SPLIT is {list(self.own.SPLIT)}, but the saved split was made by {shares}. "
                 f"Set that, or: {anew}"
             )
@@ -110,7 +111,7 @@ class OwnDataset(FewShotDataset):
         listed = {path for rows in saved for path, _, _ in rows}
         removed, added = sorted(listed - now.keys()), sorted(now.keys() - listed)
         if removed:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.split_path} lists {len(listed)} photos, of which {len(removed)} are gone, the first: "
                 f"{os.path.join(self.image_dir, removed[0])}. Put them back. {anew}"
             )
@@ -150,13 +151,13 @@ class OwnDataset(FewShotDataset):
     def _labelled(self, parts: dict[str, list[Photo]], source: str) -> Split:
         classes = sorted({photo.label for photos in parts.values() for photo in photos})
         if not parts["test"]:
-            raise ValueError(
+            raise UserError(
                 f"{source}: there are no photos to test with. Add some to the classes or to test."
             )
         trained = {photo.label for photo in parts["train"]}
         for label in classes:
             if label not in trained:
-                raise ValueError(
+                raise UserError(
                     f"{source}: class {label!r} has photos, but none in train. Add one there, or take it out."
                 )
         names = self._class_names(classes)
@@ -176,9 +177,9 @@ class OwnDataset(FewShotDataset):
         known = set(classes)
         for key in mapping:
             if key not in known:
-                raise ValueError(f"DATASET.OWN.CLASS_NAMES names {key!r}; {_no_class(key, classes)}")
+                raise UserError(f"DATASET.OWN.CLASS_NAMES names {key!r}; {_no_class(key, classes)}")
         if listed and len(listed) != len(classes):
-            raise ValueError(
+            raise UserError(
                 f"DATASET.OWN.CLASS_LIST has {len(listed)} names; allowed is one for each of the "
                 f"{len(classes)} classes, in the order {few(classes)}."
             )
@@ -186,7 +187,7 @@ class OwnDataset(FewShotDataset):
         for name, count in Counter(names).items():
             if count > 1 or not name.strip():
                 who = [label for label, other in zip(classes, names, strict=True) if other == name]
-                raise ValueError(
+                raise UserError(
                     f"{count} classes ({few(who)}) are called {name!r}; give each a name of its own in "
                     "DATASET.OWN.CLASS_NAMES or CLASS_LIST."
                 )
@@ -201,24 +202,24 @@ class OwnDataset(FewShotDataset):
         novel = [plain(name) for name in self.own.NOVEL_CLASSES]
         for name in novel:
             if name not in labels:
-                raise ValueError(f"DATASET.OWN.NOVEL_CLASSES names {name!r}; {_no_class(name, list(labels))}")
+                raise UserError(f"DATASET.OWN.NOVEL_CLASSES names {name!r}; {_no_class(name, list(labels))}")
         return sorted({labels[name] for name in novel})
 
     def _check_settings(self) -> None:
         if self.own.TEMPLATE.count("{}") != 1:
-            raise ValueError(
+            raise UserError(
                 f"DATASET.OWN.TEMPLATE is {self.own.TEMPLATE!r}; it needs {{}} once, where the class name "
                 'is to stand, as in "a photo of a {}.".'
             )
         shares = list(self.own.SPLIT)
         fit = len(shares) == 3 and all(type(share) in (int, float) and share >= 0 for share in shares)
         if not fit or abs(sum(shares) - 1) > 1e-6 or not shares[0] or not shares[2]:
-            raise ValueError(
+            raise UserError(
                 f"DATASET.OWN.SPLIT is {shares}; allowed are three shares that add up to 1, for train, val "
                 "and test, with train and test above 0, such as [0.5, 0.2, 0.3]."
             )
         if self.own.CLASS_LIST and self.own.CLASS_NAMES:
-            raise ValueError("DATASET.OWN.CLASS_NAMES and CLASS_LIST are both set; set one of them.")
+            raise UserError("DATASET.OWN.CLASS_NAMES and CLASS_LIST are both set; set one of them.")
 
 
 def plain(name: object) -> str:
@@ -257,7 +258,7 @@ class OwnFolder(OwnDataset):
     def __init__(self, cfg: Any) -> None:
         self.dataset_dir = own_path(cfg)
         if not os.path.isdir(self.dataset_dir):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"DATASET.OWN.PATH is {cfg.DATASET.OWN.PATH!r} and DATASET.ROOT {cfg.DATASET.ROOT!r}: there "
                 f"is no folder {self.dataset_dir}. Give the one that holds a folder of photos for each class."
             )
@@ -276,7 +277,7 @@ class OwnFolder(OwnDataset):
             for name in folders:
                 photos += self._class(name, name, "", skipped)
         if not photos:
-            raise ValueError(
+            raise UserError(
                 f"{place} has no photos in folders of classes. Expected is {os.path.join(place, 'CLASS')} "
                 f"with files such as *.jpg ({', '.join(IMAGE_SUFFIXES)}), or the same in train, val and test."
             )
@@ -306,7 +307,7 @@ class OwnFolder(OwnDataset):
         if not others and {"train", "test"} <= set(parts):
             return True
         problem = f"and {few(others)}" if others else "but not both train and test"
-        raise ValueError(
+        raise UserError(
             f"{place} holds {' and '.join(parts)} with folders in it, {problem}. Allowed are folders of "
             "classes, or only train, test and, if you like, val with folders of classes in them."
         )
@@ -322,7 +323,7 @@ class OwnFolder(OwnDataset):
             elif entry.is_file():
                 photos.append(Photo(where, plain(name), part))
             elif entry.is_symlink() and not os.path.exists(entry.path):
-                raise FileNotFoundError(f"{entry.path} is a link to nothing. Mend or remove it.")
+                raise MissingFileError(f"{entry.path} is a link to nothing. Mend or remove it.")
             else:
                 skipped.add("no images", where)
         if not photos:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dassl.data.folder_index import IMAGE_SUFFIXES
 from dassl.data.own_data import few, register_as
 from dassl.data.own_table import OwnTable
+from prompted_clip.errors import MissingFileError, UserError
 
 PART_OF = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 COLUMNS = ("path", "label", "split")  # of the table that is written here
@@ -45,7 +46,7 @@ class OwnHub(OwnTable):
         if not (
             os.path.isdir(self.repository) if local else re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.own.PATH)
         ):
-            raise ValueError(
+            raise UserError(
                 f"DATASET.OWN.PATH is {self.own.PATH!r}; allowed is the id of a dataset on the hub, such as "
                 "ethz/food101, or the whole path of a folder with a copy of one."
             )
@@ -56,7 +57,7 @@ class OwnHub(OwnTable):
         if not os.path.isdir(self.dataset_dir):
             self._create()
         if not os.path.isfile(table):
-            raise FileNotFoundError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it again.")
+            raise MissingFileError(f"{self.dataset_dir} has no photos.csv. Delete it to fetch it again.")
         return table
 
     def _folder_name(self, local: bool) -> str:
@@ -117,7 +118,7 @@ class OwnHub(OwnTable):
             )
         except Exception as error:  # its errors are of many kinds, and none is a fault in this project
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ValueError(
+            raise UserError(
                 f"DATASET.OWN.PATH {self.own.PATH!r} could not be fetched from the hub ({reason}). Check the "
                 "id and the network; a private or gated dataset needs `hf auth login`."
             ) from error
@@ -132,7 +133,7 @@ class OwnHub(OwnTable):
             label = labels[0]
         for key, column, allowed in (("PATH", image, images), ("LABEL", label, [*features])):
             if column not in allowed or (key == "LABEL" and column in images):
-                raise ValueError(
+                raise UserError(
                     f"DATASET.OWN.{key}_COLUMN is {column!r}, but {self.own.PATH} has the columns "
                     f"{few([*features])}, of which {few(images) or 'none'} are images."
                 )
@@ -143,7 +144,7 @@ def _parquet() -> Any:
     try:
         return importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "DATASET.NAME hub reads parquet files with pyarrow, which is not installed: pip install pyarrow"
         ) from error
 
@@ -158,7 +159,7 @@ def _open(parquet: Any, path: str) -> Any:
         return parquet.ParquetFile(path)
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not readable as parquet ({reason}). Fetch it again.") from error
+        raise UserError(f"{path} is not readable as parquet ({reason}). Fetch it again.") from error
 
 
 def _read_card(repository: str) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def _files_of_splits(repository: str, card: dict[str, Any], subset: str, name: s
         if file.endswith(".parquet")
     )
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{name} holds no parquet files. The hub converts most datasets: try DATASET.OWN.REVISION "
             "refs/convert/parquet; or download its images and use DATASET.NAME folder."
         )
@@ -215,7 +216,7 @@ def _files_of_splits(repository: str, card: dict[str, Any], subset: str, name: s
             subsets.setdefault(folders[0] if folders else "default", {}).setdefault(split, []).append(file)
     chosen = subset or ("default" if "default" in subsets else next(iter(subsets)))
     if chosen not in subsets or (not subset and len(subsets) > 1 and chosen != "default"):
-        raise ValueError(
+        raise UserError(
             f"DATASET.OWN.SUBSET is {subset!r}; {name} has the subsets {few(sorted(subsets))}. Choose one."
         )
     return {split: [os.path.join(repository, f) for f in files] for split, files in subsets[chosen].items()}
@@ -271,14 +272,14 @@ def _rows(file: Any, image: str, label: str) -> Any:
             yield from zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True)
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"A parquet file of the dataset is damaged ({reason}). Fetch it again.") from error
+        raise UserError(f"A parquet file of the dataset is damaged ({reason}). Fetch it again.") from error
 
 
 def _name_of(value: Any, names: Any, where: str) -> str:
     if not isinstance(names, list):
         return str(value)
     if not isinstance(value, int) or value >= len(names):
-        raise ValueError(f"{where}: the label is {value!r}; allowed is 0 to {len(names) - 1}.")
+        raise UserError(f"{where}: the label is {value!r}; allowed is 0 to {len(names) - 1}.")
     return names[value]
 
 
@@ -286,7 +287,7 @@ def _write_image(picture: Any, place: str, number: int, where: str) -> str:
     """Writes the bytes as they are; returns the suffix."""
     content = (picture or {}).get("bytes")
     if not content:
-        raise ValueError(
+        raise UserError(
             f"{where}: the parquet file has no bytes of the image. Use DATASET.NAME folder or csv."
         )
     suffix = os.path.splitext(picture.get("path") or "")[1].lower()
@@ -295,7 +296,7 @@ def _write_image(picture: Any, place: str, number: int, where: str) -> str:
             with Image.open(io.BytesIO(content)) as image:
                 suffix = f".{(image.format or '').lower()}"
         except OSError as error:
-            raise ValueError(f"{where} is no image that can be read ({error}).") from error
+            raise UserError(f"{where} is no image that can be read ({error}).") from error
     with open(os.path.join(place, f"{number:07d}{suffix}"), "wb") as file:
         file.write(content)
     return suffix

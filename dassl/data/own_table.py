@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from dassl.data.own_data import PARTS, OwnDataset, Photo, few, own_path, plain, register_as
+from prompted_clip.errors import MissingFileError, UserError
 
 
 @register_as("csv")
@@ -26,7 +27,7 @@ class OwnTable(OwnDataset):
     def find_table(self, cfg: Any) -> str:
         table = own_path(cfg)
         if not os.path.isfile(table):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"DATASET.OWN.PATH is {cfg.DATASET.OWN.PATH!r} and DATASET.ROOT {cfg.DATASET.ROOT!r}: there "
                 f"is no file {table}. Give the csv file that lists path and label of each photo."
             )
@@ -45,7 +46,7 @@ class OwnTable(OwnDataset):
         for number, cells in lines[1:]:
             where = f"{self.table}, line {number}"
             if len(cells) != len(header):
-                raise ValueError(
+                raise UserError(
                     f"{where} has {len(cells)} cells, but there are {len(header)} columns. A cell with a "
                     'comma needs quotes: "a, b".'
                 )
@@ -53,15 +54,15 @@ class OwnTable(OwnDataset):
             path = self._inside(path, where)
             label = plain(label)
             if not label:
-                raise ValueError(f"{where}: {path} has no {self.columns()[1]}. Give it one.")
+                raise UserError(f"{where}: {path} has no {self.columns()[1]}. Give it one.")
             if path in seen:
                 first, other = seen[path]
                 problem = "twice" if other == label else f"as {other!r} and as {label!r}"
-                raise ValueError(f"{where}: {path} is listed {problem}, first in line {first}. Keep one.")
+                raise UserError(f"{where}: {path} is listed {problem}, first in line {first}. Keep one.")
             seen[path] = number, label
             photos.append((where, Photo(path, label, part)))
         if not photos:
-            raise ValueError(
+            raise UserError(
                 f"{self.table} lists no photos. Expected is one line per photo after the first line."
             )
         self._check_parts(photos)
@@ -78,7 +79,7 @@ class OwnTable(OwnDataset):
             optional = key == "SPLIT_COLUMN" and column in ("", "split")
             if header.count(column) > 1 or (column not in header and not optional):
                 count = "more than one" if column in header else "no"
-                raise ValueError(
+                raise UserError(
                     f"{self.table} has {count} column {column!r} (DATASET.OWN.{key}) in line 1; it has "
                     f"{few([repr(name) for name in header]) or 'none'}. The separator is a comma."
                 )
@@ -91,7 +92,7 @@ class OwnTable(OwnDataset):
                 table = csv.reader(file, strict=True)
                 return [(table.line_num, cells) for cells in table if cells]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.table} is not readable as csv ({error}). Save it as UTF-8, separated by commas."
             ) from error
 
@@ -100,7 +101,7 @@ class OwnTable(OwnDataset):
         whole = os.path.join(self.dataset_dir, path)
         inside = os.path.relpath(whole, self.dataset_dir).replace(os.sep, "/")
         if not path or inside == "." or inside.split("/")[0] == "..":
-            raise ValueError(
+            raise UserError(
                 f"{where}: path {path!r} is no file within {self.dataset_dir}. Paths start from the table's "
                 "folder; put the table above the photos, or link their folder there."
             )
@@ -112,7 +113,7 @@ class OwnTable(OwnDataset):
         assigned = any(photo.part for _, photo in photos)
         for where, photo in photos:
             if assigned and photo.part not in PARTS:
-                raise ValueError(
+                raise UserError(
                     f"{where}: {column} is {photo.part!r}; allowed are {', '.join(PARTS)}, or all empty."
                 )
 
@@ -127,7 +128,7 @@ class OwnTable(OwnDataset):
             if name not in listings[folder]:
                 missing.append(f"{where}: {os.path.join(self.dataset_dir, photo.path)}")
         if missing:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{missing[0]} is not there, one of {len(missing)} missing among {len(photos)} photos. Paths "
                 "start from the table's folder; mend them or take the lines out."
             )

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import Datum
 from dassl.utils import Registry
 from dassl.utils.distributed import broadcast, get_rank, get_world_size
+from prompted_clip.errors import UserError
 
 SAMPLER_REGISTRY = Registry("SAMPLER")
 SAMPLER_REGISTRY.register(RandomSampler)
@@ -117,18 +118,18 @@ class RandomDomainSampler(_GroupSampler):
         self.domains = self._order(self.indices)
         self.n_domain = n_domain if n_domain and n_domain > 0 else len(self.domains)
         if self.n_domain > len(self.domains):
-            raise ValueError(
+            raise UserError(
                 f"DATALOADER: N_DOMAIN is {n_domain}, but the data has {len(self.domains)} domains."
             )
         if batch_size % self.n_domain:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: a batch of {batch_size} images cannot be shared out equally among "
                 f"{self.n_domain} domains; choose a BATCH_SIZE that is a multiple of it."
             )
         self.per_domain = batch_size // self.n_domain
         for domain, items in self.indices.items():
             if len(items) < self.per_domain:
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__}: domain {domain} has {len(items)} images, but a batch of "
                     f"{batch_size} takes {self.per_domain} of each; choose a smaller BATCH_SIZE."
                 )
@@ -184,12 +185,12 @@ class RandomClassSampler(_GroupSampler):
         self.indices = _group(data_source, "label")
         self.n_ins = n_ins
         if not 1 <= n_ins <= batch_size:
-            raise ValueError(
+            raise UserError(
                 f"DATALOADER: N_INS is {n_ins}; it must lie between 1 and BATCH_SIZE, {batch_size}."
             )
         self.classes_per_batch = batch_size // n_ins
         if self.classes_per_batch > len(self.indices):
-            raise ValueError(
+            raise UserError(
                 f"RandomClassSampler: a batch of {batch_size} images, {n_ins} per class, takes "
                 f"{self.classes_per_batch} classes, but the data has {len(self.indices)}; choose a smaller "
                 "BATCH_SIZE or a larger N_INS."

@@ -20,6 +20,7 @@ from dassl.data.datasets import Datum
 from dassl.data.folder_index import listing, progress
 from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
 from dassl.utils.tools import atomic_open
+from prompted_clip.errors import MissingFileError, UserError
 
 LAZY_FROM = 100_000  # images: larger splits create Datums on access
 Shuffle = Callable[[list[Any]], None]  # random.shuffle, or that of a random.Random
@@ -43,9 +44,7 @@ def load_split(path: str) -> Split:
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"train", "val", "test"} <= content.keys():
-        raise ValueError(
-            f'{path} is no split file: expected {{"train": [...], "val": [...], "test": [...]}}.'
-        )
+        raise UserError(f'{path} is no split file: expected {{"train": [...], "val": [...], "test": [...]}}.')
     split = Split(*(as_rows(content[part], f"{path}: {part}") for part in Split._fields))
     check_labels(split, path)
     return split
@@ -56,19 +55,17 @@ def read_json(path: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}). Fetch it again or delete it.") from error
+        raise UserError(f"{path} is not readable as JSON ({error}). Fetch it again or delete it.") from error
 
 
 def as_rows(content: Any, where: str) -> list[Row]:
     """Checks that `content` is a list of `[path, label, class name]`. `where` names it in the error."""
     if not isinstance(content, list):
-        raise ValueError(
-            f"{where} is {type(content).__name__}; expected a list of [path, label, class name]."
-        )
+        raise UserError(f"{where} is {type(content).__name__}; expected a list of [path, label, class name].")
     rows = []
     for index, row in enumerate(content):
         if not isinstance(row, list) or [type(field) for field in row] != [str, int, str]:
-            raise ValueError(
+            raise UserError(
                 f"{where}[{index}] is {json.dumps(row)[:80]}; expected [path, label, class name]."
             )
         rows.append((row[0], row[1], row[2]))
@@ -108,17 +105,17 @@ def check_labels(split: Split, source: str) -> None:
         for position, (_, label, name) in enumerate(rows.groups):
             if names.setdefault(label, name) != name:
                 path, _, _ = rows[int((rows.group_of == position).argmax())]
-                raise ValueError(
+                raise UserError(
                     f"{source}: label {label} is {names[label]!r} and, at {path}, {name!r}; "
                     "expected one name."
                 )
     for part in ("train", "test"):
         if not getattr(split, part):
-            raise ValueError(f"{source}: {part} lists no images.")
+            raise UserError(f"{source}: {part} lists no images.")
     trained = set(parts[0].label_names())
     if trained != set(range(len(names))):
         wrong = sorted(trained ^ set(range(len(names))))
-        raise ValueError(
+        raise UserError(
             f"{source}: {len(names)} classes, so training labels must be 0 to {len(names) - 1}; "
             f"missing or out of place: {wrong[:5]}."
         )
@@ -139,7 +136,7 @@ def check_images(split: Split, image_dir: str, source: str) -> None:
             first = rows[min(positions)][0]
     if missing:
         total = sum(len(part) for part in split)
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{source}: {missing} of {total} images are missing, the first: "
             f"{os.path.join(image_dir, first)}. Unpack the images again, or use the split made for them."
         )
@@ -160,7 +157,7 @@ def _missing(rows: Rows, folder: str, positions: list[int], image_dir: str) -> l
 
 def check_subsample(subsample: str) -> None:
     if subsample not in ("all", "base", "new"):
-        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}; allowed are all, base and new.")
+        raise UserError(f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}; allowed are all, base and new.")
 
 
 # Dividing ---------------------------------------------------------------------------------------------------
@@ -183,7 +180,7 @@ def split_trainval(
     for label, members in by_label.items():
         n_val = round(len(members) * p_val)
         if n_val == 0:
-            raise ValueError(
+            raise UserError(
                 f"Class {label} has {len(members)} images, of which {p_val:.0%} is none; add images."
             )
         shuffle(members)
@@ -222,7 +219,7 @@ def few_shot(
 def read_shots(cache: str, source: str) -> tuple[list[Row], list[Row]]:
     content = read_json(cache)
     if not isinstance(content, dict) or content.get("source") != source:
-        raise ValueError(f"{cache} was drawn from another split.")
+        raise UserError(f"{cache} was drawn from another split.")
     return as_rows(content.get("train"), f"{cache}: train"), as_rows(content.get("val"), f"{cache}: val")
 
 
@@ -255,7 +252,7 @@ def select_labels(labels: Collection[int], subsample: str, novel: Collection[int
     new = set(labels) & set(novel) if novel else set(labels[(len(labels) + 1) // 2 :])
     selected = [label for label in labels if (label in new) == (subsample == "new")]
     if not selected:
-        raise ValueError(
+        raise UserError(
             f"DATASET.SUBSAMPLE_CLASSES {subsample!r} leaves none of {len(labels)} classes; use 'all'."
         )
     return selected

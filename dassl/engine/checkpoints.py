@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prompted_clip.errors import MissingFileError, UserError
+
 BEST = "model-best.pth.tar"
 SHOWN = 8  # keys in the message about a checkpoint that does not fit
 
@@ -64,7 +66,7 @@ def file_to_load(folders: Sequence[str], epoch: int | None = None) -> str:
         if not os.path.isfile(path):
             epochs = ", ".join(map(str, saved_epochs([folder])))
             there = f"epochs there: {epochs}" if epochs else "no epoch is saved there"
-            raise FileNotFoundError(f"No model at {path} ({there}).")
+            raise MissingFileError(f"No model at {path} ({there}).")
     return name
 
 
@@ -78,4 +80,4 @@ def check_state(wanted: Mapping[str, Any], saved: Mapping[str, Any], name: str, 
             faults.append(f"{key} of shape {there} instead of {here}")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise ValueError(f"{path} does not fit {name}: {'; '.join(faults[:SHOWN])}{more}.")
+        raise UserError(f"{path} does not fit {name}: {'; '.join(faults[:SHOWN])}{more}.")

@@ -20,6 +20,7 @@ from dassl.evaluation import EVALUATOR_REGISTRY, Classification
 from dassl.utils import set_random_seed
 from dassl.utils.distributed import broadcast_tensors, get_rank, get_world_size
 from dassl.utils.torchrun import check_devices
+from prompted_clip.errors import UserError
 
 Losses = Callable[..., dict[str, Tensor]]
 
@@ -95,7 +96,7 @@ def check_ddp(trainer: Any) -> None:
     if processes == 1 or not has_something_to_train():
         return
     if not _can_share(type(trainer)):
-        raise ValueError(
+        raise UserError(
             f"TRAINER.NAME is {trainer.cfg.TRAINER.NAME}, which has a training step of its own: "
             f"{processes} processes cannot share it. Train with python train.py, without torchrun."
         )
@@ -104,16 +105,16 @@ def check_ddp(trainer: Any) -> None:
     batches = getattr(trainer.train_loader_x, "batch_sampler", None)
     if not isinstance(batches, DistributedBatchSampler):
         loader = key_or_default(trainer.cfg.DATALOADER.TRAIN_X, "DATALOADER.TRAIN_X.LOADER")
-        raise ValueError(
+        raise UserError(
             f"DATALOADER.TRAIN_X.LOADER is {loader}, whose batches {processes} processes cannot share. "
             "Choose build_data_loader, or train without torchrun."
         )
     key = f"DATALOADER.TRAIN_X.BATCH_SIZE is {batches.batch_size}"
     allowed = f"which {processes} processes cannot share equally; allowed are multiples of {processes}"
     if batches.batch_size % processes:
-        raise ValueError(f"{key}, {allowed}. Choose one, or another --nproc-per-node.")
+        raise UserError(f"{key}, {allowed}. Choose one, or another --nproc-per-node.")
     if batches.smallest % processes:
-        raise ValueError(
+        raise UserError(
             f"{key}, but there are {batches.smallest} images to train on, {allowed} up to that number. "
             "Choose one, or train without torchrun."
         )

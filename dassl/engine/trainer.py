@@ -24,6 +24,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
 from dassl.utils.distributed import all_reduce_mean, get_world_size, is_rank_zero, rank_zero_first
 from dassl.utils.meters import DeferredMetrics
+from prompted_clip.errors import MissingFileError, UserError
 
 __all__ = [
     "AverageMeter",
@@ -47,7 +48,7 @@ def _check_choice(cfg: CfgNode, key: str) -> None:
     # Checked where the value is used: a trainer may allow other values.
     section, name = key.split(".")
     if cfg[section][name] not in CHOICES[key]:
-        raise ValueError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(CHOICES[key])}.")
+        raise UserError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(CHOICES[key])}.")
 
 
 # Below these, torch would stop with an error that does not name the key.
@@ -82,7 +83,7 @@ class SimpleTrainer(TrainerBase):
                 section = section[part]
             value = key_or_default(section, key)
             if value is not None and value < least:  # None: judged where it is used
-                raise ValueError(f"{key} is {value}; allowed is {least} or more.")
+                raise UserError(f"{key} is {value}; allowed is {least} or more.")
         self.check_cfg(cfg)
 
         self.device = select_device(cfg)
@@ -177,7 +178,7 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.cfg.RESUME and not self.start_epoch:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"RESUME is {directory}, but there is no checkpoint; leave it out to start anew."
             )
         self.epoch = max(self.start_epoch - 1, 0)  # where no epoch is left to train
@@ -225,7 +226,7 @@ class SimpleTrainer(TrainerBase):
     def _check_val(self) -> None:
         # Upstream would choose by the test images instead.
         if self._keeps_best() and self.val_loader is None:
-            raise ValueError(
+            raise UserError(
                 "TEST.FINAL_MODEL is best_val, but the dataset has no val images; choose last_step."
             )
 
@@ -250,7 +251,7 @@ class SimpleTrainer(TrainerBase):
         else:
             split, data_loader = "test", self.test_loader
         if data_loader is None:
-            raise ValueError(f"DATASET.NAME {self.cfg.DATASET.NAME} has no test images.")
+            raise UserError(f"DATASET.NAME {self.cfg.DATASET.NAME} has no test images.")
         print(f"Evaluate on the *{split}* set")
         saves = key_or_default(self.cfg.TEST, "TEST.SAVE_PREDICTIONS")
         predictions = Predictions(self.cfg, self.lab2cname) if saves else None
@@ -285,7 +286,7 @@ class SimpleTrainer(TrainerBase):
     def _count(self, loader: Any, split: str) -> int:
         """How many batches a loader has. Raises a ValueError where there is no loader."""
         if loader is None:
-            raise ValueError(f"{type(self).__name__} needs {split} images; {self.cfg.DATASET.NAME} has none.")
+            raise UserError(f"{type(self).__name__} needs {split} images; {self.cfg.DATASET.NAME} has none.")
         return len(loader)
 
     def _run_batches(self, batches: Iterable[tuple[Any, ...]]) -> None:

@@ -15,6 +15,7 @@ from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_chec
 from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
 from dassl.utils.distributed import barrier, gather, get_rank, get_world_size, is_rank_zero
 from dassl.utils.meters import DeferredMetrics
+from prompted_clip.errors import UserError
 
 
 def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
@@ -83,7 +84,7 @@ class TrainerBase:
         names = tolist_if_not(names)
         for name in names:
             if name not in self._models:
-                raise ValueError(
+                raise UserError(
                     f"No model is registered as {name!r}; there are {', '.join(self._models) or 'none'}."
                 )
         return names
@@ -137,7 +138,7 @@ class TrainerBase:
             ValueError: the checkpoint does not fit. Nothing has been changed then.
         """
         if "state_dict" not in checkpoint:
-            raise ValueError(f"{path} is no checkpoint of a model: it has no state_dict.")
+            raise UserError(f"{path} is no checkpoint of a model: it has no state_dict.")
         checkpoints.check_state(self.model_state(name), checkpoint["state_dict"], name, path)
         return checkpoint["state_dict"]
 
@@ -192,10 +193,10 @@ class TrainerBase:
         found = self._read_checkpoints(directory, file)
         for name, (path, checkpoint, _) in found.items():
             if not isinstance(checkpoint.get("epoch"), int):
-                raise ValueError(f"{path} cannot be continued: it does not tell its epoch.")
+                raise UserError(f"{path} cannot be continued: it does not tell its epoch.")
             if checkpoint["epoch"] > getattr(self, "max_epoch", checkpoint["epoch"]):
                 later = f"{path} is of epoch {checkpoint['epoch']}"
-                raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, but {later}. {WAY_OUT}")
+                raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, but {later}. {WAY_OUT}")
             if self._optims[name] is not None and checkpoint.get("optimizer"):
                 check_optimizer(self._optims[name], checkpoint["optimizer"], name, path)
             if self._scheds[name] is not None and checkpoint.get("scheduler"):
@@ -265,7 +266,7 @@ class TrainerBase:
             found[name] = (path, checkpoint, self.fitting_state(name, checkpoint, path))
         epochs = {name: checkpoint.get("epoch") for name, (_, checkpoint, _) in found.items()}
         if len(set(epochs.values())) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{file} in {directory} is not of one epoch for all models: {epochs}. Name an epoch."
             )
         return found
@@ -339,7 +340,7 @@ class TrainerBase:
         """
         self.detect_anomaly(loss)
         if not loss.requires_grad:
-            raise ValueError(
+            raise UserError(
                 "The loss depends on nothing that is learned: all it is computed from is frozen"
                 " (requires_grad=False) or was computed under torch.no_grad()."
             )

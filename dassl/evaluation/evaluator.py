@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dassl.utils.distributed import gather, interleave, is_rank_zero, is_sharded
 from dassl.utils.tools import atomic_open
+from prompted_clip.errors import UserError
 
 from .build import EVALUATOR_REGISTRY
 
@@ -64,7 +65,7 @@ class Classification(EvaluatorBase):
     def __init__(self, cfg: Any, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
-            raise ValueError(
+            raise UserError(
                 "TEST.PER_CLASS_RESULT needs the class names: build_evaluator(cfg, lab2cname=...)"
             )
         self._lab2cname = lab2cname
@@ -122,7 +123,7 @@ class Classification(EvaluatorBase):
         if is_sharded(self.cfg) and not self._is_gathered:
             self._gather()
         if not self._total:
-            raise ValueError("there is nothing to evaluate: the test split is empty")
+            raise UserError("there is nothing to evaluate: the test split is empty")
         accuracy = 100.0 * self._correct / self._total
         with _any_number_of_classes():
             macro_f1 = 100.0 * f1_score(

@@ -8,6 +8,7 @@ from typing import Any
 
 from dassl.utils.distributed import gather, interleave, is_rank_zero, is_sharded
 from dassl.utils.tools import atomic_open
+from prompted_clip.errors import UserError
 
 COLUMNS = ("impath", "label", "classname", "predicted_label", "predicted_classname")
 
@@ -38,13 +39,13 @@ class Predictions:
             ValueError: there are no paths, or other shapes.
         """
         if not isinstance(batch, Mapping) or "impath" not in batch:
-            raise ValueError(
+            raise UserError(
                 "TEST.SAVE_PREDICTIONS is True, but the batches have no 'impath' to name the images by;"
                 " let the dataset wrapper give it, or set the key to False."
             )
         shapes = [tuple(getattr(values, "shape", ())) for values in (scores, labels)]
         if [len(shape) for shape in shapes] != [2, 1]:
-            raise ValueError(
+            raise UserError(
                 "TEST.SAVE_PREDICTIONS is True, which needs scores (batch class) and labels (batch); their"
                 f" shapes are {shapes[0]} and {shapes[1]}. Set the key to False."
             )

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prompted_clip.errors import UserError
+
 
 def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "euclidean") -> Tensor:
     """All distances between the rows of two matrices.
@@ -22,7 +24,7 @@ def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "eucli
         ValueError: unknown metric, or shapes that do not fit.
     """
     if input1.dim() != 2 or input2.dim() != 2 or input1.shape[1] != input2.shape[1]:
-        raise ValueError(
+        raise UserError(
             "distances need two matrices of equal width;"
             f" their shapes are {tuple(input1.shape)} and {tuple(input2.shape)}"
         )
@@ -30,7 +32,7 @@ def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "eucli
         return euclidean_squared_distance(input1, input2)
     if metric == "cosine":
         return cosine_distance(input1, input2)
-    raise ValueError(f'unknown metric "{metric}"; choose "euclidean" or "cosine"')
+    raise UserError(f'unknown metric "{metric}"; choose "euclidean" or "cosine"')
 
 
 def euclidean_squared_distance(input1: Tensor, input2: Tensor) -> Tensor:

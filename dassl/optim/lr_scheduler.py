@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
 from dassl.utils.tools import check_availability
+from prompted_clip.errors import UserError
 
 AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
 AVAI_WARMUPS = ["constant", "linear"]
@@ -51,7 +52,7 @@ class _WarmupScheduler(LRScheduler):
             ValueError: the state is that of a schedule without warm-up.
         """
         if not isinstance(state_dict.get("successor"), Mapping):
-            raise ValueError(
+            raise UserError(
                 "the saved schedule has no warm-up, but OPTIM.WARMUP_EPOCH is set; use the same settings"
             )
         # Upstream keeps the live successor in the state, with an optimizer inside. Only its attributes are
@@ -120,7 +121,7 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: Any) -> LRScheduler:
     steps = [optim_cfg.STEPSIZE] if isinstance(optim_cfg.STEPSIZE, int) else list(optim_cfg.STEPSIZE or ())
     if optim_cfg.LR_SCHEDULER == "single_step":
         if not steps:
-            raise ValueError("OPTIM.STEPSIZE is empty; single_step needs one number of epochs, as in (10,)")
+            raise UserError("OPTIM.STEPSIZE is empty; single_step needs one number of epochs, as in (10,)")
         scheduler = StepLR(optimizer, steps[-1] if steps[-1] > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
     elif optim_cfg.LR_SCHEDULER == "multi_step":
         scheduler = MultiStepLR(optimizer, steps, optim_cfg.GAMMA)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dassl.config import key_or_default
 from dassl.utils.tools import check_availability
+from prompted_clip.errors import UserError
 
 from .radam import RAdam
 
@@ -114,14 +115,12 @@ def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:
     if isinstance(model, nn.DataParallel):
         model = model.module
     if not isinstance(model, nn.Module):
-        raise ValueError("OPTIM.STAGED_LR needs a module, since NEW_LAYERS are names of its children")
+        raise UserError("OPTIM.STAGED_LR needs a module, since NEW_LAYERS are names of its children")
     new_layers = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else optim_cfg.NEW_LAYERS
     children = dict(model.named_children())
     for layer in new_layers:
         if layer not in children:
-            raise ValueError(
-                f"OPTIM.NEW_LAYERS names {layer!r}; the model's layers are {', '.join(children)}"
-            )
+            raise UserError(f"OPTIM.NEW_LAYERS names {layer!r}; the model's layers are {', '.join(children)}")
     base = [p for name, child in children.items() if name not in new_layers for p in child.parameters()]
     new = [p for name, child in children.items() if name in new_layers for p in child.parameters()]
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
@@ -138,7 +137,7 @@ def _check_learnable(groups: list[Any]) -> None:
             held = [group[1] if isinstance(group, tuple) else group]  # (name, parameter) or parameter
         parameters += held
     if not parameters:
-        raise ValueError("there is nothing to optimize: the model has no parameters")
+        raise UserError("there is nothing to optimize: the model has no parameters")
     if not any(parameter.requires_grad for parameter in parameters):
         # No error: a trainer may build all optimizers first, and let the models learn one after the other.
         warnings.warn(

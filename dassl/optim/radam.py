@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
+from prompted_clip.errors import UserError
+
 __all__ = ["RAdam"]
 
 
@@ -25,5 +27,5 @@ class RAdam(torch.optim.RAdam):
         degenerated_to_sgd: bool = True,
     ) -> None:
         if not degenerated_to_sgd:
-            raise ValueError("RAdam(degenerated_to_sgd=False) is not available; leave it at True")
+            raise UserError("RAdam(degenerated_to_sgd=False) is not available; leave it at True")
         super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay=True)

@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from prompted_clip.errors import MissingFileError, UserError
+
 from .safe_load import Placeholder, safe_load
 from .tools import atomic_open
 
@@ -76,14 +78,14 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
         ValueError: no path is given, or the file is damaged or not a checkpoint.
     """
     if not fpath:
-        raise ValueError("load_checkpoint() is given no path of a checkpoint")
+        raise UserError("load_checkpoint() is given no path of a checkpoint")
     if not os.path.isfile(fpath):
-        raise FileNotFoundError(f"checkpoint {fpath} does not exist")
+        raise MissingFileError(f"checkpoint {fpath} does not exist")
     checkpoint = safe_load(fpath)
     if isinstance(checkpoint, Placeholder):
-        raise ValueError(f"{fpath} holds {checkpoint!r}, not a checkpoint; save the state dict of the object")
+        raise UserError(f"{fpath} holds {checkpoint!r}, not a checkpoint; save the state dict of the object")
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{fpath} holds a {type(checkpoint).__name__}, not a checkpoint")
+        raise UserError(f"{fpath} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
 
 
@@ -128,7 +130,7 @@ def resume_from_checkpoint(
             part.load_state_dict(state)
         reason = " ".join(str(error).split())
         named = reason.startswith(fpath)
-        raise ValueError(reason if named else f"checkpoint {fpath} does not fit: {reason}") from error
+        raise UserError(reason if named else f"checkpoint {fpath} does not fit: {reason}") from error
     print(f"Previous epoch: {epoch}")
     return epoch
 
@@ -138,7 +140,7 @@ def check_optimizer(optimizer: Optimizer, saved_state: Mapping[str, Any], name: 
     here = [len(group["params"]) for group in optimizer.param_groups]
     there = [len(group["params"]) for group in saved_state["param_groups"]]
     if here != there:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be continued: its optimizer has groups of {there} tensors, {name}'s of {here}."
         )
     ours, saved = optimizer.param_groups[0], saved_state["param_groups"][0]
@@ -151,7 +153,7 @@ def check_optimizer(optimizer: Optimizer, saved_state: Mapping[str, Any], name: 
         what = f"has {wrong[0]} {saved[wrong[0]]}, {name}'s {ours[wrong[0]]}"
     else:
         return
-    raise ValueError(f"{path} cannot be continued: its optimizer {what} (OPTIM.NAME). {WAY_OUT}")
+    raise UserError(f"{path} cannot be continued: its optimizer {what} (OPTIM.NAME). {WAY_OUT}")
 
 
 def check_scheduler(scheduler: LRScheduler, saved_state: Mapping[str, Any], name: str, path: str) -> None:
@@ -170,7 +172,7 @@ def check_scheduler(scheduler: LRScheduler, saved_state: Mapping[str, Any], name
             if here.get(key) != there.get(key)
         ]
     if faults:
-        raise ValueError(f"{path} cannot be continued by {name}: {'; '.join(faults)}. {WAY_OUT}")
+        raise UserError(f"{path} cannot be continued by {name}: {'; '.join(faults)}. {WAY_OUT}")
 
 
 def _constants(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +193,7 @@ def strip_module(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 def _latest(folder: str) -> str:
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
-        raise FileNotFoundError(f"{folder} has no file named checkpoint, which says what is the latest one")
+        raise MissingFileError(f"{folder} has no file named checkpoint, which says what is the latest one")
     with open(pointer, encoding="utf-8") as file:
         return os.path.join(folder, file.readline().strip())
 

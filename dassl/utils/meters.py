@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prompted_clip.errors import NotFiniteError
+
 __all__ = ["AverageMeter", "DeferredMetrics", "MetricMeter"]
 
 
@@ -101,7 +103,7 @@ class DeferredMetrics:
         finite = torch.isfinite(torch.cat([loss.to(device) for _, loss in losses])).tolist()
         steps = [step for step, loss in losses for _ in range(len(loss))]
         if not all(finite):
-            raise FloatingPointError(f"Loss is infinite or NaN! ({steps[finite.index(False)]})")
+            raise NotFiniteError(f"Loss is infinite or NaN! ({steps[finite.index(False)]})")
 
     def flush(self) -> list[tuple[Any, Any]]:
         """Each key with its metrics, in order, as numbers where they were on a GPU. Forgets them.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from prompted_clip.errors import UserError
+
 from .tools import get_most_similar_str_to_a_from_b
 
 __all__ = ["Registry"]
@@ -38,7 +40,7 @@ class Registry:
             return self._decorator(force)
         name = obj.__name__
         if name in self._obj_map and not force:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} already has a {name!r}; register(force=True) puts the new one in its place"
             )
         self._obj_map[name] = obj
@@ -56,7 +58,7 @@ class Registry:
         if name not in self._obj_map:
             nearest = get_most_similar_str_to_a_from_b(str(name), self._obj_map)
             hint = f"did you mean {nearest!r}?" if nearest else "nothing is registered"
-            raise ValueError(f"{self._name} has no {name!r}; {hint}")
+            raise UserError(f"{self._name} has no {name!r}; {hint}")
         return self._obj_map[name]
 
     def registered_names(self) -> list[str]:

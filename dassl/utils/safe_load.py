@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from prompted_clip.errors import UserError
+
 
 class Placeholder(dict):
     """Stands for an object of a class that is not allowed: a dictionary of its attributes.
@@ -49,12 +51,12 @@ class _Dtype:
 
     def __init__(self, code: str, *flags: Any) -> None:
         if not re.fullmatch(r"[biufc]\d{1,2}", code):
-            raise ValueError(f"numpy type {code[:20]!a} is not a number")
+            raise UserError(f"numpy type {code[:20]!a} is not a number")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
         if state[1] == ">":
-            raise ValueError("its numbers are big-endian")
+            raise UserError("its numbers are big-endian")
 
 
 def _numpy_scalar(dtype: Any, content: bytes) -> Any:
@@ -91,7 +93,7 @@ def safe_load(fpath: str) -> Any:
             warnings.simplefilter("ignore")  # the error says it
             return torch.load(fpath, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can break anything on the way
-        raise ValueError(
+        raise UserError(
             f"{fpath} is damaged or not a checkpoint, and was not loaded: {_reason(error)}. "
             "Where you trust the file, load it with torch and save its state dict alone."
         ) from error
@@ -108,8 +110,8 @@ def _check_zip(fpath: str) -> list[str]:
     """The names in the file that torch does not allow. Compares all checksums, which torch does not."""
     with zipfile.ZipFile(fpath) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its parts are compressed, which torch.save does not do")
+            raise UserError("its parts are compressed, which torch.save does not do")
         damaged = archive.testzip()
     if damaged is not None:
-        raise ValueError(f"{damaged} does not have its checksum")
+        raise UserError(f"{damaged} does not have its checksum")
     return get_unsafe_globals_in_checkpoint(fpath)

@@ -18,6 +18,8 @@ import PIL
 import torch
 from PIL import Image
 
+from prompted_clip.errors import MissingFileError, UserError
+
 __all__ = [
     "atomic_open",
     "check_availability",
@@ -81,7 +83,7 @@ def read_json(fpath: str) -> Any:
         with open(fpath, encoding="utf-8") as file:
             return json.load(file)
     except ValueError as error:  # broken JSON, or no text at all
-        raise ValueError(f"{fpath} is not valid JSON: {error}") from error
+        raise UserError(f"{fpath} is not valid JSON: {error}") from error
 
 
 def write_json(obj: Any, fpath: str) -> None:
@@ -108,9 +110,9 @@ def read_image(path: str) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise FileNotFoundError(f"image {path} does not exist") from None
+        raise MissingFileError(f"image {path} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from error
+        raise UserError(f"image {path} cannot be read: {error}") from error
 
 
 def collect_env_info() -> str:
@@ -152,7 +154,7 @@ def check_availability(requested: str, available: Iterable[str], what: str = "th
     if requested not in available:
         nearest = get_most_similar_str_to_a_from_b(str(requested), available)
         hint = f" did you mean {nearest!r}?" if nearest else ""
-        raise ValueError(f"{what} is {requested!r};{hint} available: {', '.join(available) or 'nothing'}")
+        raise UserError(f"{what} is {requested!r};{hint} available: {', '.join(available) or 'nothing'}")
 
 
 def tolist_if_not(x: Any) -> list[Any]:

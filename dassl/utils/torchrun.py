@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from prompted_clip.errors import UserError
+
 from .distributed import broadcast, get_world_size
 from .rng import restore_rng_state, rng_state
 
@@ -73,7 +75,7 @@ def check_devices(use_cuda: bool) -> None:
     """Raises a ValueError where there are more processes than GPUs for them."""
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if get_world_size() > 1 and use_cuda and torch.cuda.is_available() and here > gpus:
-        raise ValueError(
+        raise UserError(
             f"--nproc-per-node is {here}, but there are {gpus} GPUs; allowed is one process per GPU: start "
             f"{gpus}, or set USE_CUDA to False."
         )

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import init
 
+from prompted_clip.errors import UserError
+
 from .checkpoint import load_checkpoint, resume_from_checkpoint, save_checkpoint, strip_module
 from .tools import check_availability
 
@@ -53,7 +55,7 @@ def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None
     if model is not None:
         params = model.parameters()
     if params is None:
-        raise ValueError("count_num_param() needs a model or params")
+        raise UserError("count_num_param() needs a model or params")
     count = 0
     for entry in params:
         held = entry["params"] if isinstance(entry, dict) else entry
@@ -78,7 +80,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
         and value.shape == own[name].shape
     }
     if not fitting:
-        raise ValueError(
+        raise UserError(
             f"no layer of {weight_path} fits the model, which expects names like {next(iter(own), '-')!r}"
         )
     model.load_state_dict({**own, **fitting})

@@ -26,6 +26,7 @@ from experiments.cluster.options import ClusterOptions
 from experiments.run_folder import ERROR_FILE, ROOT, last_line, read_result
 from experiments.sweeps.job import Job
 from experiments.sweeps.queue import STDERR_FILE, Status, kind_of, says_accuracy
+from prompted_clip.errors import UserError
 
 # A job whose time is over is requeued; so often that only one that never gets anywhere is given up.
 MAX_TIMEOUTS = 50
@@ -250,7 +251,7 @@ class Cluster:
         except submitit.core.utils.FailedJobError as error:
             said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
             hint = " Where there are no GPUs, give --gpus-per-job 0." if "gres" in said else ""
-            raise ValueError(f"Slurm refused the jobs: {said}.{hint}") from None
+            raise UserError(f"Slurm refused the jobs: {said}.{hint}") from None
         jobs = [SlurmJob(each.job_id, folder) for each in submitted]
         for job, chunk in zip(jobs, chunks, strict=True):
             self.last_job |= {run.folder: job for run in chunk.jobs}

@@ -10,6 +10,7 @@ import shutil
 from typing import Any
 
 from experiments.run_folder import ROOT
+from prompted_clip.errors import UserError
 
 CLUSTERS = ("slurm",)
 # What has a flag of its own is not for --slurm KEY=VALUE.
@@ -74,27 +75,27 @@ class ClusterOptions:
             return cls(**given)
         for field in dataclasses.fields(cls):
             if field.name not in OF_ANY_SWEEP and given[field.name] != field.default:
-                raise ValueError(f"{_flag(field.name)} is for a cluster: give --cluster, too.")
+                raise UserError(f"{_flag(field.name)} is for a cluster: give --cluster, too.")
         return None
 
     def __post_init__(self) -> None:
         numbers = ("gpus_per_job", "gpus_per_node", "jobs_per_gpu", "workers", "chunk", "cpus_per_job")
         for name in (*numbers, "mem_gb", "array_parallelism"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{_flag(name)} is {getattr(self, name)}; allowed is 0 or more.")
+                raise UserError(f"{_flag(name)} is {getattr(self, name)}; allowed is 0 or more.")
         if self.time < 1:
-            raise ValueError(f"--time is {self.time}; allowed are 1 or more minutes.")
+            raise UserError(f"--time is {self.time}; allowed are 1 or more minutes.")
         if importlib.util.find_spec("submitit") is None:
-            raise ValueError(f'--cluster {self.cluster} needs submitit: pip install -e ".[cluster]".')
+            raise UserError(f'--cluster {self.cluster} needs submitit: pip install -e ".[cluster]".')
         if self.gpus and self.gpus < self.gpus_per_job:
-            raise ValueError(
+            raise UserError(
                 f"--gpus-per-node is {self.gpus_per_node}, and --gpus-per-job {self.gpus_per_job}; a run "
                 "takes its GPUs from one node."
             )
         self._further()
         missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"--cluster slurm: there is no {missing[0]} on this machine. Give the command where jobs are "
                 "submitted."
             )
@@ -138,9 +139,9 @@ class ClusterOptions:
             key, equals, value = pair.partition("=")
             name = key.removeprefix("--").replace("-", "_")
             if not name.isidentifier():
-                raise ValueError(f"--slurm {pair}: give an option of sbatch as KEY=VALUE, or KEY alone.")
+                raise UserError(f"--slurm {pair}: give an option of sbatch as KEY=VALUE, or KEY alone.")
             if name in HAVE_FLAGS:
-                raise ValueError(f"--slurm {pair}: give {HAVE_FLAGS[name]} instead.")
+                raise UserError(f"--slurm {pair}: give {HAVE_FLAGS[name]} instead.")
             typed = int(value) if value.isdigit() else value if equals else True
             if name in SlurmExecutor._valid_parameters():
                 known[f"slurm_{name}"] = typed

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from prompted_clip.errors import MissingFileError
+
 ANSWER_SECONDS = 60.0
 PENDING = {
     *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
@@ -70,7 +72,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no {command[0]} on this machine; Slurm's commands are needed."
         ) from None
     except subprocess.TimeoutExpired:

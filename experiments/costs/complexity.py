@@ -20,6 +20,7 @@ from experiments.costs.synthetic import (
     template_for,
 )
 from experiments.methods import read_methods
+from prompted_clip.errors import UserError
 from prompted_clip.factory import EMBEDDED
 from prompted_clip.model import CLIP
 from trainers.clip_trainer import CLIPPromptTrainer
@@ -85,7 +86,7 @@ def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod
         trainer = listed.trainer
     trainer_class = TRAINER_REGISTRY.get(trainer)
     if not is_known(trainer_class):
-        raise ValueError(
+        raise UserError(
             f"--trainers {trainer} is no CLIPPromptTrainer, so that its FLOPs are not known; allowed are "
             f"{', '.join(known_trainers())}."
         )
@@ -100,7 +101,7 @@ def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod
     file = folder / trainer / f"{wanted}.yaml"
     if not file.is_file():
         there = sorted(each.stem for each in (folder / trainer).glob("*.yaml"))
-        raise ValueError(
+        raise UserError(
             f"{trainer} has no configuration {wanted!r}; configs/trainers/{trainer} holds "
             f"{', '.join(there) or 'none'}."
         )

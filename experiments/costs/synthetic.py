@@ -20,6 +20,7 @@ from dassl.engine import build_trainer
 from dassl.utils import Registry
 from datasets.shapes import Shapes, class_table
 from prompted_clip import available_models, load_model, tokenize
+from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.factory import EMBEDDED
 from prompted_clip.model import CLIP
 from prompted_clip.open_clip_models import PREFIX, model_options, split_name
@@ -87,11 +88,11 @@ def class_names(count: int, backbone: str, file: str = "") -> list[str]:
     """
     if file:
         if not Path(file).is_file():
-            raise FileNotFoundError(f"--class-names {file}: there is no such file.")
+            raise MissingFileError(f"--class-names {file}: there is no such file.")
         names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
         names = [name for name in names if name]
         if not names:
-            raise ValueError(f"--class-names {file} is empty; it holds one class name per line.")
+            raise UserError(f"--class-names {file} is empty; it holds one class name per line.")
     elif backbone in EMBEDDED:
         names = [" ".join(words) for words in class_table()]
     else:
@@ -122,12 +123,12 @@ def architecture(backbone: str) -> dict[str, Any]:
     if backbone.startswith(PREFIX):
         options, name = model_options(backbone), split_name(backbone)[0]
     elif backbone in EMBEDDED:
-        raise ValueError(f"--random-weights: {backbone} comes with its own weights; leave the option out.")
+        raise UserError(f"--random-weights: {backbone} comes with its own weights; leave the option out.")
     elif backbone in available_models():
         options, name = {}, backbone.replace("/", "-").replace("@336px", "-336")
     else:
         allowed = ", ".join(available_models())
-        raise ValueError(f"--backbone is {backbone!r}; allowed are {allowed} and {PREFIX}ARCHITECTURE/TAG.")
+        raise UserError(f"--backbone is {backbone!r}; allowed are {allowed} and {PREFIX}ARCHITECTURE/TAG.")
     config = open_clip.get_model_config(name)
     vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
     text = open_clip.CLIPTextCfg(**config["text_cfg"])

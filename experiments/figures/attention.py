@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dassl.utils import read_image
 from experiments.load_run import eval_transform, labels_of, load_trainer
+from prompted_clip.errors import UserError
 from prompted_clip.model import VisionTransformer
 from prompted_clip.prompting import Prompts
 
@@ -134,13 +135,13 @@ def look_at(
     model: Any = getattr(trainer, "model", None)
     visual = getattr(getattr(model, "clip_model", None), "visual", None)
     if not isinstance(visual, VisionTransformer):
-        raise ValueError(
+        raise UserError(
             f"{folder}: the image encoder of {trainer.cfg.MODEL.BACKBONE.NAME} is no ViT; attention of CLS "
             "over patches is drawn of ViTs only."
         )
     blocks = visual.transformer.layers
     if block is not None and not 1 <= block <= blocks:
-        raise ValueError(f"--block {block}: this image encoder has blocks 1 to {blocks}.")
+        raise UserError(f"--block {block}: this image encoder has blocks 1 to {blocks}.")
     visual.float()
     with torch.no_grad():
         prompts = model.prompt_learner.image_prompts()

@@ -12,6 +12,7 @@ from experiments.results.benchmarks import label_of
 from experiments.results.result_file import LOG, read_json
 from experiments.results.runs import Run, gather
 from experiments.results.statistics import Value
+from prompted_clip.errors import UserError
 
 MOST_MISSING = 4  # that a line names
 HOLLOW = ": hollow points lack seeds, and averages that lack a run are left out"
@@ -32,13 +33,13 @@ def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | 
     wanted = list(protocols)
     runs = [run for run in gather([folder], read_methods()).runs if run.protocol in wanted]
     if not runs:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no run of {' or '.join(wanted)}; python -m scripts.sweep {wanted[0]} makes them."
         )
     known = datasets_of(runs)
     for name in datasets or ():
         if name not in known:
-            raise ValueError(f"--datasets {name}: there is no run on it; there are {', '.join(known)}.")
+            raise UserError(f"--datasets {name}: there is no run on it; there are {', '.join(known)}.")
     return [run for run in runs if datasets is None or run.dataset in datasets]
 
 

@@ -13,6 +13,7 @@ from experiments.methods import Method
 from experiments.results.accuracies import methods_of
 from experiments.results.benchmarks import label_of
 from experiments.results.runs import Run
+from prompted_clip.errors import UserError
 
 from .data import missing_footnote, missing_lines, per_class_of
 from .style import LIGHT_GREY, ROW_WIDTH, NamedFigure, finish, look_of, panels, styled, wrapped
@@ -41,7 +42,7 @@ def class_gains(runs: Sequence[Run], methods: tuple[str, str]) -> dict[str, list
     known = [method.key for method in methods_of(runs)]
     for method in methods:
         if method not in known:
-            raise ValueError(f"--methods {method}: there is no run of it; there are {', '.join(known)}.")
+            raise UserError(f"--methods {method}: there is no run of it; there are {', '.join(known)}.")
     accuracies: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for run in runs:
         if run.method.key in methods:
@@ -119,7 +120,7 @@ def draw_gains(runs: Sequence[Run], methods: tuple[str, str], dataset: str) -> N
     """
     found, own, (first, second) = _gains(runs, methods)
     if dataset not in found:
-        raise ValueError(f"No class of {dataset} was tested by both methods; there are {', '.join(found)}.")
+        raise UserError(f"No class of {dataset} was tested by both methods; there are {', '.join(found)}.")
     gains, half = found[dataset], MOST_CLASSES // 2
     cut = len(gains) > MOST_CLASSES
     shown = [*gains[:half], *gains[-half:]] if cut else gains
@@ -155,7 +156,7 @@ def _gains(
     """Gains by dataset, the runs of both methods, and the methods."""
     gains = class_gains(runs, methods)
     if not gains:
-        raise ValueError(
+        raise UserError(
             f"No class was tested by both {methods[0]} and {methods[1]}: per_class in their result.json says "
             "which were. Run both methods on the same classes first."
         )

@@ -18,6 +18,7 @@ from sklearn.manifold import TSNE
 
 from dassl.data.data_manager import build_data_loader
 from experiments.load_run import eval_transform, labels_of, load_trainer
+from prompted_clip.errors import UserError
 
 from .style import COLOURS, MARKERS, ROW_WIDTH, NamedFigure, finish, panels, styled, wrapped
 
@@ -65,16 +66,14 @@ def choose_images(test: Sequence[Any], images: int, classes: int | Sequence[str]
         names = list(classes)
         if unknown := [name for name in names if name not in by_class]:
             known = ", ".join(list(by_class)[:8]) + (", ..." if len(by_class) > 8 else "")
-            raise ValueError(f"--classes {unknown[0]!r}: there is no test image of it; there are {known}.")
+            raise UserError(f"--classes {unknown[0]!r}: there is no test image of it; there are {known}.")
     each = max(1, images // max(1, len(names)))
     chosen = []
     for name in names:
         items = by_class[name]
         chosen += [items[k] for k in sorted(random.permutation(len(items))[:each])]
     if len(chosen[:images]) < 5:
-        raise ValueError(
-            f"t-SNE needs 5 images or more; --images and --classes leave {len(chosen[:images])}."
-        )
+        raise UserError(f"t-SNE needs 5 images or more; --images and --classes leave {len(chosen[:images])}.")
     return chosen[:images]
 
 
@@ -129,7 +128,7 @@ def embed_runs(
     for folder, label in zip(folders, labels_of(folders), strict=True):
         trainer = load_trainer(folder, root)
         if not hasattr(getattr(trainer, "model", None), "encode_image"):
-            raise ValueError(
+            raise UserError(
                 f"{folder}: {type(trainer).__name__} has no encode_image to take embeddings from."
             )
         if not items:

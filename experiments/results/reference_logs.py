@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments.results.benchmarks import LABELS, stem_of
 from experiments.results.result_file import LOG, Result, Training
+from prompted_clip.errors import UserError
 
 ARGUMENTS, CONFIG, END = "** Arguments **", "** Config **", "Collecting env info"
 LEARNED = re.compile(r"^Learned parameters: ([\d,]+)$")
@@ -65,7 +66,7 @@ def read_logs(folder: Path) -> Result:
             return run
         runs += [run] if run is not None else []
     if not runs:
-        raise ValueError(f"{folder}: its log holds no configuration of a run.")
+        raise UserError(f"{folder}: its log holds no configuration of a run.")
     return runs[0]
 
 

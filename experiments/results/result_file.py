@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.results.benchmarks import stem_of
 from experiments.run_folder import RESULT_FILE, TEST_FILE, read_json
+from prompted_clip.errors import MissingFileError, UserError
 
 RESULT_FILES = (RESULT_FILE, TEST_FILE)
 LOG = "log"  # source of a result that is read from a log
@@ -77,10 +78,10 @@ def content_of(folder: Path) -> dict[str, Any]:
         ValueError: the file is broken.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder.")
+        raise MissingFileError(f"{folder}: there is no such folder.")
     path = next((folder / name for name in RESULT_FILES if (folder / name).is_file()), None)
     if path is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no {RESULT_FILE}, so that its settings are not known; give the folder of a "
             "finished run of train.py."
         )
@@ -97,9 +98,9 @@ def read_result_file(path: Path) -> Result:
     try:
         return _result(path, content)
     except KeyError as error:
-        raise ValueError(f"{path} lacks {error.args[0]}.") from error
+        raise UserError(f"{path} lacks {error.args[0]}.") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} holds a value that does not fit ({error}).") from error
+        raise UserError(f"{path} holds a value that does not fit ({error}).") from error
 
 
 def _result(path: Path, content: Mapping[str, Any]) -> Result:

@@ -13,6 +13,7 @@ from experiments.results.result_file import Result
 from experiments.results.scan import Scan
 from experiments.results.states import FINISHED, state_of
 from experiments.run_folder import ERROR_FILE, last_line
+from prompted_clip.errors import UserError
 
 CROSS_DATASET, DOMAINS = "cross_dataset", "domain_generalisation"
 
@@ -94,7 +95,7 @@ def gather(folders: Sequence[Path], methods: Sequence[Method], seeds: Iterable[i
     if not runs:
         where = ", ".join(map(str, folders))
         told = "".join(f" {warning}" for warning in scan.warnings[:1])
-        raise ValueError(f"no runs in {where}: no result.json, no plan, no log of a run.{told}")
+        raise UserError(f"no runs in {where}: no result.json, no plan, no log of a run.{told}")
     runs.sort(key=_order)
     return RunSet(runs, scan.warnings)
 
@@ -178,19 +179,19 @@ def place_of(result: Result, method: Method) -> tuple[str, str]:
     """
     trained, classes = result.trained_on, result.classes
     if result.split != "test":
-        raise ValueError("tested on validation images")
+        raise UserError("tested on validation images")
     if trained and trained.dataset != result.dataset:
         if classes != "all":
-            raise ValueError(f"trained on {trained.dataset}, tested on {classes} classes of {result.dataset}")
+            raise UserError(f"trained on {trained.dataset}, tested on {classes} classes of {result.dataset}")
         return (DOMAINS if result.dataset in VARIANTS else CROSS_DATASET), "target"
     if classes != "all" and (trained is None or trained.classes == "base"):
         return "base2new", classes
     if trained and trained.classes != classes:
-        raise ValueError(f"trained on {trained.classes} classes, tested on {classes} classes")
+        raise UserError(f"trained on {trained.classes} classes, tested on {classes} classes")
     if trained is None and not method.is_zero_shot:
-        raise ValueError("its result.json does not say on which dataset the model was trained")
+        raise UserError("its result.json does not say on which dataset the model was trained")
     if classes != "all":
-        raise ValueError(f"trained on {classes} classes, tested on {classes} classes")
+        raise UserError(f"trained on {classes} classes, tested on {classes} classes")
     return ("few_shot" if trained else "zeroshot"), "all"
 
 
@@ -207,7 +208,7 @@ def _once(runs: Sequence[Run]) -> list[Run]:
             kept[run.identity] = run if run.accuracy is not None else other
         elif run.accuracy not in (None, other.accuracy):
             what = f"{run.method.label}, {run.dataset}, {run.role}, {run.shots} shots, seed {run.seed}"
-            raise ValueError(
+            raise UserError(
                 f"one run has two results ({what}): {other.accuracy:.2f} in {other.folder} and "
                 f"{run.accuracy:.2f} in {run.folder}. Which one counts? Give folders that hold only that one."
             )

@@ -11,6 +11,7 @@ from experiments.plans import Planned, read_plan
 from experiments.results.reference_logs import read_logs
 from experiments.results.result_file import RESULT_FILES, Result, read_result_file
 from experiments.run_folder import ERROR_FILE
+from prompted_clip.errors import MissingFileError
 
 
 class Scan:
@@ -78,7 +79,7 @@ def _walk(folders: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
     seen: set[Path] = set()
     for top in folders:
         if not top.is_dir():
-            raise FileNotFoundError(f"{top} is not a folder; give folders of runs, such as output.")
+            raise MissingFileError(f"{top} is not a folder; give folders of runs, such as output.")
         for name, subfolders, files in os.walk(top, followlinks=True):
             folder = Path(name).resolve()
             if folder in seen:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prompted_clip.errors import UserError
+
 GIB = 2**30
 CONTEXT = 1 * GIB  # what CUDA itself takes of a GPU, for each process
 HEADROOM = 1.2  # of the memory that a run of the same kind was measured to take
@@ -49,7 +51,7 @@ class Devices:
         names: Sequence[str] = (),
     ) -> None:
         if gpu_memory and gpus_per_run > len(gpu_memory):
-            raise ValueError(f"--gpus-per-job is {gpus_per_run}; there are {len(gpu_memory)} GPUs.")
+            raise UserError(f"--gpus-per-job is {gpus_per_run}; there are {len(gpu_memory)} GPUs.")
         self.gpu_memory = list(gpu_memory)
         self.per_gpu = per_gpu
         self.gpus_per_run = gpus_per_run

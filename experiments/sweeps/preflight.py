@@ -16,6 +16,7 @@ from experiments.record import plain
 from experiments.run_folder import read_result
 from experiments.settings import differences
 from experiments.sweeps.job import Job
+from prompted_clip.errors import MissingFileError, UserError
 
 MANY = 5  # results of other settings that are listed
 
@@ -53,7 +54,7 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
             others.append(f"{output / job.folder} ({found[0]})")
     if others:
         more = f" and {len(others) - MANY} more" if len(others) > MANY else ""
-        raise ValueError(
+        raise UserError(
             f"{len(others)} folders hold results of other settings: {'; '.join(others[:MANY])}{more}. "
             "Give another --output, or remove them."
         )
@@ -72,7 +73,7 @@ def check_dataset(cfg: Any, name: str) -> None:
     if folder.is_dir():
         return
     if kind.make is CatalogDataset.make:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{cfg.DATASET.NAME}: there is no folder {folder}. Give the folder of the datasets as --root, or "
             f"fetch it: python -m datasets prepare {name} (docs/fetching_datasets.md)."
         )

@@ -13,6 +13,7 @@ from experiments.plans import Planned
 from experiments.protocols import Protocol, Step
 from experiments.run_folder import ROOT
 from experiments.sweeps.job import Job
+from prompted_clip.errors import MissingFileError, UserError
 
 STAGES = ("all", "train", "test")
 
@@ -101,7 +102,7 @@ def chosen_methods(protocol: Protocol, names: Sequence[str]) -> list[Method]:
         elif name in known:
             chosen.append(known[name])
         else:
-            raise ValueError(
+            raise UserError(
                 f"--trainers {name}: allowed are all, {', '.join(known)}, or TRAINER:CONFIG with a file of "
                 "configs/trainers/TRAINER."
             )
@@ -129,7 +130,7 @@ class _Plan:
             if learns and not weights and protocol.train:
                 weights = self._folder(protocol.train, self.trained_on)
             if learns and not weights:
-                raise ValueError(
+                raise UserError(
                     f"{protocol.name} tests without training: --trainers {self.method.key} is not for it."
                 )
             if selection.stage != "train" or not learns:
@@ -141,7 +142,7 @@ class _Plan:
                 yield from self._tests(steps, weights if learns else "", needs="")
             return
         if protocol.train is None:
-            raise ValueError(
+            raise UserError(
                 f"{protocol.name} tests without training: --trainers {self.method.key} is not for it."
             )
         trained = self._folder(protocol.train, self.trained_on)
@@ -230,7 +231,7 @@ def filled(where: str, form: str, **values: Any) -> str:
         return form.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         allowed = ", ".join(f"{{{name}}}" for name in values)
-        raise ValueError(f"{where} is {form!r}; allowed places in it are {allowed}.") from error
+        raise UserError(f"{where} is {form!r}; allowed places in it are {allowed}.") from error
 
 
 def config_file(kind: str, name: str) -> str:
@@ -242,5 +243,5 @@ def config_file(kind: str, name: str) -> str:
     path = Path("configs") / kind / name
     if not (ROOT / path).is_file():
         there = ", ".join(sorted(each.stem for each in (ROOT / path).parent.glob("*.yaml"))) or "none"
-        raise FileNotFoundError(f"There is no {path}; in its folder are {there}.")
+        raise MissingFileError(f"There is no {path}; in its folder are {there}.")
     return str(path)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
+from prompted_clip.errors import UserError
+
 
 class Datum:
     """One image: where it lies, and what it shows.
@@ -34,13 +36,13 @@ class Datum:
 
     def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = "") -> None:
         if not isinstance(impath, str):
-            raise ValueError(f"Datum: impath is {impath!r}, not a string.")
+            raise UserError(f"Datum: impath is {impath!r}, not a string.")
         if not isinstance(label, Integral) or not isinstance(domain, Integral):
-            raise ValueError(
+            raise UserError(
                 f"Datum of {impath}: label {label!r} and domain {domain!r} must be whole numbers."
             )
         if not isinstance(classname, str):
-            raise ValueError(f"Datum of {impath}: classname is {classname!r}, not a string.")
+            raise UserError(f"Datum of {impath}: classname is {classname!r}, not a string.")
         self._impath = impath
         self._label = label
         self._domain = domain
@@ -101,9 +103,7 @@ class DatasetBase:
     ) -> None:
         labelled = train_x or test
         if not labelled:
-            raise ValueError(
-                f"{type(self).__name__} has no images: its train_x and its test split are empty."
-            )
+            raise UserError(f"{type(self).__name__} has no images: its train_x and its test split are empty.")
         self._train_x = train_x
         self._train_u = train_u
         self._val = val
@@ -157,7 +157,7 @@ class DatasetBase:
         for key, given in (("SOURCE_DOMAINS", source_domains), ("TARGET_DOMAINS", target_domains)):
             unknown = [domain for domain in given if domain not in self.domains]
             if unknown or not given:
-                raise ValueError(f"DATASET.{key} is {tuple(given)}; choose from {', '.join(self.domains)}.")
+                raise UserError(f"DATASET.{key} is {tuple(given)}; choose from {', '.join(self.domains)}.")
 
     def generate_fewshot_dataset(
         self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from dassl.data.transforms.fused import Compose
 from dassl.utils import Registry, get_most_similar_str_to_a_from_b
+from prompted_clip.errors import UserError
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -58,7 +59,7 @@ def build_transform(
     for name in choices:
         if name not in known:
             nearest = get_most_similar_str_to_a_from_b(name, known)
-            raise ValueError(f"INPUT.TRANSFORMS has {name!r}, which is unknown; did you mean {nearest!r}?")
+            raise UserError(f"INPUT.TRANSFORMS has {name!r}, which is unknown; did you mean {nearest!r}?")
     interpolation_mode(cfg)  # an unknown one is an error before anything is printed
     print(f"Building transform_{'train' if is_train else 'test'}")
     return _train_transform(cfg, choices) if is_train else _test_transform(cfg, choices)
@@ -101,7 +102,7 @@ def interpolation_mode(cfg: CfgNode) -> InterpolationMode:
     """torchvision's mode for `cfg.INPUT.INTERPOLATION`; raises a ValueError where there is none."""
     if cfg.INPUT.INTERPOLATION not in INTERPOLATION_MODES:
         allowed = ", ".join(INTERPOLATION_MODES)
-        raise ValueError(f"INPUT.INTERPOLATION is {cfg.INPUT.INTERPOLATION!r}; choose from {allowed}.")
+        raise UserError(f"INPUT.INTERPOLATION is {cfg.INPUT.INTERPOLATION!r}; choose from {allowed}.")
     return INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
 
 
@@ -170,7 +171,7 @@ def randaugment(cfg: CfgNode) -> Any:
     number, magnitude = cfg.INPUT.RANDAUGMENT_N, cfg.INPUT.RANDAUGMENT_M
     print(f"+ randaugment (n={number}, m={magnitude})")
     if not 0 <= magnitude <= 30:
-        raise ValueError(f"INPUT.RANDAUGMENT_M is {magnitude}; it must lie between 0 and 30.")
+        raise UserError(f"INPUT.RANDAUGMENT_M is {magnitude}; it must lie between 0 and 30.")
     return T.RandAugment(number, magnitude, num_magnitude_bins=31)
 
 

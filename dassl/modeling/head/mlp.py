@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dassl.utils.tools import check_availability
+from prompted_clip.errors import UserError
 
 from .build import HEAD_REGISTRY
 
@@ -39,7 +40,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [hidden_layers] if isinstance(hidden_layers, int) else list(hidden_layers)
         if not widths:
-            raise ValueError(
+            raise UserError(
                 "MODEL.HEAD.HIDDEN_LAYERS is empty; an mlp head needs at least one width, as in (512,)"
             )
         check_availability(activation, ACTIVATIONS, "MODEL.HEAD.ACTIVATION")
