@@ -65,9 +65,11 @@ def main(args: argparse.Namespace) -> None:
             if trainer.get_model_names() and not args.model_dir:
                 raise UserError("--eval-only tests what a run has learned: give its folder as --model-dir.")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            record.identify()
             trainer.test()
         elif not args.no_train:
             _check_processes(trainer)
+            record.identify()
             trainer.train()
         if not args.no_train:
             record.write()

@@ -22,7 +22,7 @@ from prompted_clip import load_model
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.model import CLIP
 from prompted_clip.simple_tokenizer import default_tokenizer
-from trainers.checkpoints import IDENTITY, fingerprint, learned_tensors
+from trainers.checkpoints import IDENTITY, fingerprint, learned_tensors, old_fingerprint
 
 METRICS = ("euclidean", "cosine")
 SAMPLE = 2000  # words whose neighbours tell the typical distance
@@ -178,7 +178,7 @@ def load_words(backbone: str, weights: str, learned: Learned) -> CLIP:
         )
     model = load_model(name, weights)
     trained = learned.identity.get("backbone_sha256")
-    if trained and trained != fingerprint(model):
+    if trained and trained not in (fingerprint(model), old_fingerprint(model)):
         raise UserError(
             f"{learned.path} was trained on other weights of {learned.identity.get('backbone')}; give their "
             "file with --weights."

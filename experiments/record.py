@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import platform
@@ -21,10 +22,16 @@ try:
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
+from dassl.config.influence import flat, influencing, plain
+from dassl.engine.identity import identity_differences
 from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
+from experiments.configuration import setup_cfg
 from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE
+from prompted_clip.errors import UserError
+from prompted_clip.factory import is_published
 
+MOST_LISTED = 6  # differences in a message
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
 
 
@@ -43,6 +50,8 @@ class Record:
         self.args = args
         self.command = list(command)
         self.start = time.monotonic()
+        self.commit, self.commit_is_clean = _commit()  # now: a run may take longer than the next commit
+        self.identity: dict[str, Any] | None = None
         self.results: dict[str, float] = {}
         self.split = ""
         self.testing = 0.0  # seconds of the last test
@@ -74,19 +83,43 @@ class Record:
         """Writes the file beside the log, whole or not at all; of several processes rank zero does."""
         if not is_rank_zero():
             return
+        write_json(self.content(), str(self._path()))
+        print(f"Result is saved to {self._path()}")
+
+    def _path(self) -> Path:
         folder = Path(self.trainer.cfg.OUTPUT_DIR)
-        path = folder / RESULT_FILE
-        if self.args.eval_only and _is_of_a_training(path):
-            path = folder / TEST_FILE
-        write_json(self.content(), str(path))
-        print(f"Result is saved to {path}")
+        of_a_training = self.args.eval_only and _is_of_a_training(folder / RESULT_FILE)
+        return folder / (TEST_FILE if of_a_training else RESULT_FILE)
+
+    def identify(self) -> None:
+        """Hashes what decides the number of the run, after what is tested was loaded, before any step.
+
+        Raises:
+            ValueError: the folder holds the result of another run.
+        """
+        identity = getattr(self.trainer, "run_identity", None)
+        if identity is None:  # a trainer on the engine's lowest base
+            return
+        self.identity = identity(tests_only=bool(self.args.eval_only and self.trainer.get_model_names()))
+        path = self._path()
+        found = result_differences(path, self.identity)
+        if found:
+            raise UserError(
+                f"{path} is the result of another run: {'; '.join(found[:MOST_LISTED])}. Give another "
+                "--output-dir, or remove that folder."
+            )
+
+    def _changed(self) -> dict[str, Any]:
+        """Settings that flags and options changed in what the configuration files say, as [file's, run's]."""
+        files = setup_cfg(argparse.Namespace(**{**vars(self.args), "opts": [], "transforms": None}))
+        here, there = (influencing(plain(each), trains=True) for each in (self.trainer.cfg, files))
+        return {key: [there[key], value] for key, value in here.items() if there.get(key, value) != value}
 
     def content(self) -> dict[str, Any]:
         """The fields of the file; docs/results.md explains each."""
         trainer, cfg, args = self.trainer, self.trainer.cfg, self.args
         seconds = time.monotonic() - self.start
         per_class = self._per_class()
-        commit, is_clean = _commit()
         cuda = trainer.device.type == "cuda"
         return {
             "format": FORMAT,
@@ -100,6 +133,9 @@ class Record:
             "shots": cfg.DATASET.NUM_SHOTS,
             "seed": cfg.SEED,
             "backbone": cfg.MODEL.BACKBONE.NAME,
+            "backbone_is_published": is_published(
+                cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.get("PATH", "")
+            ),
             "eval_only": args.eval_only,
             "model_dir": args.model_dir,
             "trained_on": self._trained_on(),
@@ -123,9 +159,11 @@ class Record:
             "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
             "processes": get_world_size(),
             "versions": _versions(),
-            "commit": commit,
-            "commit_is_clean": is_clean,
+            "commit": self.commit,
+            "commit_is_clean": self.commit_is_clean,
             "command": self.command,
+            "identity": self.identity,
+            "changed": self._changed(),
             "settings": plain(cfg),
         }
 
@@ -148,8 +186,9 @@ class Record:
         learner = getattr(getattr(self.trainer, "model", None), "prompt_learner", None)
         if not self.trainer.get_model_names() or learner is None:
             return None
-        name = "loaded_identity" if self.args.eval_only else "identity"
-        data = getattr(learner, name, {}).get("data")  # a learner of older code has neither
+        of_run = "loaded_identity" if self.args.eval_only else "identity"
+        identity = getattr(learner, of_run, {})  # a learner of older code has neither
+        data = identity.get("data")
         if not data:
             return None
         keys = {
@@ -159,7 +198,12 @@ class Record:
             "seed": "SEED",
             "sample_sha256": "sample_sha256",
         }
-        return {name: data.get(key) for name, key in keys.items()}
+        training = self.trainer.loaded_training if self.args.eval_only else self.identity
+        return {
+            **{name: data.get(key) for name, key in keys.items()},
+            "own_path": identity.get("own_path", ""),
+            "settings": (training or {}).get("settings"),
+        }
 
     def _learned_parameters(self) -> int:
         models = [self.trainer._models[name] for name in self.trainer.get_model_names()]
@@ -167,13 +211,17 @@ class Record:
         return sum(each.numel() for each in learned.values())
 
 
-def plain(value: Any) -> Any:
-    """A configuration as dicts, lists, strings and numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+def result_differences(path: Path, identity: Mapping[str, Any]) -> list[str]:
+    """In words where the result in a file is of another run; [] if there is none, or it is the same run.
+
+    A result of an earlier version has no identity: its settings are compared, as far as both know them.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        earlier = content.get("identity") or {"settings": flat(content.get("settings") or {})}
+        return identity_differences(earlier, identity)
+    except (OSError, ValueError, AttributeError, RecursionError):  # nothing that could be taken for a result
+        return []
 
 
 def _is_of_a_training(path: Path) -> bool:

@@ -98,6 +98,17 @@ def _download(url: str, root: str | None = None) -> str:
     return str(target)
 
 
+def is_published(name: str, path: str = "") -> bool:
+    """Whether a CLIP's weights are those that were published under its name: OpenAI's, by their sha256.
+
+    Args:
+        path: the file of the weights; "" for the one that `name` stands for.
+    """
+    if not path:
+        return name in _MODELS
+    return name in _MODELS and f"/{_sha256(Path(path).expanduser())}/" in _MODELS[name]
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

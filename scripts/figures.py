@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prompted_clip.console import run_command
+
 if TYPE_CHECKING:  # a kind imports what it needs: torch only where a model is used
-    from prompted_clip.console import run_command
-from experiments.figures.style import NamedFigure
+    from experiments.figures.style import NamedFigure
 
 CLASSES = ("base", "new", "both")
 

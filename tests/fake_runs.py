@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.methods import method_of, read_methods
 from experiments.results.benchmarks import ELEVEN
 from experiments.results.published import published
 
@@ -71,6 +72,8 @@ def result(
         "commit": "d72648f0" * 5,
         "commit_is_clean": True,
         "command": ["train.py"],
+        "identity": {"run": f"{seed:x}" * 64, "cell": "c" * 64, "parts": {}, "settings": {}},
+        "changed": {},
         "settings": {},
         **changes,
     }
@@ -97,14 +100,15 @@ def published_base_to_novel(output: Path, trainers: Mapping[str, str], noise: fl
     """
     jobs = []
     for trainer, name in trainers.items():
-        config = CONFIGS.get(trainer, "vit_b16")
+        method = method_of(read_methods(), trainer, CONFIGS.get(trainer, "vit_b16"))
         for dataset in ELEVEN:
+            config = method.config("base2new", dataset, 16)
             for classes in ("base", "new"):
                 number = published()["base2new"][name][dataset][classes]
                 for seed, sign in ((1, 0), (2, -1), (3, 1)):
                     accuracy = number + (0 if trainer.startswith("Zeroshot") else sign * noise)
                     folder = base_to_novel_folder(output, dataset, trainer, seed, classes)
-                    write(folder, result(accuracy, dataset, classes, seed, trainer))
+                    write(folder, result(accuracy, dataset, classes, seed, trainer, config=config))
                     place = {"folder": str(folder.relative_to(output)), "dataset": dataset, "seed": seed}
                     run = {"method": "", "trainer": trainer, "config": config}
                     jobs.append({**place, **run, "role": classes, "classes": classes})

@@ -121,7 +121,7 @@ def test_errors_are_one_line(tmp_path: Path, flags: list[str], capsys: pytest.Ca
     for directory in (tmp_path / "nowhere", tmp_path):
         assert main([str(directory), *flags]) == 2
         captured = capsys.readouterr()
-        assert captured.err.startswith("error: ")
+        assert captured.err.startswith("parse_test_res.py: ")
         assert str(directory) in captured.err
         assert captured.err.count("\n") == 1
     write_log(tmp_path, *result("1.0"))

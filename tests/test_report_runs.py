@@ -237,7 +237,7 @@ def test_names_of_all_datasets_lead_to_their_files() -> None:
 
 def test_own_data_are_told_apart_by_their_folder(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
-        settings = {"DATASET": {"ROOT": f"/data/{name}", "OWN": {"PATH": ""}}}
+        settings = {"DATASET": {"NAME": "folder", "ROOT": f"/data/{name}", "OWN": {"PATH": ""}}}
         write(tmp_path / name, result(80.0, "folder", "all", settings=settings))
     assert {run.dataset for run in find(tmp_path)} == {"cats (folder)", "dogs (folder)"}
 

@@ -17,7 +17,6 @@ import train
 from experiments.methods import read_methods
 from experiments.protocols import protocol_names, read_protocol
 from experiments.run_folder import state
-from experiments.settings import differences
 from experiments.sweeps.job import Job
 from experiments.sweeps.queue import Status
 from experiments.sweeps.units import Selection, units
@@ -264,16 +263,9 @@ def test_a_sweep_runs_everything_and_writes_down_what_it_wanted(swept):
 def test_a_result_of_other_settings_is_not_taken_for_the_wanted_one(swept, capsys):
     words = [*SHAPES, "--trainers", "MaPLe", "--root", str(swept), "--output", str(swept / "out")]
     message = refused(capsys, *words, *SHORT, "OPTIM.LR", "0.1")
-    assert "2 folders hold results of other settings" in message
+    assert "2 folders hold results of other runs" in message
     assert "OPTIM.LR is 0.0035 there, 0.1 here" in message
     assert main([*words, *SHORT, "DATALOADER.CACHE_GB", "0."]) == 0, "this changes no result"
-
-
-def test_only_settings_that_matter_make_a_difference():
-    settings = {"TRAINER": {"NAME": "MaPLe", "MAPLE": {"N_CTX": 2}, "COOP": {"N_CTX": 4}}, "OUTPUT_DIR": "a"}
-    other = {"TRAINER": {"NAME": "MaPLe", "MAPLE": {"N_CTX": 4}, "COOP": {"N_CTX": 8}}, "OUTPUT_DIR": "b"}
-    assert differences(settings, {"settings": other}) == ["TRAINER.MAPLE.N_CTX is 4 there, 2 here"]
-    assert differences(settings, {"settings": {}}) == []
 
 
 # --- the view

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dassl.config.influence import own_path
+from dassl.engine.identity import sha256_of_tensors
 from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP
 from prompted_clip.prompted_clip import PromptedCLIP
@@ -34,8 +36,10 @@ def identity_of(trainer: CLIPPromptTrainer, clip_model: CLIP) -> dict[str, Any]:
         "trainer": type(trainer).__name__,
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "backbone_sha256": fingerprint(clip_model),
+        "projections_sha256": old_fingerprint(clip_model),  # what earlier versions wrote in its place
         "settings": {key: value for key, value in trainer.own_settings.items() if key != "PREC"},
         "classnames": list(dataset.classnames),
+        "own_path": own_path(cfg.DATASET),
         "data": {
             "DATASET.NAME": cfg.DATASET.NAME,
             "DATASET.NUM_SHOTS": cfg.DATASET.NUM_SHOTS,
@@ -48,7 +52,12 @@ def identity_of(trainer: CLIPPromptTrainer, clip_model: CLIP) -> dict[str, Any]:
 
 
 def fingerprint(clip_model: CLIP) -> str:
-    """Tells one CLIP from another of the same widths: sha256 over its projections, in float32."""
+    """Tells one CLIP from another: sha256 over all its tensors, in float32."""
+    return sha256_of_tensors(clip_model.state_dict())
+
+
+def old_fingerprint(clip_model: CLIP) -> str:
+    """What checkpoints of earlier versions hold in its place: sha256 over CLIP's projections alone."""
     digest = hashlib.sha256()
     for tensor in (clip_model.text_projection, clip_model.visual.conv1.weight, clip_model.logit_scale):
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
@@ -113,7 +122,7 @@ def _identity_differences(saved: Any, here: dict[str, Any], model: PromptedCLIP)
     differences = []
     if saved.get("trainer") != here["trainer"]:
         differences.append(f"it was trained by {saved.get('trainer')}, here is {here['trainer']}")
-    if saved.get("backbone_sha256") != here["backbone_sha256"]:
+    if saved.get("backbone_sha256") not in (here["backbone_sha256"], here["projections_sha256"]):
         differences.append(
             f"it was trained on {saved.get('backbone')}, here are other CLIP weights ({here['backbone']})"
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dassl.engine import TrainerX
 from dassl.engine.ddp import Losses, wrap_ddp
+from dassl.engine.identity import sha256_of
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 from dassl.utils.distributed import is_rank_zero
@@ -21,6 +22,7 @@ from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
+from prompted_clip.shared_prefix import SharedPrefixText
 
 from .checkpoints import IDENTITY, check_fit, check_same_run, identity_of, learned_tensors
 from .precision import PRECISIONS, Precision
@@ -51,6 +53,8 @@ class CLIPPromptTrainer(TrainerX):
     model_class: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     # Whether `losses` take several views of an image, as many as DATALOADER.K_TRANSFORMS says.
     takes_views: ClassVar[bool] = False
+    # Nothing is learned, and no shots are drawn: seed and shots do not matter.
+    is_zero_shot: ClassVar[bool] = False
 
     model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
 
@@ -295,12 +299,22 @@ class CLIPPromptTrainer(TrainerX):
         check_fit(path, state_dict, self._models[name].state_dict(), self.model)
         return learned_tensors(state_dict)
 
+    def model_parts(self) -> dict[str, str]:
+        """CLIP's weights, and the sentences as tokens."""
+        learner = self.model.prompt_learner
+        sentences = [each for each in learner.modules() if isinstance(each, SharedPrefixText)]
+        return {
+            "model": learner.identity["backbone_sha256"],
+            "sentences": sha256_of([[each.tokens.tolist(), each.slots.tolist()] for each in sentences]),
+        }
+
     def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
         """Refuses to continue a run with other images, classes or another seed.
 
         Raises:
             ValueError: lists what differs.
         """
+        super().check_resumable(name, checkpoint, directory)
         states = checkpoint["state_dict"].items()
         identity = next((value for key, value in states if key.endswith(IDENTITY)), None)
         if isinstance(identity, Mapping):

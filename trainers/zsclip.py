@@ -18,6 +18,7 @@ class ZeroshotCLIP(CLIPPromptTrainer):
     """CLIP with the dataset's hand-written template; a dataset without one gets "a photo of a {}."."""
 
     settings: ClassVar = {"PREC": "fp32"}
+    is_zero_shot: ClassVar = True
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         template = template_of(self.dm.dataset)
@@ -30,6 +31,7 @@ class ZeroshotCLIP2(CLIPPromptTrainer):
     """CLIP with the mean over seven templates and the dataset's own."""
 
     settings: ClassVar = {"PREC": "fp32"}
+    is_zero_shot: ClassVar = True
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         templates = list(SELECTED_TEMPLATES)

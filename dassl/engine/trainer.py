@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os.path as osp
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from dassl.config import key_or_default
 from dassl.data import DataManager
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
 from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
+from dassl.engine.identity import data_parts, identity_differences, identity_of, settings_of, sha256_of_file
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
 from dassl.evaluation import Predictions, build_evaluator
@@ -37,6 +38,7 @@ __all__ = [
     "TrainerXU",
 ]
 
+MOST_LISTED = 6  # differences in a message
 CHOICES = {
     "TEST.FINAL_MODEL": ("last_step", "best_val"),
     "TEST.SPLIT": ("val", "test"),
@@ -97,6 +99,7 @@ class SimpleTrainer(TrainerBase):
         broadcast_initial_state(self._models.values())
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = float("-inf")
+        self._identities: dict[bool, dict[str, Any]] = {}
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raises a ValueError for settings that the trainer cannot work with; a subclass overrides it."""
@@ -147,6 +150,46 @@ class SimpleTrainer(TrainerBase):
             raise KeyboardInterrupt(self._how_to_resume()) from None
         finally:
             self.close_writer()
+
+    def model_parts(self) -> dict[str, str]:
+        """Parts of a run's identity that a trainer adds, by the names of `identity.PARTS`."""
+        return {}
+
+    def run_identity(self, tests_only: bool = False) -> dict[str, Any]:
+        """What decides the number of this run, see `identity.py`. Reads images that were never read before.
+
+        Args:
+            tests_only: the run tests what `load_model` loaded.
+        """
+        if tests_only not in self._identities:
+            trains = not tests_only and self.has_something_to_train()
+            tested = (self.loaded_parts or {}) if tests_only else {}
+            parts = {**self.model_parts(), **data_parts(self.cfg, self.dm.dataset, trains), **tested}
+            if trains and self.cfg.MODEL.INIT_WEIGHTS:
+                parts["init_weights"] = sha256_of_file(self.cfg.MODEL.INIT_WEIGHTS)
+            self._identities[tests_only] = identity_of(settings_of(type(self), self.cfg, trains), parts)
+        return self._identities[tests_only]
+
+    def checkpoint_state(self, name: str) -> dict[str, Any]:
+        return {**super().checkpoint_state(name), "identity": self.run_identity()}
+
+    def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
+        """Refuses to continue another run than this one; an old checkpoint does not say which it is of.
+
+        Raises:
+            ValueError: lists what differs.
+        """
+        earlier = checkpoint.get("identity")
+        if isinstance(earlier, Mapping):
+            found = identity_differences(earlier, self.run_identity())
+            # More epochs are allowed where the schedule does not depend on them, which the scheduler tells.
+            found = [each for each in found if not each.startswith("OPTIM.MAX_EPOCH ")]
+            if found:
+                listed = "; ".join(found[:MOST_LISTED])
+                raise UserError(
+                    f"The run in {directory} cannot be continued by this one: {listed}. "
+                    "Give its settings, or another --output-dir to start a new one."
+                )
 
     def has_something_to_train(self) -> bool:
         """Whether a model is registered, or the trainer overrides how it trains."""

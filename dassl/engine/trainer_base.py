@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl.engine import checkpoints
+from dassl.engine.identity import tested_parts
 from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
 from dassl.utils.distributed import barrier, gather, get_rank, get_world_size, is_rank_zero
@@ -37,6 +38,8 @@ class TrainerBase:
     scaler: Any = None  # a gradient scaler, where a trainer uses one
     best_result = float("-inf")  # on the validation images, so far
     _resumed_rng: Any = None  # random state to restore before the first epoch
+    loaded_parts: Mapping[str, str] | None = None  # of a test's identity: what `load_model` loaded last
+    loaded_training: Any = None  # the identity of the run that trained it, if its checkpoint holds one
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
@@ -256,6 +259,8 @@ class TrainerBase:
             shown = "" if result is None else f", val_result={result:.2f}"
             print(f"Load {path} to {name} (epoch={checkpoint.get('epoch')}{shown})")
             self._unwrapped(name).load_state_dict(state, strict=False)
+        self.loaded_parts = tested_parts({name: each[1:] for name, each in found.items()}, epoch)
+        self.loaded_training = next(iter(found.values()))[1].get("identity") if found else None
 
     def _read_checkpoints(self, directory: str, file: str) -> dict[str, tuple[str, dict, Mapping[str, Any]]]:
         # (path, checkpoint, fitting state) of each model: all are read and checked before any is changed.

@@ -9,7 +9,7 @@ from experiments.methods import Method
 from experiments.report.tables import Cell, Difference, Row, Section, Table
 from experiments.results.accuracies import Accuracies, Setting, methods_of
 from experiments.results.benchmarks import ELEVEN, in_order, label_of
-from experiments.results.published import base_to_novel_numbers, numbers_of, published
+from experiments.results.published import base_to_novel_numbers, numbers_of, published, unlike_published
 from experiments.results.runs import Run
 from experiments.results.statistics import Value, is_within_noise, mean
 
@@ -58,6 +58,8 @@ class Fairness:
                 return f"whose backbone is {run.result.backbone or 'unknown'} and not {facts['backbone']}"
             if run.protocol != "few_shot" and run.shots not in (0, facts["shots"]):
                 return f"trained with {run.shots} shots and not {facts['shots']}"
+            if unlike := unlike_published(run):
+                return f"with {unlike}"
             size = facts["test_sizes"].get(dataset, {}).get(run.result.classes)
             if size and run.result.total and run.result.total != size:
                 return f"tested on {run.result.total:,} images and not {size:,}"

@@ -7,9 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dassl.config import Config
+from dassl.config.influence import DRAWN, influencing, is_among
 from experiments.methods import Method
+from experiments.results.runs import Run
 
 FILE = Path(__file__).with_name("published.json")
+CONFIGS = Path(__file__).parents[2] / "configs" / "trainers"
+# What a protocol sets for each run, and what draws other random numbers alone.
+OF_A_PROTOCOL = (*DRAWN, "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
 
 
 @functools.cache
@@ -29,3 +35,28 @@ def base_to_novel_numbers(method: Method) -> dict[str, dict[str, float]]:
 def numbers_of(protocol: str, method: Method) -> dict[str, float]:
     """Accuracies by dataset; for few_shot, the averages by shots."""
     return published()[protocol].get(method.published.get(protocol), {})
+
+
+def unlike_published(run: Run) -> str:
+    """What a run's settings or weights have that the published ones have not; "" where they are the same.
+
+    The published settings are those of configs/trainers; the options of a run are changes of them. Of a
+    result of an earlier version, the settings that its configuration file names are compared.
+    """
+    result = run.result
+    assert result is not None
+    wanted = run.method.config(run.protocol, run.source or run.dataset, run.shots)
+    if result.config != wanted:
+        return f"configuration {result.config} and not {wanted}"
+    if result.backbone_is_published is False:
+        return "other weights than OpenAI's"
+    file = Config(new_allowed=True)
+    path = CONFIGS / run.method.trainer / f"{result.config}.yaml"
+    if path.is_file():
+        file.merge_from_file(str(path))
+    changed = {key: values[0] for key, values in result.changed.items()}
+    for key, value in sorted({**changed, **influencing(file, trains=True)}.items()):
+        here = result.settings.get(key, value)
+        if here != value and not is_among(key, OF_A_PROTOCOL):
+            return f"{key} {here} and not {value}"
+    return ""

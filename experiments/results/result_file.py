@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dassl.config.influence import influencing, own_path
 from experiments.results.benchmarks import stem_of
 from experiments.run_folder import RESULT_FILE, TEST_FILE, read_json
 from prompted_clip.errors import MissingFileError, UserError
 
 RESULT_FILES = (RESULT_FILE, TEST_FILE)
 LOG = "log"  # source of a result that is read from a log
-OWN_DATA = ("folder", "csv", "hub")  # one file of configs/datasets for many datasets
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class Result:
         accuracy: percent; None if the run has none yet. As `macro_f1`.
         total: images tested.
         peak_memory: bytes, of the device if it has memory of its own, else of the process.
+        cell: the same for runs that differ in the seed alone, see `dassl/engine/identity.py`; "" for a
+            result of an earlier version, which has no identity.
+        settings: those that can change the number, by their dotted keys; of a test also its training's.
+        parts: hashes of the model, the data and what is tested.
+        backbone_is_published: whether CLIP's weights are OpenAI's; None if the file does not say.
+        changed: the settings that options changed in what the configuration files say.
+        place: of own data, the folder or table.
         training_seconds: None if the process did not train this run alone from its start to its end.
         source: name of the file: result.json, result_test.json, or log. A log has one decimal.
     """
@@ -62,6 +69,12 @@ class Result:
     torch: str = ""
     commit: str = ""
     commit_is_clean: bool | None = None
+    cell: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    changed: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    parts: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    backbone_is_published: bool | None = None
+    place: str = ""
     source: str = "result.json"
 
     @property
@@ -106,18 +119,29 @@ def read_result_file(path: Path) -> Result:
 def _result(path: Path, content: Mapping[str, Any]) -> Result:
     name = str(content["dataset"])
     stem = str(content.get("dataset_config") or "") or stem_of(name)
-    dataset = _own_data(stem, content.get("settings") or {})
+    place = own_path((content.get("settings") or {}).get("DATASET") or {})
+    dataset = own_label(place, stem) if place else stem
     results, seconds = content["results"], content.get("seconds") or {}
     memory, versions = content.get("peak_memory_bytes") or {}, content.get("versions") or {}
-    trained_on = content.get("trained_on")
+    trained_on, trained_settings = content.get("trained_on"), None
     if trained_on is not None:
+        trained_settings = trained_on.get("settings")
+        trained_place = str(trained_on.get("own_path") or "")
+        same = trained_on["dataset"] == name and trained_place in ("", place)
+        other = own_label(trained_place, stem) if trained_place else stem_of(str(trained_on["dataset"]))
         trained_on = Training(
-            dataset=dataset if trained_on["dataset"] == name else stem_of(str(trained_on["dataset"])),
+            dataset=dataset if same else other,
             classes=str(trained_on["classes"]),
             shots=int(trained_on["shots"]),
             seed=int(trained_on["seed"]),
             sample_sha256=str(trained_on.get("sample_sha256") or ""),
         )
+    identity = content.get("identity") or {}
+    learned = bool(content.get("epochs") or trained_on)
+    settings = identity.get("settings") or influencing(
+        content.get("settings") or {}, learned, str(content["trainer"]).upper()
+    )
+    settings = {**(trained_settings or {}), **settings}
     is_whole = not content.get("resumed_from_epoch") and "--seeds" not in content.get("command", ())
     peak = memory.get("device") or memory.get("process")
     return Result(
@@ -141,6 +165,12 @@ def _result(path: Path, content: Mapping[str, Any]) -> Result:
         torch=str(versions.get("torch") or ""),
         commit=str(content.get("commit") or ""),
         commit_is_clean=content.get("commit_is_clean"),
+        cell=str(identity.get("cell") or ""),
+        settings=settings,
+        changed=dict(content.get("changed") or {}),
+        parts=dict(identity.get("parts") or {}),
+        backbone_is_published=content.get("backbone_is_published"),
+        place=place,
         source=path.name,
     )
 
@@ -149,10 +179,6 @@ def _optional(kind: Callable[[Any], Any], value: Any) -> Any:
     return None if value is None else kind(value)
 
 
-def _own_data(stem: str, settings: Mapping[str, Any]) -> str:
-    """The name of own data: these have one configuration file, and are told apart by their folder."""
-    if stem not in OWN_DATA:
-        return stem
-    dataset = settings.get("DATASET") or {}
-    place = str((dataset.get("OWN") or {}).get("PATH") or dataset.get("ROOT") or "")
-    return f"{Path(place).name} ({stem})" if place else stem
+def own_label(place: str, kind: str, parts: int = 1) -> str:
+    """The name of own data, which have one configuration file: the last parts of their path."""
+    return f"{'/'.join(Path(place).parts[-parts:])} ({kind})"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dassl.config.influence import DRAWN, is_among
 from experiments.methods import Method, method_of
 from experiments.plans import Planned
 from experiments.results.benchmarks import LABELS, VARIANTS
-from experiments.results.result_file import Result
+from experiments.results.result_file import LOG, Result, own_label
 from experiments.results.scan import Scan
 from experiments.results.states import FINISHED, state_of
 from experiments.run_folder import ERROR_FILE, last_line
 from prompted_clip.errors import UserError
 
 CROSS_DATASET, DOMAINS = "cross_dataset", "domain_generalisation"
+MOST_LISTED = 3  # settings in the name of a row
+# Of a result's identity, by which runs of one method may differ without differing in settings.
+PARTS_OF_A_CELL = ("model", "init_weights", "classes", "sentences", "tested_images", "tested_training")
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,11 @@ def gather(folders: Sequence[Path], methods: Sequence[Method], seeds: Iterable[i
         ValueError: there are no runs; or a run is there twice, with different results.
     """
     scan = Scan(folders)
+    scan.results = _own_data_apart(scan.results)
     planned = [_planned(job, root, scan.results, methods) for job, root in scan.jobs]
     in_plan = {run.folder for run in planned}
-    runs = _once([*planned, *_unplanned(_beside(planned, scan.results), methods, scan.warnings)])
+    runs = [*planned, *_unplanned(_beside(planned, scan.results), methods, scan.warnings)]
+    runs = _once(settings_apart(runs, scan.warnings))
     for folder in sorted(scan.failed - in_plan - set(scan.results)):
         reason = last_line(folder / ERROR_FILE)
         scan.warnings.append(f"{folder} failed ({reason}); no log or plan tells which run it is.")
@@ -193,6 +201,91 @@ def place_of(result: Result, method: Method) -> tuple[str, str]:
     if classes != "all":
         raise UserError(f"trained on {classes} classes, tested on {classes} classes")
     return ("few_shot" if trained else "zeroshot"), "all"
+
+
+def _own_data_apart(results: Mapping[Path, Sequence[Result]]) -> dict[Path, list[Result]]:
+    """Results on own data, named by as many parts of their paths as tell their folders apart."""
+    places = {each.place for several in results.values() for each in several if each.place}
+    most = max((len(Path(place).parts) for place in places), default=1)
+
+    def parts(place: str) -> int:
+        last = [Path(each).parts for each in places if each != place]
+        own = Path(place).parts
+        return next((n for n in range(1, most + 1) if all(each[-n:] != own[-n:] for each in last)), most)
+
+    def renamed(result: Result) -> Result:
+        if not result.place:
+            return result
+        before = result.dataset
+        label = own_label(result.place, before.rpartition("(")[2].rstrip(")"), parts(result.place))
+        trained = result.trained_on
+        if trained and trained.dataset == before:
+            trained = replace(trained, dataset=label)
+        return replace(result, dataset=label, trained_on=trained)
+
+    return {folder: [renamed(each) for each in several] for folder, several in results.items()}
+
+
+def settings_apart(runs: Sequence[Run], warnings: list[str]) -> list[Run]:
+    """The runs, those of other settings than the rest of their cell as a method of their own.
+
+    Seeds of different settings never make a mean: they are two rows, named by what differs.
+    """
+    finished = [run for run in runs if run.result and run.result.source != LOG]
+    places: defaultdict[tuple, list[Run]] = defaultdict(list)
+    for run in finished:
+        places[run.identity[:5] + run.identity[6:]].append(run)  # all but the seed
+    methods: dict[int, Method] = {}
+    for place in places.values():
+        cells = list(_cells(place).values())
+        first, *others = sorted(cells, key=lambda each: (-len(each), min(run.seed for run in each)))
+        for other in others:
+            words = _what_differs(first[0], other[0])
+            for run in other:
+                method = run.method
+                key, label = (f"{name} ({words})" for name in (method.key, method.label))
+                methods[id(run)] = replace(method, key=key, label=label, published={})
+            seeds, run = ", ".join(str(each.seed) for each in other), first[0]
+            warnings.append(
+                f"{run.method.label} on {run.dataset}, {run.role}: seeds {seeds} have other settings than "
+                f"the rest ({words}); they are a row of their own, in no mean with the rest."
+            )
+    if without := sum(1 for run in finished if run.result and not run.result.cell):
+        warnings.append(
+            f"{without} results have no identity: an earlier version wrote them. Only their settings tell "
+            "which seeds belong together."
+        )
+    return [replace(run, method=methods.get(id(run), run.method)) for run in runs]
+
+
+def _cells(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by their cell; by the settings that all know, where a result has no identity."""
+    results = [run.result for run in runs if run.result]
+    known = set.intersection(*(set(each.settings) for each in results))
+    compared = sorted(key for key in known if not is_among(key, DRAWN))
+    have_identity = all(each.cell for each in results)
+    cells: defaultdict[str, list[Run]] = defaultdict(list)
+    for run, result in zip(runs, results, strict=True):
+        settings = json.dumps([result.settings[key] for key in compared])
+        cells[result.cell if have_identity else settings].append(run)
+    return cells
+
+
+def _what_differs(there: Run, here: Run) -> str:
+    """In a few words what `here` has that `there` has not: "MAX_EPOCH 1, N_CTX 8"."""
+    theirs, ours = there.result, here.result
+    assert theirs is not None
+    assert ours is not None
+    keys = [key for key in sorted(ours.settings.keys() & theirs.settings) if not is_among(key, DRAWN)]
+    found = [
+        f"{key.rpartition('.')[2]} {ours.settings[key]}"
+        for key in keys
+        if ours.settings[key] != theirs.settings[key]
+    ]
+    if not found:
+        parts = [name for name in PARTS_OF_A_CELL if ours.parts.get(name) != theirs.parts.get(name)]
+        found = [f"other {name.replace('_', ' ')}" for name in parts]
+    return ", ".join(found[:MOST_LISTED] + (["..."] if len(found) > MOST_LISTED else []))
 
 
 def _once(runs: Sequence[Run]) -> list[Run]:

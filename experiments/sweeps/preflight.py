@@ -12,13 +12,13 @@ from typing import Any
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.catalog_dataset import CatalogDataset
 from experiments.configuration import build_parser, load_plugin, setup_cfg
-from experiments.record import plain
-from experiments.run_folder import read_result
-from experiments.settings import differences
+from experiments.record import result_differences
+from experiments.run_folder import RESULT_FILE
 from experiments.sweeps.job import Job
+from experiments.sweeps.wanted import Wanted
 from prompted_clip.errors import MissingFileError, UserError
 
-MANY = 5  # results of other settings that are listed
+MANY = 5  # results of other runs that are listed
 
 
 def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
@@ -29,10 +29,10 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
 
     Raises:
         FileNotFoundError: a dataset or a configuration is not there.
-        ValueError: a wrong setting; or a folder holds a result of other settings.
+        ValueError: a wrong setting; or a folder holds the result of another run.
     """
     parser = build_parser()
-    others, checked = [], set()
+    others, checked, wanted = [], set(), Wanted()
     trained = {job.folder for job in jobs if job.planned.trains}
     for job in jobs:
         words = job.arguments(output)
@@ -48,14 +48,15 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
         if on_disk and job.planned.dataset not in checked:
             check_dataset(cfg, job.planned.dataset)
             checked.add(job.planned.dataset)
-        result = read_result(output / job.folder)
-        found = differences(plain(cfg), result) if result else []
-        if found:
-            others.append(f"{output / job.folder} ({found[0]})")
+        path = output / job.folder / RESULT_FILE
+        if on_disk and path.is_file():
+            found = result_differences(path, wanted.identity(cfg, job, output))
+            if found:
+                others.append(f"{output / job.folder} ({found[0]})")
     if others:
         more = f" and {len(others) - MANY} more" if len(others) > MANY else ""
         raise UserError(
-            f"{len(others)} folders hold results of other settings: {'; '.join(others[:MANY])}{more}. "
+            f"{len(others)} folders hold results of other runs: {'; '.join(others[:MANY])}{more}. "
             "Give another --output, or remove them."
         )
 
