@@ -11,20 +11,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
 from experiments.record import Record
-from experiments.run_folder import IN_USE, LOCK_FILE
+from experiments.run_folder import IN_USE, LOCK_FILE, check_held, locked
 from prompted_clip.console import run_command
 from prompted_clip.errors import UserError
 from prompted_clip.factory import EMBEDDED
 
 __all__ = ["build_parser", "command_line", "extend_cfg", "load_plugin", "main", "reset_cfg", "setup_cfg"]
 
-LOOK = 1.0  # seconds; a report or a sweep that looks whether a run goes on holds its lock for a moment
+LOOK = 1.0  # seconds; a sweep on another machine that looks whether a run goes on holds its lock for a moment
 
 
 def set_threads(cfg) -> None:
@@ -72,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
             record.identify()
             trainer.train()
         if not args.no_train:
+            if not _rank():
+                check_held(Path(cfg.OUTPUT_DIR))
             record.write()
 
 
@@ -81,19 +83,7 @@ def _log_and_lock(folder: str) -> Iterator[None]:
     if _rank():
         yield
         return
-    with _logging_to(folder), _locked(folder):
-        yield
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Locks the folder for this run. The lock ends with the process, however that ends.
-
-    Raises:
-        filelock.Timeout: another run writes into it.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(folder) / LOCK_FILE, timeout=LOOK):
+    with _logging_to(folder), locked(Path(folder), LOOK):
         yield
 
 

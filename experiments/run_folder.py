@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prompted_clip.errors import UserError
+from prompted_clip.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
@@ -16,6 +20,7 @@ RESULT_FILE = "result.json"
 TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose result.json stays
 ERROR_FILE = "error.txt"  # the last stderr of a failed run
 LOCK_FILE = ".lock"  # held by the run that writes into the folder
+HOLDER_FILE = ".lock.holder"  # host, process and its start, of the run that holds it
 IN_USE = 75  # exit code of train.py where another run holds it
 
 
@@ -31,18 +36,58 @@ def state(folder: Path) -> tuple[str, str]:
     return ("interrupted" if any(folder.glob("log.txt*")) else "missing"), ""
 
 
+@contextmanager
+def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Locks a folder and says beside the lock who holds it. A lock ends with its process, however that ends.
+
+    Raises:
+        filelock.Timeout: another run holds it, after `timeout` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK_FILE, timeout=timeout):
+        holder = folder / HOLDER_FILE
+        holder.write_text(json.dumps([platform.node(), os.getpid(), _start_of(os.getpid())]))
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+
+
+def check_held(folder: Path) -> None:
+    """Raises a MissingFileError where the folder that this run has locked was removed since."""
+    if not (folder / HOLDER_FILE).is_file():
+        raise MissingFileError(
+            f"--output-dir {folder} was removed while the run went on, with its log and checkpoints. Repeat it."
+        )
+
+
 def is_in_use(folder: Path) -> bool:
-    """Whether a run writes into the folder now, of this machine or of another on the same disk."""
-    path = folder / LOCK_FILE
-    if not path.is_file():
-        return False
+    """Whether a run writes into the folder now, of this machine or of another on the same disk.
+
+    A run of this machine is looked up by its process: who takes a lock to look at it makes a run that starts
+    in that moment believe that the folder is taken.
+    """
     try:
-        with FileLock(path, timeout=0):
+        host, process, start = json.loads((folder / HOLDER_FILE).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+    if host == platform.node() and start is not None:
+        return _start_of(process) == start
+    try:
+        with FileLock(folder / LOCK_FILE, timeout=0):
             return False
     except Timeout:
         return True
     except OSError:  # in a folder that only others may write into
         return False
+
+
+def _start_of(process: int) -> str | None:
+    """When a process started, which tells it from a later one of the same number; None if unknown."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):  # it is gone, or this is not Linux
+        return None
 
 
 def last_line(path: Path) -> str:

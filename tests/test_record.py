@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,9 @@ from filelock import FileLock
 from helpers import ROOT
 
 import train
-from experiments.run_folder import IN_USE
+from experiments import run_folder
+from experiments.run_folder import IN_USE, check_held, is_in_use, locked
+from prompted_clip.errors import MissingFileError
 from train import command_line
 
 SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
@@ -131,13 +134,40 @@ def test_a_run_waits_for_a_report_that_looks_at_its_folder(tmp_path, monkeypatch
     lock.acquire()
     timer = threading.Timer(0.2, lock.release)
     timer.start()
-    with train._locked(str(tmp_path)):
+    with locked(tmp_path, train.LOOK):
         assert not lock.is_locked
     timer.join()
 
 
 def test_a_killed_run_frees_its_folder(tmp_path):
-    program = f"import os, train\nwith train._locked({str(tmp_path)!r}):\n    os.kill(os.getpid(), 9)"
+    lines = ("import os", "from pathlib import Path", "from experiments.run_folder import locked")
+    within = f"with locked(Path({str(tmp_path)!r})):\n    os.kill(os.getpid(), 9)"
+    program = "\n".join([*lines, within])
     killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
     assert killed.returncode == -9
-    FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
+    assert not is_in_use(tmp_path)
+    with locked(tmp_path):
+        assert is_in_use(tmp_path)
+
+
+def test_looking_at_a_lock_does_not_take_it(tmp_path, monkeypatch):
+    """Else a run that starts in that moment says that its folder is in use."""
+    with locked(tmp_path):
+        monkeypatch.setattr(run_folder, "FileLock", None)  # not even tried
+        assert is_in_use(tmp_path)
+    assert not is_in_use(tmp_path)
+
+
+def test_a_number_that_another_process_has_now_is_no_run(tmp_path):
+    with locked(tmp_path):
+        holder = json.loads((tmp_path / ".lock.holder").read_text())
+        (tmp_path / ".lock.holder").write_text(json.dumps([*holder[:2], "1"]))
+        assert not is_in_use(tmp_path)
+
+
+def test_a_folder_that_vanished_ends_the_run_with_a_word(tmp_path):
+    with locked(tmp_path / "run"):
+        check_held(tmp_path / "run")
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(MissingFileError, match="was removed"):
+            check_held(tmp_path / "run")

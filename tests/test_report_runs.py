@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from fake_runs import base_to_novel_folder, plan, published_base_to_novel, result, write
-from filelock import FileLock
 from helpers import GOLDEN, ROOT
 
 from experiments.methods import read_methods
 from experiments.results.benchmarks import stem_of
 from experiments.results.runs import Run, gather
+from experiments.run_folder import locked
 
 
 def find(folder: Path, seeds: Sequence[int] | None = None) -> list[Run]:
@@ -75,7 +75,7 @@ def test_states_of_planned_runs(tmp_path: Path) -> None:
     (tmp_path / "d" / "log.txt").write_text((GOLDEN / "logs/train_base/seed1/log.txt").read_text()[:9000])
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / ".lock").touch()  # left behind: nobody holds it
-    with FileLock(tmp_path / "c" / ".lock"):
+    with locked(tmp_path / "c"):
         runs = find(tmp_path)
     assert [(run.seed, run.state) for run in runs] == [
         (1, "finished"),

@@ -261,3 +261,19 @@ def test_on_a_cpu_the_cores_are_shared_out(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cpu.take(("MaPLe",)).environment == {}
     assert cpu.take(("MaPLe",)) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "reason"),
+    [
+        (-9, "UserWarning: this DataLoader will create 8 worker processes", "killed by SIGKILL"),
+        (137, "UserWarning: another line", "killed by SIGKILL"),  # as a shell or a container says it
+        (143, "", "killed by SIGTERM"),
+        (1, "exitcode  : -9 (pid: 7)\n====", "killed by SIGKILL"),  # torchrun, of one of its processes
+        (1, "RuntimeError: no", "RuntimeError: no"),
+        (200, "odd", "odd"),
+    ],
+)
+def test_a_killed_run_says_so_whatever_it_printed(tmp_path, code, stderr, reason):
+    (tmp_path / "stderr").write_text(stderr)
+    assert queue._reason(code, tmp_path / "stderr").startswith(reason)

@@ -296,7 +296,7 @@ def test_checkpoint_of_other_settings(trained, job, tmp_path, capsys):
 def test_going_on_with_other_settings(trained, job, tmp_path, capsys):
     """The context's words do not show in any shape, so only what is recorded can tell."""
     message = refuse(job("TRAINER.MAPLE.CTX_INIT", "this is a"), capsys, tmp_path)
-    assert "CTX_INIT was 'a photo of a', here 'this is a'" in message
+    assert "CTX_INIT is 'a photo of a' there, 'this is a' here" in message
 
 
 def test_corrupt_checkpoint(trained, job, tmp_path, capsys):

@@ -304,7 +304,7 @@ class CLIPPromptTrainer(TrainerX):
         learner = self.model.prompt_learner
         sentences = [each for each in learner.modules() if isinstance(each, SharedPrefixText)]
         return {
-            "model": learner.identity["backbone_sha256"],
+            "model": learner.identity.get("backbone_sha256", ""),
             "sentences": sha256_of([[each.tokens.tolist(), each.slots.tolist()] for each in sentences]),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ STDERR_FILE = ".stderr"  # of the attempt that runs; ERROR_FILE if it fails
 POLL = 0.2  # seconds
 LOOK_AGAIN = 5.0  # seconds, at runs that another sweep makes
 PATIENCE = 20.0  # seconds that runs have to end after Ctrl-C, until they are killed
+KILLED = re.compile(r"exitcode\s*: -(\d+)")
 USER_ERROR = 2  # exit code of train.py: another attempt would say the same
 
 
@@ -301,12 +303,23 @@ def says_accuracy(result: Mapping) -> str:
 
 def _reason(code: int, stderr: Path) -> str:
     """Why a run has no result: the signal that killed it, else the last line that it printed to stderr."""
-    if code > 0:
-        return last_line(stderr) or f"exit code {code}"
+    number = -code if code < 0 else code - 128  # a shell's exit code of a killed command
+    if code > 0 and not 0 < number < signal.NSIG:
+        killed = KILLED.search(_text(stderr)) if code == 1 else None  # by torchrun, of one of its processes
+        if killed is None:
+            return last_line(stderr) or f"exit code {code}"
+        number = int(killed[1])
     if code == 0:
         return "ended without a result"
-    name = signal.Signals(-code).name
+    name = signal.Signals(number).name
     return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def jobs_by_state(status: Status) -> Counter:
