@@ -57,7 +57,7 @@ def check_held(folder: Path) -> None:
     """Raises a MissingFileError where the folder that this run has locked was removed since."""
     if not (folder / HOLDER_FILE).is_file():
         raise MissingFileError(
-            f"--output-dir {folder} was removed while the run went on, with its log and checkpoints. Repeat it."
+            f"--output-dir {folder} was removed while the run went on, with its checkpoints. Run it again."
         )
 
 
