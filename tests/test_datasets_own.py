@@ -332,19 +332,19 @@ def test_names_of_the_config_hold_for_a_saved_split_too(tmp_path):
 def test_folders_that_are_numbers_are_named_in_a_file(tmp_path):
     draw(tmp_path / "photos", {"1": 4, "2.5": 4, "cat": 4})
     file = tmp_path / "mine.yaml"
-    file.write_text("DATASET: {OWN: {PATH: photos, CLASS_NAMES: {1: one, 2.5: 2, cat: 03}}}")
+    file.write_text("DATASET: {OWN: {PATH: photos, CLASS_NAMES: {1: one, 2.5: '2', cat: '03'}}}")
     cfg = config("folder", tmp_path)
     cfg.merge_from_file(str(file))
-    assert "cat: 3" in str(cfg), "train.py prints it, in the order of the keys"
-    assert DATASET_REGISTRY.get("folder")(cfg.clone()).classnames == ["one", "2", "3"]
+    assert "cat: 03" in str(cfg), "train.py prints it, in the order of the keys"
+    assert DATASET_REGISTRY.get("folder")(cfg.clone()).classnames == ["one", "2", "03"]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
         ("CLASS_NAMES", {"dogg": "x"}, ("CLASS_NAMES names 'dogg'", "Did you mean 'dog'?")),
-        ("CLASS_NAMES", {"dog": "cat"}, ("2 classes (cat, dog) are called 'cat'",)),
-        ("CLASS_NAMES", {"dog": " "}, ("1 classes (dog) are called ' '",)),
+        ("CLASS_NAMES", {"dog": "cat"}, ("classes 'cat' and 'dog' are called 'cat' and 'cat'",)),
+        ("CLASS_NAMES", {"dog": " "}, ("the name of class 'dog' is ' ', empty",)),
         ("CLASS_LIST", ["a"], ("CLASS_LIST has 1 names", "2 classes, in the order cat, dog")),
         ("NOVEL_CLASSES", ["kat"], ("NOVEL_CLASSES names 'kat'", "Did you mean 'cat'?")),
         ("NOVEL_CLASSES", ["zebra"], ("NOVEL_CLASSES names 'zebra'", "There are cat, dog.")),

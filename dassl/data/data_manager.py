@@ -13,6 +13,7 @@ from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl.config import key_or_default
+from dassl.data.class_names import check_class_names
 from dassl.data.crop_cache import CropCache, crop_settings
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
@@ -97,6 +98,8 @@ class DataManager:
         self._num_classes = self.dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self._lab2cname = self.dataset.lab2cname
+        if any(self._lab2cname.values()):  # upstream's datasets may have no names
+            check_class_names(self._lab2cname, f"DATASET.NAME {cfg.DATASET.NAME}", "Rename one of them.")
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 

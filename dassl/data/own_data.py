@@ -9,13 +9,14 @@ import difflib
 import os
 import random
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from yacs.config import CfgNode
 
 from dassl.data import splits
+from dassl.data.class_names import check_class_names, check_name
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.folder_index import IMAGE_SUFFIXES
@@ -39,7 +40,9 @@ def register_as(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
 
 class ClassNames(CfgNode):
-    """`DATASET.OWN.CLASS_NAMES`, whose keys are strings: yaml reads a folder called 1 as a number."""
+    """`DATASET.OWN.CLASS_NAMES`: keys and names stay as they are written, also those that are numbers."""
+
+    verbatim = True
 
     def __setitem__(self, key: object, value: object) -> None:
         super().__setitem__(str(key), value)
@@ -99,7 +102,7 @@ class OwnDataset(FewShotDataset):
 
     def _saved_split(self, photos: list[Photo]) -> Split:
         print(f"Reading split from {self.split_path}")
-        saved = splits.load_split(self.split_path)
+        saved = splits.load_split(self.split_path, names=False)
         anew = f"To split anew, delete {self.split_path}."
         shares = splits.read_json(self.split_path).get("shares")
         if shares is not None and shares != list(self.own.SPLIT):
@@ -172,8 +175,15 @@ class OwnDataset(FewShotDataset):
 
     def _class_names(self, classes: Sequence[str]) -> list[str]:
         """The name of each class in the sentence: the config's, or what the data calls it."""
-        mapping = {plain(key): plain(name) for key, name in self.own.CLASS_NAMES.items()}
-        listed = [plain(name) for name in self.own.CLASS_LIST]
+        mapping = {}
+        for key, name in self.own.CLASS_NAMES.items():
+            if isinstance(name, Mapping):
+                raise UserError(
+                    f"DATASET.OWN.CLASS_NAMES has a section {key!r}: a class whose name holds a dot cannot "
+                    "be named on the command line. Write it into the dataset's yaml file, in quotes."
+                )
+            mapping[plain(key)] = checked(f"CLASS_NAMES of {key!r}", name)
+        listed = [checked(f"CLASS_LIST[{k}]", name) for k, name in enumerate(self.own.CLASS_LIST)]
         known = set(classes)
         for key in mapping:
             if key not in known:
@@ -184,13 +194,11 @@ class OwnDataset(FewShotDataset):
                 f"{len(classes)} classes, in the order {few(classes)}."
             )
         names = listed or [mapping.get(label, label) for label in classes]
-        for name, count in Counter(names).items():
-            if count > 1 or not name.strip():
-                who = [label for label, other in zip(classes, names, strict=True) if other == name]
-                raise UserError(
-                    f"{count} classes ({few(who)}) are called {name!r}; give each a name of its own in "
-                    "DATASET.OWN.CLASS_NAMES or CLASS_LIST."
-                )
+        check_class_names(
+            dict(zip(classes, names, strict=True)),
+            self.dataset_dir,
+            "Give each class a name of its own in DATASET.OWN.CLASS_NAMES or CLASS_LIST.",
+        )
         return names
 
     def _novel_labels(self, classes: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -199,7 +207,7 @@ class OwnDataset(FewShotDataset):
             **{name: k for k, name in enumerate(names)},
             **{label: k for k, label in enumerate(classes)},
         }
-        novel = [plain(name) for name in self.own.NOVEL_CLASSES]
+        novel = [checked(f"NOVEL_CLASSES[{k}]", name) for k, name in enumerate(self.own.NOVEL_CLASSES)]
         for name in novel:
             if name not in labels:
                 raise UserError(f"DATASET.OWN.NOVEL_CLASSES names {name!r}; {_no_class(name, list(labels))}")
@@ -225,6 +233,12 @@ class OwnDataset(FewShotDataset):
 def plain(name: object) -> str:
     """A name in Unicode's composed form: file systems differ in how they store an ü."""
     return unicodedata.normalize("NFC", str(name))
+
+
+def checked(key: str, name: object) -> str:
+    """A name of the configuration's; raises a ValueError for what yaml made something else of."""
+    check_name(name, f"DATASET.OWN.{key}", "Write it without.")
+    return plain(name)
 
 
 def few(names: Sequence[str]) -> str:
