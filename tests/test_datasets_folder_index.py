@@ -143,7 +143,7 @@ def test_rebuilt_on_demand(tree, listed):
         lambda content: content[:20],
         lambda content: content + b"x",
         lambda content: content.replace(b"a.jpg", b"x.jpg"),
-        lambda content: content.replace(b"version 1", b"version 0"),
+        lambda content: content.replace(b"version 2", b"version 1"),
         lambda content: b"\x80\x04cos\nsystem\n",
     ],
 )

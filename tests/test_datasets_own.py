@@ -370,3 +370,23 @@ def test_another_file_where_the_split_should_be(tmp_path):
     draw(tmp_path, {"cat": 6})
     (tmp_path / "split_own.json").write_text("{")
     assert "split_own.json is not readable as JSON" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".avif", ".jp2", ".webp", ".mpo", ".tga"])
+def test_photos_of_every_kind_are_taken(tmp_path, suffix):
+    draw(tmp_path, {"cat": 4, "dog": 4})
+    draw(tmp_path, {"ant": 4}, suffix)
+    assert open_folder(tmp_path).classnames == ["ant", "cat", "dog"]
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".raw", ".txt", "", ".jpg.part"])
+def test_a_class_of_no_readable_kind_is_an_error(tmp_path, suffix):
+    draw(tmp_path, {"cat": 4, "dog": 4})
+    draw(tmp_path, {"ant": 4}, suffix)
+    assert f"{tmp_path}/ant holds no images of a kind that is read" in refused(tmp_path)
+
+
+def test_a_class_of_named_pipes_is_an_error(tmp_path):
+    draw(tmp_path, {"cat": 4, "dog": 4, "ant": 0})
+    os.mkfifo(tmp_path / "ant" / "a.jpg")
+    assert "ant holds no images" in refused(tmp_path)

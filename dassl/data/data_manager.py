@@ -325,5 +325,4 @@ def _read(path: str) -> Image.Image:
             f"No image {path!r}. Put it there, or take it out of the list of images."
         ) from None
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UnreadableImage(f"{reason}. Fetch it again, or take it out of the list of images.") from None
+        raise UnreadableImage(str(error)) from None

@@ -29,9 +29,12 @@ from dassl.utils.tools import atomic_open
 
 Item = TypeVar("Item")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".mpo", ".avif"),
+    *(".jp2", ".j2k", ".jpx", ".apng", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
+)
 LEAST = 10_000  # names: datasets with fewer have no index
-MAGIC = b"maple folder index, version 1\n"
+MAGIC = b"maple folder index, version 2\n"
 SETTLED = 2_000_000_000  # nanoseconds after which a further change of a folder changes its times
 
 _current: ContextVar[Index | None] = ContextVar("index", default=None)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from yacs.config import CfgNode
 
 from dassl.data import splits
-from dassl.data.class_names import check_class_names, check_name
+from dassl.data.class_names import brief, check_class_names, check_name
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.folder_index import IMAGE_SUFFIXES
@@ -327,19 +327,27 @@ class OwnFolder(OwnDataset):
         )
 
     def _class(self, path: str, name: str, part: str, skipped: Skipped) -> list[Photo]:
-        photos = []
+        photos, others = [], []
         for entry in list(os.scandir(os.path.join(self.dataset_dir, path))):
             where = f"{path}/{entry.name}"
             if entry.name.startswith("."):
                 skipped.add("hidden", where)
             elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 skipped.add("no images", where)
+                others += [] if entry.is_dir() else [where]
             elif entry.is_file():
                 photos.append(Photo(where, plain(name), part))
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise MissingFileError(f"{entry.path} is a link to nothing. Mend or remove it.")
             else:
                 skipped.add("no images", where)
+                others += [] if entry.is_dir() else [where]  # a named pipe
+        if others and not photos:
+            raise UserError(
+                f"{os.path.join(self.dataset_dir, path)} holds no images of a kind that is read "
+                f"({', '.join(IMAGE_SUFFIXES)}), but {brief(others[0])}. Convert its files, or take the "
+                "folder out."
+            )
         if not photos:
             skipped.add("classes without photos", path)
         return photos
