@@ -109,7 +109,7 @@ def test_what_is_drawn_hangs_on_nothing_else(job, tmp_path, small_dtd):
             lambda s: s["val"].append("gone/1.jpg"),
             r"1 of 9 images are not in val of this split.* 'gone/1\.jpg'",
         ),
-        (lambda s: s.update(dataset="EuroSAT"), r"is of EuroSAT; DATASET\.NAME is DescribableTextures\.$"),
+        (lambda s: s.update(dataset="EuroSAT"), r"is of 'EuroSAT'; DATASET\.NAME is DescribableTextures\.$"),
         (
             lambda s: s.update(train=7),
             r"has no train \(list\); expected is the few_shot\.json of a few-shot run",

@@ -390,3 +390,43 @@ def test_a_class_of_named_pipes_is_an_error(tmp_path):
     draw(tmp_path, {"cat": 4, "dog": 4, "ant": 0})
     os.mkfifo(tmp_path / "ant" / "a.jpg")
     assert "ant holds no images" in refused(tmp_path)
+
+
+def test_short_classes_are_named(tmp_path, capsys):
+    draw(tmp_path, {"ant": 40, "bee": 3, "cat": 1, "dog": 40})
+    open_folder(tmp_path, "DATASET.NUM_SHOTS", 16)
+    assert "Fewer than 16 shots: 2 classes have no more, bee (2), cat (1)\n" in capsys.readouterr().out
+    open_folder(tmp_path, "DATASET.NUM_SHOTS", 1)
+    assert "Fewer than" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["0", "1", "2", "10"], "0 is a, 1 is b, 10 is c, 2 is d"),
+        (["k9", "k10", "x", "y"], "k10 is a, k9 is b, x is c, y is d"),
+        (["0", "1", "2", "3"], ""),
+        (["00", "01", "02", "10"], ""),
+    ],
+)
+def test_names_in_an_order_that_is_not_of_the_numbers_are_printed(tmp_path, capsys, folders, expected):
+    open_folder(draw(tmp_path, dict.fromkeys(folders, 4)), "DATASET.OWN.CLASS_LIST", list("abcd"))
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CLASS_LIST")]
+    assert [line.endswith(f": {expected}") for line in shown] == ([True] if expected else [])
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"a\nb.jpg", b"a\x1b]0;x\x07.jpg", "a\u202eb.jpg".encode()])
+def test_a_file_name_that_cannot_be_printed_is_refused_in_one_line(tmp_path, name):
+    draw(tmp_path, {"ant": 4, "bee": 4})
+    os.rename(tmp_path / "ant/00.jpg", os.fsencode(tmp_path / "ant") + b"/" + name)
+    message = refused(tmp_path)
+    assert message.isprintable()
+    assert "Rename the file or folder" in message
+    assert "ant/" in message
+
+
+def test_files_that_are_left_out_do_not_write_lines(tmp_path, capsys):
+    draw(tmp_path, {"ant": 4, "bee": 4})
+    (tmp_path / "ant" / ".x\nFinish training\n=> result\n* accuracy: 99.99%").touch()
+    open_folder(tmp_path)
+    assert "* accuracy" not in [line[:10] for line in capsys.readouterr().out.splitlines()]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from prompted_clip.errors import UserError
 
 JOINERS = "\u200c\u200d"  # between letters of Persian and Hindi, and in emoji
 NOT_PRINTED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half of a pair, line and paragraph separator
+UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Two classes each, in ImageNet's list as published and in its halves.
 PUBLISHED_TWICE, LEAST_CLASSES = ("missile", "sunglasses"), 500
 
@@ -74,9 +76,29 @@ def check_name(name: object, what: str, way_out: str) -> None:
         raise UserError(f"{what} is {brief(name)}, with {kind} ({wrong!a}). {way_out}")
 
 
+def check_path(path: str, where: str) -> None:
+    """Checks that the path of an image can be printed, and written into a file of UTF-8."""
+    if UNPRINTED.search(path):
+        raise UserError(
+            f"{where}: the path {brief(path, 200)} holds a control character or a byte that is no UTF-8. "
+            "Rename the file or folder."
+        )
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal or a log would obey escaped."""
+    return UNPRINTED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def brief(value: object, most: int = 80) -> str:
     """A value for a message: as Python writes it, and shortened."""
     try:
         return shortened(repr(value), most)
     except (RecursionError, ValueError):  # an integer of too many digits
         return f"a {type(value).__name__} too deep or long to be shown"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first eight names, for a message."""
+    more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more

@@ -6,10 +6,12 @@ import os
 import random
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
 from dassl.data import folder_index, splits
+from dassl.data.class_names import few
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.few_shot_list import Sample, read_sample
 from dassl.data.splits import Shuffle, Split, to_datums, to_rows
@@ -70,6 +72,7 @@ class FewShotDataset(DatasetBase):
                 f"Sample of all classes: {len(self.sample.train):,} images to train on, "
                 f"{len(self.sample.val):,} to validate; sha256 {self.sample.sha256}"
             )
+            self._print_short_classes()
         parts = (self.sample.train, self.sample.val, split.test)
         train_x, val_x, test_x = splits.subsample_classes(
             *(to_datums(rows, self.image_dir) for rows in parts),
@@ -88,6 +91,12 @@ class FewShotDataset(DatasetBase):
             return read_sample(listed, name, split)
         cache = os.path.join(self.split_fewshot_dir, f"shot_{shots}-seed_{seed}.json")
         return Sample(name, shots, seed, *splits.few_shot(split.train, split.val, shots, seed, cache))
+
+    def _print_short_classes(self) -> None:
+        counts = Counter((label, name) for _, label, name in self.sample.train)
+        short = [f"{name} ({count})" for (_, name), count in counts.items() if count < self.sample.shots]
+        if short:
+            print(f"Fewer than {self.sample.shots} shots: {len(short)} classes have no more, {few(short)}")
 
     def make(self, folder: str) -> None:
         """Creates the dataset as `folder`, if the project can draw it; by default it does nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import random
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from yacs.config import CfgNode
 
 from dassl.data import splits
-from dassl.data.class_names import brief, check_class_names, check_name
+from dassl.data.class_names import brief, check_class_names, check_name, check_path, few, printable
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.folder_index import IMAGE_SUFFIXES
@@ -83,6 +84,8 @@ class OwnDataset(FewShotDataset):
     def find_split(self, shuffle: Shuffle) -> Split:
         """The split of the data, or the saved one, or a new one; without `shuffle`, which the run seeds."""
         photos = sorted(self.photos(), key=lambda photo: (plain(photo.path), photo.path))
+        for photo in photos:
+            check_path(photo.path, self.dataset_dir)
         assigned = [photo for photo in photos if photo.part]
         if assigned:
             parts = {part: [photo for photo in assigned if photo.part == part] for part in PARTS}
@@ -199,6 +202,9 @@ class OwnDataset(FewShotDataset):
             self.dataset_dir,
             "Give each class a name of its own in DATASET.OWN.CLASS_NAMES or CLASS_LIST.",
         )
+        if listed and list(classes) != sorted(classes, key=_by_numbers):
+            pairs = [f"{label} is {name}" for label, name in zip(classes, names, strict=True)]
+            print(f"CLASS_LIST names the classes in their order as texts, 10 before 2: {few(pairs)}")
         return names
 
     def _novel_labels(self, classes: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -241,10 +247,9 @@ def checked(key: str, name: object) -> str:
     return plain(name)
 
 
-def few(names: Sequence[str]) -> str:
-    """The first eight names, for a message."""
-    more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(len(part.lstrip("0")) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _no_class(name: str, known: Sequence[str]) -> str:
@@ -372,5 +377,7 @@ class Skipped:
     def __str__(self) -> str:
         if not self.names:
             return ""
-        parts = (f"{len(found)} {reason} ({min(found)})" for reason, found in sorted(self.names.items()))
+        parts = (
+            f"{len(found)} {reason} ({printable(min(found))})" for reason, found in sorted(self.names.items())
+        )
         return f"; left out: {', '.join(parts)}"

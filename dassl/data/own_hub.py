@@ -20,8 +20,9 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
+from dassl.data.class_names import few
 from dassl.data.folder_index import IMAGE_SUFFIXES
-from dassl.data.own_data import few, register_as
+from dassl.data.own_data import register_as
 from dassl.data.own_table import OwnTable
 from prompted_clip.errors import MissingFileError, UserError
 

@@ -6,7 +6,8 @@ import csv
 import os
 from typing import Any
 
-from dassl.data.own_data import PARTS, OwnDataset, Photo, few, own_path, plain, register_as
+from dassl.data.class_names import few
+from dassl.data.own_data import PARTS, OwnDataset, Photo, own_path, plain, register_as
 from prompted_clip.errors import MissingFileError, UserError
 
 

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from dassl.data.class_names import brief, check_class_names
+from dassl.data.class_names import brief, check_class_names, check_path
 from dassl.data.datasets import Datum
 from dassl.data.folder_index import listing, progress
 from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
@@ -131,6 +131,7 @@ def check_paths(split: Split, source: str) -> None:
     for part, rows in zip(Split._fields, split, strict=True):
         for index, (path, _, _) in enumerate(rows):
             where = f"{source}: {part}[{index}], {brief(path)},"
+            check_path(path, f"{source}: {part}[{index}]")
             inside = os.path.normpath(path).replace(os.sep, "/")
             if os.path.isabs(path) or inside.split("/")[0] in ("", ".", "..") or os.path.splitdrive(path)[0]:
                 raise UserError(f"{where} is no path below the folder of the images. Paths start from there.")
