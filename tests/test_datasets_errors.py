@@ -36,7 +36,7 @@ def draw(folder: Path, content=ROWS) -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.rglob("*"))
+    return sorted(str(path) for path in folder.rglob("*") if ".folder_index" not in path.parts)  # its lock
 
 
 def refused(dataset, cfg, folder: Path, error=ValueError) -> str:

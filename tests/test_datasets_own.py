@@ -38,7 +38,7 @@ def draw(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.rglob("*"))
+    return sorted(str(path) for path in folder.rglob("*") if ".folder_index" not in path.parts)  # its lock
 
 
 def refused(root: Path, *options: object, error: type[Exception] = ValueError) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -14,6 +12,7 @@ from dassl.data import folder_index, splits
 from dassl.data.class_names import few
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.few_shot_list import Sample, read_sample
+from dassl.data.locks import unfinished_folder
 from dassl.data.splits import Shuffle, Split, to_datums, to_rows
 from prompted_clip.errors import MissingFileError, UserError
 
@@ -122,7 +121,7 @@ class FewShotDataset(DatasetBase):
         splits.check_labels(split, self.dataset_dir)
         splits.check_images(split, self.image_dir, self.dataset_dir)
         try:
-            splits.write_json(split._asdict(), self.split_path, replace=False)
+            splits.write_shared_json(split._asdict(), self.split_path, self.dataset_dir, replace=False)
             print(f"Saved split to {self.split_path}")
         except FileExistsError:  # another process was faster: both use its split
             split = splits.load_split(self.split_path)
@@ -131,17 +130,17 @@ class FewShotDataset(DatasetBase):
         return split
 
     def _create(self) -> None:
+        if type(self).make is FewShotDataset.make:
+            return
         # Under another name until it is complete, so that a part of it is never used.
-        part = f"{self.dataset_dir}.{uuid.uuid4().hex}.part"
-        try:
-            self.make(part)
-            if os.path.isdir(part):
-                os.rename(part, self.dataset_dir)
-        except OSError:
-            if not os.path.isdir(self.dataset_dir):  # else another run was faster, and its folder is the same
-                raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        with unfinished_folder(self.dataset_dir) as part:
+            try:
+                self.make(part)
+                if os.path.isdir(part):
+                    os.rename(part, self.dataset_dir)
+            except OSError:
+                if not os.path.isdir(self.dataset_dir):  # else another run was faster, with the same folder
+                    raise
 
     @staticmethod
     def read_split(filepath: str, path_prefix: str) -> tuple[list[Datum], list[Datum], list[Datum]]:

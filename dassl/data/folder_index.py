@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from dassl.data.locks import sole_maker
 from dassl.data.packed_rows import END, Row, Rows, pack_names, unpack_names
 from dassl.utils.tools import atomic_open
 
@@ -195,7 +196,8 @@ class Index:
         content = b"".join([len(table).to_bytes(8, "little"), table, *packed])
         for path in places(self.root):
             try:
-                with atomic_open(path, "wb") as file:
+                lock = os.path.join(os.path.dirname(path), "lock")
+                with sole_maker(path, lock), atomic_open(path, "wb") as file:
                     file.writelines([MAGIC, hashlib.sha256(content).digest(), content])
                 return
             except OSError as error:

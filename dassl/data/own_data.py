@@ -95,7 +95,7 @@ class OwnDataset(FewShotDataset):
         split = self._labelled(self._divide(photos), self.dataset_dir)
         content = {**split._asdict(), "shares": list(self.own.SPLIT)}
         try:
-            splits.write_json(content, self.split_path, replace=False)
+            splits.write_shared_json(content, self.split_path, self.dataset_dir, replace=False)
             print(f"Saved split to {self.split_path}")
         except FileExistsError:  # another process was faster: both use its split
             return self._saved_split(photos)
@@ -306,7 +306,7 @@ class OwnFolder(OwnDataset):
     def _subfolders(self, place: str, skipped: Skipped) -> list[str]:
         names = []
         for entry in list(os.scandir(place)):
-            if entry.name in (self.split_file, FEWSHOT_FOLDER) and place == self.dataset_dir:
+            if entry.name in (self.split_file, FEWSHOT_FOLDER, ".folder_index") and place == self.dataset_dir:
                 continue
             if entry.name.startswith("."):
                 skipped.add("hidden", entry.name)

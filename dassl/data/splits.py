@@ -6,12 +6,11 @@ A split file is JSON as published with CoOp, with paths relative to the folder o
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
 import random
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from dassl.data.class_names import brief, check_class_names, check_path
 from dassl.data.datasets import Datum
 from dassl.data.folder_index import listing, progress
+from dassl.data.locks import sole_maker
 from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
 from dassl.utils.tools import atomic_open
 from prompted_clip.errors import MissingFileError, UserError
@@ -100,26 +100,22 @@ def as_rows(content: Any, where: str) -> list[Row]:
     return rows
 
 
-def write_json(content: Any, path: str, replace: bool = True) -> None:
-    """Writes a JSON file atomically.
+def write_json(content: Any, path: str) -> None:
+    """Writes a JSON file atomically."""
+    with atomic_open(path) as file:
+        json.dump(content, file)
+
+
+def write_shared_json(content: Any, path: str, dataset_dir: str, replace: bool = True) -> None:
+    """Writes a JSON file in a dataset's folder, which other runs may write too.
 
     Raises:
         FileExistsError: the file exists, and `replace` is False.
     """
-    new = path if replace else f"{path}.{uuid.uuid4().hex}.part"
-    with atomic_open(new) as file:
-        json.dump(content, file)
-    if replace:
-        return
-    try:
-        os.link(new, path)  # unlike a rename, it fails where another process was faster
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        os.replace(new, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
+    with sole_maker(path, os.path.join(dataset_dir, ".folder_index", "lock")):
+        if not replace and os.path.exists(path):
+            raise FileExistsError(errno.EEXIST, "another run was faster", path)
+        write_json(content, path)
 
 
 # Checking ---------------------------------------------------------------------------------------------------
@@ -258,7 +254,8 @@ def few_shot(
     rng = random.Random(seed)
     drawn = sample_shots(train, shots, rng), sample_shots(val, min(shots, 4), rng)
     try:
-        write_json({"source": source, "train": drawn[0], "val": drawn[1]}, cache)
+        content = {"source": source, "train": drawn[0], "val": drawn[1]}
+        write_shared_json(content, cache, os.path.dirname(os.path.dirname(cache)))
         print(f"Saving preprocessed few-shot data to {cache}")
     except OSError as error:
         print(f"Few-shot data not saved: {error}")
