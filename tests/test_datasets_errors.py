@@ -390,3 +390,18 @@ def test_a_split_file_with_a_byte_order_mark(tmp_path):
     split_path = draw(tmp_path)
     split_path.write_bytes(b"\xef\xbb\xbf" + split_path.read_bytes())
     assert OxfordPets(config(tmp_path)).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("a 2.jpg", "a 4.jpg"), ("abyssinian", "siamese"), ('"drawn"', '"other"')]
+)
+def test_changed_shots_are_drawn_again(old, new, tmp_path, capsys):
+    draw(tmp_path)
+    drawn = [item.impath for item in OxfordPets(config(tmp_path)).train_x]
+    cache = tmp_path / "oxford_pets" / "split_fewshot" / "shot_1-seed_1.json"
+    text = cache.read_text()
+    cache.write_text(text.replace(old if old in text else "a 1.jpg", new))
+    assert cache.read_text() != text
+    assert [item.impath for item in OxfordPets(config(tmp_path)).train_x] == drawn
+    assert "Drawing the few-shot data again" in capsys.readouterr().out
+    assert cache.read_text() == text

@@ -254,7 +254,7 @@ def few_shot(
     rng = random.Random(seed)
     drawn = sample_shots(train, shots, rng), sample_shots(val, min(shots, 4), rng)
     try:
-        content = {"source": source, "train": drawn[0], "val": drawn[1]}
+        content = {"source": source, "drawn": _digest(*drawn), "train": drawn[0], "val": drawn[1]}
         write_shared_json(content, cache, os.path.dirname(os.path.dirname(cache)))
         print(f"Saving preprocessed few-shot data to {cache}")
     except OSError as error:
@@ -266,7 +266,14 @@ def read_shots(cache: str, source: str) -> tuple[list[Row], list[Row]]:
     content = read_json(cache)
     if not isinstance(content, dict) or content.get("source") != source:
         raise UserError(f"{cache} was drawn from another split.")
-    return as_rows(content.get("train"), f"{cache}: train"), as_rows(content.get("val"), f"{cache}: val")
+    drawn = as_rows(content.get("train"), f"{cache}: train"), as_rows(content.get("val"), f"{cache}: val")
+    if content.get("drawn") != _digest(*drawn):
+        raise UserError(f"{cache} was changed.")
+    return drawn
+
+
+def _digest(*parts: list[Row]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def sample_shots(rows: Sequence[Row], shots: int, rng: random.Random) -> list[Row]:
