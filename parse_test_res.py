@@ -22,6 +22,7 @@ from prompted_clip.errors import MissingFileError, UserError
 
 SEED = re.compile(r"^seed(\d+)$")
 USUAL_SEEDS = 3
+MOST_SEEDS = 100  # seeds up to here are numbered from 1; 20240601 is a date
 
 
 @dataclass
@@ -67,8 +68,9 @@ def parse_directory(directory: str, keyword: str = "accuracy", test_log: bool = 
             summary.values[folder] = value
             print(f"file: {log}. {keyword}: {value:.2f}%. ")
     seeds = {int(match[1]) for folder in folders if (match := SEED.match(folder))}
-    if seeds:
-        absent = sorted(set(range(1, max(USUAL_SEEDS, *seeds) + 1)) - seeds)
+    numbered = {seed for seed in seeds if seed <= MOST_SEEDS}
+    if numbered:
+        absent = sorted(set(range(1, max(USUAL_SEEDS, *numbered) + 1)) - seeds)
         summary.missing += [f"seed{seed} (no folder)" for seed in absent]
     if not summary.values:
         hint = "; it is itself the folder of one seed, give the one above it" if _logs(directory) else ""
@@ -128,9 +130,9 @@ def _numbers_by_size(name: str) -> list[tuple[int, str]]:
 
 
 def _logs(folder: str) -> list[str]:
-    """The logs of a run, the oldest first: `log.txt`, then those with a time stamp."""
+    """The logs of a run, the oldest first: `log.txt`, then those with a time stamp. Files only, no pipes."""
     names = [name for name in os.listdir(folder) if re.match(r"log\.txt(-|$)", name)]
-    return [os.path.join(folder, name) for name in sorted(names)]
+    return list(filter(os.path.isfile, (os.path.join(folder, name) for name in sorted(names))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

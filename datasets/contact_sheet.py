@@ -7,6 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from dassl.utils import read_image
+from prompted_clip.errors import UserError
+
 PICTURE = 144  # pixels, of the side of an image
 GAP, MARGIN = 16, 40
 PAPER, INK, FAINT, EMPTY = "#fbfaf7", "#22252a", "#7a7f87", "#e7e4dc"
@@ -57,14 +60,12 @@ def _columns(cells: int, each: int) -> int:
 
 
 def thumbnail(path: Path) -> Image.Image | None:
-    """The middle of an image as a square; None if it cannot be read."""
+    """The middle of an image as a square, as training reads it; None if it cannot be read."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * PICTURE, 2 * PICTURE))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image = read_image(str(path))
+    except UserError:
         return None
-    return ImageOps.fit(upright, (PICTURE, PICTURE), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (PICTURE, PICTURE), Image.Resampling.LANCZOS)
 
 
 def _label(name: str, width: int) -> list[str]:

@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
 
 from filelock import FileLock, Timeout
 from torchvision.datasets import imagenet
@@ -35,8 +37,7 @@ def prepare(entry: Entry, root: Path, keep_archives: bool = False) -> list[str]:
         What is still missing and how to get it, one line for each file.
 
     Raises:
-        OSError: the disk is full.
-        RuntimeError: another process is preparing this dataset.
+        OSError: the disk is full, or another process is preparing this dataset.
     """
     folder = root / entry.folder
     if entry.drawn and not folder.is_dir():
@@ -56,7 +57,7 @@ def prepare(entry: Entry, root: Path, keep_archives: bool = False) -> list[str]:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
     except Timeout as error:
-        raise RuntimeError(f"another process is preparing {folder}; wait for it") from error
+        raise OSError(errno.EBUSY, f"another process is preparing {folder}; wait for it") from error
     return [
         f"{entry.name}: {' and '.join(file.places)}: {problem}. To continue, put {file.file} "
         f"({file.hash or 'no checksum is known'}) into {folder} and run: "
@@ -216,9 +217,20 @@ def download(url: str, target: Path, known_hash: str = "") -> None:
 
         pooch.get_logger().setLevel("WARNING")
         known = None if known_hash.startswith("git:") else known_hash or None
-        pooch.create(
+        files = pooch.create(
             target.parent, "", urls={target.name: url}, registry={target.name: known}, retry_if_failed=RETRIES
-        ).fetch(target.name, progressbar=sys.stderr.isatty())
+        )
+        progress = sys.stderr.isatty()
+        files.fetch(target.name, downloader=pooch.HTTPDownloader(progress, hooks={"response": stay_on_https}))
+
+
+def stay_on_https(response: Any, *args: Any, **kwargs: Any) -> None:
+    """A hook of requests: raises a RuntimeError where https is redirected to anything else."""
+    if response.is_redirect and response.url.startswith("https:"):
+        target = urljoin(response.url, response.headers["location"])
+        if not target.startswith("https:"):
+            # No ValueError: pooch would ask again.
+            raise RuntimeError(f"it redirects from https to {target[:200]}, which anybody could answer")
 
 
 def _reason(error: Exception) -> str:

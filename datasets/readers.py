@@ -5,18 +5,18 @@ Always from sorted names, so that the same images and seed give the same split o
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+from dassl.data.class_names import brief
 from dassl.data.datasets import Datum
 from dassl.data.folder_index import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from dassl.data.folder_index import list_images, progress, rows_of_folders
 from dassl.data.packed_rows import Rows
-from dassl.data.splits import Row, Shuffle, Split, split_trainval, to_datums
+from dassl.data.splits import Row, Shuffle, Split, read_json, split_trainval, to_datums
 from prompted_clip.errors import MissingFileError, UserError
 
 Parsed = TypeVar("Parsed")
@@ -113,8 +113,8 @@ def read_and_split_data(
 # Lists ------------------------------------------------------------------------------------------------------
 
 
-def _no_list(path: str) -> FileNotFoundError:
-    return FileNotFoundError(f"There is no split file, and no {path} to make it from. Add one of them.")
+def _no_list(path: str) -> MissingFileError:
+    return MissingFileError(f"There is no split file, and no {path} to make it from. Add one of them.")
 
 
 def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> list[Parsed]:
@@ -132,7 +132,7 @@ def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> lis
         raise _no_list(path)
     parsed = []
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file ({error.reason}); expected {expected} per line.") from error
@@ -141,7 +141,7 @@ def parse_lines(path: str, parse: Callable[[str], Parsed], expected: str) -> lis
             if line:
                 parsed.append(parse(line))
         except (ValueError, KeyError) as error:
-            raise UserError(f"{path}, line {number} is {line!r}; expected {expected}.") from error
+            raise UserError(f"{path}, line {number} is {brief(line)}; expected {expected}.") from error
     if not parsed:
         raise UserError(f"{path} is empty; expected {expected} per line.")
     return parsed
@@ -260,7 +260,7 @@ def car_annotations(dataset_dir: str, shuffle: Shuffle) -> Split:
             try:
                 label = int(getattr(record, "class").item()) - 1
                 image = str(record.fname.item())
-            except (AttributeError, ValueError) as error:
+            except (AttributeError, TypeError, ValueError) as error:
                 raise UserError(
                     f"{path}: annotation {index} lacks 'fname' or 'class'. For the test images, "
                     "cars_test_annos_withlabels.mat is meant."
@@ -280,12 +280,14 @@ def flower_labels(dataset_dir: str, image_dir: str, shuffle: Shuffle) -> Split:
     """Splits the flowers of each kind 50/20/30, as CoOp does; their own lists train on few."""
     names_file = os.path.join(dataset_dir, "cat_to_name.json")
     labels_file = os.path.join(dataset_dir, "imagelabels.mat")
-    labels = [int(label) for label in _read_mat(labels_file, "labels")]
+    try:
+        labels = [int(label) for label in _read_mat(labels_file, "labels")]
+    except TypeError as error:
+        raise UserError(f"{labels_file}: expected numbers as 'labels'. Fetch it again.") from error
     if not os.path.isfile(names_file):
         raise _no_list(names_file)
     try:
-        with open(names_file, encoding="utf-8") as file:
-            names = {int(label): str(name) for label, name in json.load(file).items()}
+        names = {int(label): name for label, name in read_json(names_file).items()}
     except (ValueError, AttributeError) as error:
         raise UserError(
             f'{names_file}: expected JSON {{"1": name, "2": name, ...}}. Fetch it again.'

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from dassl.config import get_cfg_default
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.splits import Row, Split, load_split, to_rows
+from dassl.utils import read_image
 from datasets.sources import Entry, checksum_problem, known
 from prompted_clip.errors import MissingFileError, UserError
 
@@ -199,10 +199,9 @@ def _broken(rows: Sequence[Row], image_dir: Path, decode_all: bool, again: str) 
 def decoding_problem(path: Path) -> str:
     """Why an image cannot be decoded; empty if it can."""
     try:
-        with Image.open(path) as image:
-            image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
+        read_image(str(path))
+    except UserError as error:
+        return " ".join(str(error).removeprefix(f"image {path} ").split()) or type(error).__name__
     return ""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +21,12 @@ from prompted_clip.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATASET = "shapes"  # embedded: needs no download
+# Where `~` is the user's home, also where no shell expands it: in yaml, in quotes, after `=`.
+PATH_FLAGS = ("root", "output_dir", "resume", "model_dir", "config_file", "dataset_config_file")
+PATH_KEYS = (
+    *("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATASET.OWN.PATH", "DATASET.FEW_SHOT_LIST"),
+    *("DATALOADER.TEST_CACHE", "MODEL.INIT_WEIGHTS", "MODEL.BACKBONE.PATH"),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,7 +72,7 @@ def load_plugin(name: str) -> None:
         FileNotFoundError: there is no such module or file.
         ValueError: the file has the name of another module.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix == ".py":
         if not path.is_file():
             raise MissingFileError(f"--plugin {name}: there is no such file.")
@@ -123,7 +131,18 @@ def extend_cfg(cfg) -> None:
 
 
 def reset_cfg(cfg, args: argparse.Namespace) -> None:
-    """Writes the flags of the command line into `cfg`."""
+    """Writes the flags of the command line into `cfg`.
+
+    Raises:
+        ValueError: a flag of several words has taken the KEY VALUE options behind it.
+    """
+    for flag in ("source_domains", "target_domains", "transforms"):
+        keys = [word for word in getattr(args, flag) or () if "." in word and word.split(".")[0] in cfg]
+        if keys:
+            raise UserError(
+                f"--{flag.replace('_', '-')} takes all words up to the next flag, and so {keys[0]!r}. Put "
+                "another flag, such as --seed, between it and the KEY VALUE options."
+            )
     if args.root:
         cfg.DATASET.ROOT = args.root
     if args.output_dir:
@@ -157,6 +176,8 @@ def setup_cfg(args: argparse.Namespace):
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
+    for flag in PATH_FLAGS:
+        setattr(args, flag, os.path.expanduser(getattr(args, flag) or ""))
     dataset_file, config_file = args.dataset_config_file, args.config_file
     if not dataset_file and "DATASET.NAME" not in args.opts:
         dataset_file = str(ROOT / "configs" / "datasets" / f"{DEFAULT_DATASET}.yaml")
@@ -169,6 +190,11 @@ def setup_cfg(args: argparse.Namespace):
             cfg.merge_from_file(file)
     reset_cfg(cfg, args)
     cfg.merge_from_list(args.opts)
+    for key in PATH_KEYS:
+        *sections, name = key.split(".")
+        section = functools.reduce(getattr, sections, cfg)
+        if isinstance(section[name], str):
+            section[name] = os.path.expanduser(section[name])
     if cfg.SEED >= 2**32:
         raise UserError(f"SEED is {cfg.SEED}; allowed is less than 2**32, or a negative number for none.")
     if not cfg.TRAINER.NAME:

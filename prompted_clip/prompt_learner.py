@@ -227,8 +227,14 @@ def tokenize_classes(clip_model: CLIP, classnames: Sequence[str], template: str)
     """Token ids of a template with each class name in it, `(class length)`.
 
     Raises:
-        ValueError: a sentence is longer than the text encoder takes; names the class.
+        ValueError: a sentence is longer than the text encoder takes, named by its class; or the template has
+            not one place for the name.
     """
+    if template.count("{}") != 1:
+        raise UserError(
+            f"The sentence is {template[:200]!r}; it needs {{}} once, where the class name stands. A context "
+            "to start from, such as CTX_INIT, is given without it."
+        )
     rows = []
     for name in classnames:
         sentence = template.replace("{}", name.replace("_", " "))

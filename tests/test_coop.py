@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import relative_error
+from helpers import relative_error, tiny_clip
 
 import prompted_clip
+from prompted_clip import tokenize_classes
+from prompted_clip.errors import UserError
 
 # Names that end in signs run together with the full stop.
 NAMES = ["crane (bird)", "st. bernard", "american_bulldog", "cat", "oh, no!"]
@@ -108,3 +110,9 @@ def test_cocoop_gives_the_same_in_parts(make_trainer, monkeypatch):
 def test_settings_that_cannot_be_are_refused(name, settings, message, make_trainer):
     with pytest.raises(ValueError, match=message):
         make_trainer(name, **settings)
+
+
+@pytest.mark.parametrize("template", ["a photo of a {}. {}.", "a photo.", "{}{}"])
+def test_a_sentence_has_one_place_for_the_name(template):
+    with pytest.raises(UserError, match=r"needs \{\} once"):
+        tokenize_classes(tiny_clip(), ["ant"], template)

@@ -36,7 +36,7 @@ def draw(folder: Path, content=ROWS) -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.rglob("*"))
+    return sorted(str(path) for path in folder.rglob("*") if ".folder_index" not in path.parts)  # its lock
 
 
 def refused(dataset, cfg, folder: Path, error=ValueError) -> str:
@@ -120,10 +120,10 @@ def altered(**parts) -> dict:
         ("[1, 2]", 'expected {"train": [...], "val": [...], "test": [...]}'),
         ({"train": [], "test": []}, 'expected {"train": [...], "val": [...], "test": [...]}'),
         (altered(val={"a": 1}), ": val is dict; expected a list"),
-        (altered(val=[["a 1.jpg", 0]]), ': val[0] is ["a 1.jpg", 0]; expected [path, label, class name]'),
+        (altered(val=[["a 1.jpg", 0]]), ": val[0] is ['a 1.jpg', 0]; expected [path, label, class name]"),
         (altered(val=[["a 1.jpg", "0", "abyssinian"]]), "expected [path, label, class name]"),
         (altered(val=[["a 1.jpg", True, "abyssinian"]]), "expected [path, label, class name]"),
-        (altered(val=["a 1.jpg"]), 'val[0] is "a 1.jpg"'),
+        (altered(val=["a 1.jpg"]), "val[0] is 'a 1.jpg'"),
         (altered(train=[]), "train lists no images"),
         (altered(test=[]), "test lists no images"),
         (altered(val=[["a 3.jpg", 0, "siamese"]]), "label 0 is 'abyssinian' and, at a 3.jpg, 'siamese'"),
@@ -341,3 +341,67 @@ def test_what_is_drawn_here_is_made_once(tmp_path):
 
 def test_half_a_drawing_is_not_taken_for_whole(tmp_path):
     assert "No space left" in refused(HalfDrawn, config(tmp_path), tmp_path, OSError)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"test": [*ROWS["test"], ROWS["train"][0]]}, "test[2], 'a 1.jpg', is in train[0], too"),
+        ({"val": [*ROWS["val"], ROWS["val"][0]]}, "val[1], 'a 3.jpg', is in val[0], too"),
+        ({"val": [["./a 1.jpg", 0, "abyssinian"]]}, "val[0], './a 1.jpg', is in train[0], too"),
+        ({"val": [["ü/../a 1.jpg", 0, "abyssinian"]]}, "is in train[0], too"),
+        ({"val": [["/etc/passwd", 0, "abyssinian"]]}, "val[0], '/etc/passwd', is no path below"),
+        ({"val": [["../../x.jpg", 0, "abyssinian"]]}, "is no path below the folder of the images"),
+        ({"val": [["ü/../../x.jpg", 0, "abyssinian"]]}, "is no path below the folder of the images"),
+        ({"val": [["", 0, "abyssinian"]]}, "is no path below the folder of the images"),
+        ({"val": [[".", 0, "abyssinian"]]}, "is no path below the folder of the images"),
+        ({"val": [["a\nb.jpg", 0, "abyssinian"]]}, "holds a control character"),
+        ({"val": [["caf\udce9.jpg", 0, "abyssinian"]]}, "a byte that is no UTF-8"),
+        ({"val": [["nul\0.jpg", 0, "abyssinian"]]}, "holds a control character"),
+        ({"val": [["a 3.jpg", 10**4000, "abyssinian"]]}, "missing or out of place"),
+        ({"val": [["a 3.jpg", -1, "siamese"]]}, "must be 0 to 2"),
+        ({"val": [["x" * 10**5 + ".jpg", 0, "abyssinian"]]}, "1 of 6 images are missing"),
+    ],
+)
+def test_split_files_of_images_elsewhere_or_twice(parts, expected, tmp_path):
+    draw(tmp_path, altered(**parts))
+    assert expected in refused(OxfordPets, config(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 10**5,
+        '{"train": ' * 10**5,
+        '{"train": [], "train": [], "val": [], "test": []}',
+        '{"train": [[' + "9" * 5000 + ', 0, "a"]], "val": [], "test": []}',
+        b"\xff\xfe{}",
+        b"\x00",
+    ],
+    ids=range(6),
+)
+def test_json_that_cannot_be_meant(text, tmp_path):
+    split_path = draw(tmp_path, "{}")
+    split_path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert "is not readable as JSON" in refused(OxfordPets, config(tmp_path), tmp_path)
+
+
+def test_a_split_file_with_a_byte_order_mark(tmp_path):
+    split_path = draw(tmp_path)
+    split_path.write_bytes(b"\xef\xbb\xbf" + split_path.read_bytes())
+    assert OxfordPets(config(tmp_path)).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("a 2.jpg", "a 4.jpg"), ("abyssinian", "siamese"), ('"drawn"', '"other"')]
+)
+def test_changed_shots_are_drawn_again(old, new, tmp_path, capsys):
+    draw(tmp_path)
+    drawn = [item.impath for item in OxfordPets(config(tmp_path)).train_x]
+    cache = tmp_path / "oxford_pets" / "split_fewshot" / "shot_1-seed_1.json"
+    text = cache.read_text()
+    cache.write_text(text.replace(old if old in text else "a 1.jpg", new))
+    assert cache.read_text() != text
+    assert [item.impath for item in OxfordPets(config(tmp_path)).train_x] == drawn
+    assert "Drawing the few-shot data again" in capsys.readouterr().out
+    assert cache.read_text() == text

@@ -13,6 +13,9 @@ import pytest
 import torch
 from helpers import ROOT
 
+from dassl.data.few_shot_list import read_sample
+from dassl.data.splits import Split
+from prompted_clip.errors import UserError
 from train import command_line
 
 
@@ -109,7 +112,7 @@ def test_what_is_drawn_hangs_on_nothing_else(job, tmp_path, small_dtd):
             lambda s: s["val"].append("gone/1.jpg"),
             r"1 of 9 images are not in val of this split.* 'gone/1\.jpg'",
         ),
-        (lambda s: s.update(dataset="EuroSAT"), r"is of EuroSAT; DATASET\.NAME is DescribableTextures\.$"),
+        (lambda s: s.update(dataset="EuroSAT"), r"is of 'EuroSAT'; DATASET\.NAME is DescribableTextures\.$"),
         (
             lambda s: s.update(train=7),
             r"has no train \(list\); expected is the few_shot\.json of a few-shot run",
@@ -136,3 +139,28 @@ def test_a_list_that_cannot_be_meant_is_refused(change, message, job, tmp_path, 
 def test_a_list_that_is_not_there_is_refused(job, tmp_path, capsys):
     said = refused(job("run", "DATASET.FEW_SHOT_LIST", tmp_path / "no.json"), capsys)
     assert "there is no such file. Give the few_shot.json of a run." in said
+
+
+def split_of(folder: Path):
+    rows = [(f"{label}/{k}.jpg", label, f"class {label}") for label in range(2) for k in range(6)]
+    return Split(rows, [], rows)
+
+
+def listed(folder: Path, train: list[str], **changes) -> Path:
+    content = {"dataset": "d", "shots": 9, "seed": 1, "train": train, "val": []}
+    content["sha256"] = hash_of(content)
+    path = folder / "list.json"
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def test_shots_are_those_of_the_list(tmp_path):
+    path = listed(tmp_path, ["0/0.jpg", "0/1.jpg", "0/2.jpg", "1/5.jpg"])
+    assert read_sample(str(path), "d", split_of(tmp_path)).shots == 3
+
+
+@pytest.mark.parametrize("twice", ["0/0.jpg", "1/5.jpg"])
+def test_an_image_twice_in_a_list_is_refused(tmp_path, twice):
+    path = listed(tmp_path, ["0/0.jpg", "1/5.jpg", twice])
+    with pytest.raises(UserError, match=f"train lists '{twice}' more than once"):
+        read_sample(str(path), "d", split_of(tmp_path))

@@ -143,7 +143,7 @@ def test_rebuilt_on_demand(tree, listed):
         lambda content: content[:20],
         lambda content: content + b"x",
         lambda content: content.replace(b"a.jpg", b"x.jpg"),
-        lambda content: content.replace(b"version 1", b"version 0"),
+        lambda content: content.replace(b"version 2", b"version 1"),
         lambda content: b"\x80\x04cos\nsystem\n",
     ],
 )
@@ -173,7 +173,7 @@ def test_dataset_that_cannot_be_written_has_its_index_in_the_cache_folder(tree, 
     look(tree)
     assert listed == ["one", "two"]
     assert not place(tree).exists()
-    assert [path.suffix for path in (tree.parent / "cache").rglob("*") if path.is_file()] == [".bin"]
+    assert len(list((tree.parent / "cache").rglob("*.bin"))) == 1
 
 
 def test_index_that_can_be_saved_nowhere_is_told(tree, monkeypatch, capsys):

@@ -77,7 +77,7 @@ def test_samples_as_recorded(name, keep_cache, tmp_path, capsys):
         assert dataset.num_classes == sample["num_classes"], case
         log = log_as_recorded(capsys.readouterr().out)
         if keep_cache:
-            assert log == [
+            assert [line for line in log if not line.startswith("Fewer than")] == [
                 line.replace("<ROOT>", str(tmp_path)).replace(".pkl", ".json") for line in sample["log"]
             ]
         else:

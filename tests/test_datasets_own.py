@@ -38,7 +38,7 @@ def draw(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.rglob("*"))
+    return sorted(str(path) for path in folder.rglob("*") if ".folder_index" not in path.parts)  # its lock
 
 
 def refused(root: Path, *options: object, error: type[Exception] = ValueError) -> str:
@@ -332,19 +332,19 @@ def test_names_of_the_config_hold_for_a_saved_split_too(tmp_path):
 def test_folders_that_are_numbers_are_named_in_a_file(tmp_path):
     draw(tmp_path / "photos", {"1": 4, "2.5": 4, "cat": 4})
     file = tmp_path / "mine.yaml"
-    file.write_text("DATASET: {OWN: {PATH: photos, CLASS_NAMES: {1: one, 2.5: 2, cat: 03}}}")
+    file.write_text("DATASET: {OWN: {PATH: photos, CLASS_NAMES: {1: one, 2.5: '2', cat: '03'}}}")
     cfg = config("folder", tmp_path)
     cfg.merge_from_file(str(file))
-    assert "cat: 3" in str(cfg), "train.py prints it, in the order of the keys"
-    assert DATASET_REGISTRY.get("folder")(cfg.clone()).classnames == ["one", "2", "3"]
+    assert "cat: 03" in str(cfg), "train.py prints it, in the order of the keys"
+    assert DATASET_REGISTRY.get("folder")(cfg.clone()).classnames == ["one", "2", "03"]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
         ("CLASS_NAMES", {"dogg": "x"}, ("CLASS_NAMES names 'dogg'", "Did you mean 'dog'?")),
-        ("CLASS_NAMES", {"dog": "cat"}, ("2 classes (cat, dog) are called 'cat'",)),
-        ("CLASS_NAMES", {"dog": " "}, ("1 classes (dog) are called ' '",)),
+        ("CLASS_NAMES", {"dog": "cat"}, ("classes 'cat' and 'dog' are called 'cat' and 'cat'",)),
+        ("CLASS_NAMES", {"dog": " "}, ("the name of class 'dog' is ' ', empty",)),
         ("CLASS_LIST", ["a"], ("CLASS_LIST has 1 names", "2 classes, in the order cat, dog")),
         ("NOVEL_CLASSES", ["kat"], ("NOVEL_CLASSES names 'kat'", "Did you mean 'cat'?")),
         ("NOVEL_CLASSES", ["zebra"], ("NOVEL_CLASSES names 'zebra'", "There are cat, dog.")),
@@ -370,3 +370,63 @@ def test_another_file_where_the_split_should_be(tmp_path):
     draw(tmp_path, {"cat": 6})
     (tmp_path / "split_own.json").write_text("{")
     assert "split_own.json is not readable as JSON" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".avif", ".jp2", ".webp", ".mpo", ".tga"])
+def test_photos_of_every_kind_are_taken(tmp_path, suffix):
+    draw(tmp_path, {"cat": 4, "dog": 4})
+    draw(tmp_path, {"ant": 4}, suffix)
+    assert open_folder(tmp_path).classnames == ["ant", "cat", "dog"]
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".raw", ".txt", "", ".jpg.part"])
+def test_a_class_of_no_readable_kind_is_an_error(tmp_path, suffix):
+    draw(tmp_path, {"cat": 4, "dog": 4})
+    draw(tmp_path, {"ant": 4}, suffix)
+    assert f"{tmp_path}/ant holds no images of a kind that is read" in refused(tmp_path)
+
+
+def test_a_class_of_named_pipes_is_an_error(tmp_path):
+    draw(tmp_path, {"cat": 4, "dog": 4, "ant": 0})
+    os.mkfifo(tmp_path / "ant" / "a.jpg")
+    assert "ant holds no images" in refused(tmp_path)
+
+
+def test_short_classes_are_named(tmp_path, capsys):
+    draw(tmp_path, {"ant": 40, "bee": 3, "cat": 1, "dog": 40})
+    open_folder(tmp_path, "DATASET.NUM_SHOTS", 16)
+    assert "Fewer than 16 shots: 2 classes have no more, bee (2), cat (1)\n" in capsys.readouterr().out
+    open_folder(tmp_path, "DATASET.NUM_SHOTS", 1)
+    assert "Fewer than" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["0", "1", "2", "10"], "0 is a, 1 is b, 10 is c, 2 is d"),
+        (["k9", "k10", "x", "y"], "k10 is a, k9 is b, x is c, y is d"),
+        (["0", "1", "2", "3"], ""),
+        (["00", "01", "02", "10"], ""),
+    ],
+)
+def test_names_in_an_order_that_is_not_of_the_numbers_are_printed(tmp_path, capsys, folders, expected):
+    open_folder(draw(tmp_path, dict.fromkeys(folders, 4)), "DATASET.OWN.CLASS_LIST", list("abcd"))
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CLASS_LIST")]
+    assert [line.endswith(f": {expected}") for line in shown] == ([True] if expected else [])
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"a\nb.jpg", b"a\x1b]0;x\x07.jpg", "a\u202eb.jpg".encode()])
+def test_a_file_name_that_cannot_be_printed_is_refused_in_one_line(tmp_path, name):
+    draw(tmp_path, {"ant": 4, "bee": 4})
+    os.rename(tmp_path / "ant/00.jpg", os.fsencode(tmp_path / "ant") + b"/" + name)
+    message = refused(tmp_path)
+    assert message.isprintable()
+    assert "Rename the file or folder" in message
+    assert "ant/" in message
+
+
+def test_files_that_are_left_out_do_not_write_lines(tmp_path, capsys):
+    draw(tmp_path, {"ant": 4, "bee": 4})
+    (tmp_path / "ant" / ".x\nFinish training\n=> result\n* accuracy: 99.99%").touch()
+    open_folder(tmp_path)
+    assert "* accuracy" not in [line[:10] for line in capsys.readouterr().out.splitlines()]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from filelock import FileLock
 from scipy.io import savemat
 from served_dtd import ARCHIVE, IMAGES, SPLIT_FILE, WHOLE, jpeg, md5, run, tree
@@ -161,7 +162,7 @@ def test_stopped_by_the_user_and_run_again(when, world, tmp_path, monkeypatch, c
     with monkeypatch.context() as patch:
         patch.setattr(prepare, when, stop)
         assert run("prepare", "dtd", "--root", tmp_path) == 130
-    assert "The same command continues." in capsys.readouterr().err
+    assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "dtd/images").exists()
     assert run("verify", "dtd", "--root", tmp_path) == 1
     assert run("prepare", "dtd", "--root", tmp_path) == 0
@@ -352,3 +353,32 @@ def test_imagenet_s_checksums_are_torchvision_s():
     names = {name: f"md5:{checksum}" for name, checksum in imagenet.ARCHIVE_META.values()}
     assert files == {name: names[name] for name in files}
     assert len(files) == 2
+
+
+@pytest.mark.parametrize(
+    "target", ["http://host/a", "ftp://host/a", "//host/a", "file:///etc/passwd", "HTTP://host/a"]
+)
+@pytest.mark.parametrize("start", ["https://first/a", "http://first/a"])
+def test_a_redirect_stays_on_https(start, target, tmp_path, monkeypatch):
+    asked = []
+
+    def send(self, request, **kwargs):
+        asked.append(request.url)
+        response = requests.Response()
+        response.url, response.request, response.raw = request.url, request, io.BytesIO(b"content")
+        response.status_code = 302 if "first" in request.url else 200
+        response.headers["location"] = target
+        return response
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    monkeypatch.setattr(prepare, "RETRIES", 0)
+    (tmp_path / "x").mkdir()
+    safe = target.startswith("//") or (start.startswith("http:") and target.lower().startswith("http:"))
+    if safe:
+        prepare.download(start, tmp_path / "x" / "a")
+        assert (tmp_path / "x" / "a").read_bytes() == b"content"
+    else:
+        with pytest.raises((RuntimeError, requests.exceptions.InvalidSchema)):
+            prepare.download(start, tmp_path / "x" / "a")
+        assert asked == [start]
+        assert list((tmp_path / "x").iterdir()) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from datasets import archives
 from datasets.archives import unpack
+from prompted_clip.errors import UserError
 
 TREE = {"set/a b/1.jpg": b"one" * 300, "set/ünï/2.jpg": b"two" * 300, "set/list.txt": b"1\n2\n"}
 
@@ -68,8 +71,8 @@ def test_every_format(form, tmp_path):
 def test_nothing_is_written_outside(name, form, tmp_path):
     content = FORMS[form]({"set/1.jpg": b"fine", name: b"evil"})
     (tmp_path / form).write_bytes(content)
-    if form == "a.tar" and ".." in name:
-        with pytest.raises(ValueError, match=r"a\.tar is damaged, unsafe or no archive"):
+    if ".." in name:
+        with pytest.raises(UserError, match=r"a\.(tar|zip) is damaged, unsafe or no archive"):
             unpack(tmp_path / form, tmp_path / "in" / "out")
     else:  # the path is taken to start in the folder
         unpack(tmp_path / form, tmp_path / "in" / "out")
@@ -82,6 +85,9 @@ def test_nothing_is_written_outside(name, form, tmp_path):
     "link",
     [
         member("set/link", type=tarfile.SYMTYPE, linkname="../../secret"),
+        member("set/link", type=tarfile.SYMTYPE, linkname="list.txt"),
+        member("set/link", type=tarfile.LNKTYPE, linkname="set/link"),
+        member("set/link", type=tarfile.LNKTYPE, linkname="nothing"),
         member("set/link", type=tarfile.SYMTYPE, linkname="/etc"),
         member("link", type=tarfile.LNKTYPE, linkname="../secret"),
         member("set/pipe", type=tarfile.FIFOTYPE),
@@ -128,3 +134,97 @@ def test_what_is_no_archive(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"<html>Sign in</html>")
     with pytest.raises(ValueError, match=r"a\.zip is damaged, unsafe or no archive"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def through_links(up: int) -> bytes:
+    """Writes `outside/written` where Python's own filter is left to it (CVE-2025-4517)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        path, step = "", "d" * 247
+        for letter in "abcdefghijklmnop":
+            tar.addfile(member(f"{path}{step}", type=tarfile.DIRTYPE))
+            tar.addfile(member(f"{path}{letter}", type=tarfile.SYMTYPE, linkname=step))
+            path += f"{step}/"
+        far = f"{'/'.join('abcdefghijklmnop')}/{'l' * 254}"
+        tar.addfile(member(far, type=tarfile.SYMTYPE, linkname="../" * 16))
+        tar.addfile(member("escape", type=tarfile.SYMTYPE, linkname=f"{far}/{'../' * up}outside"))
+        tar.addfile(member("escape/written", 5), io.BytesIO(b"owned"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("up", range(1, 8))
+def test_links_beyond_the_longest_path_lead_nowhere(up, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "a.tar").write_bytes(through_links(up))
+    with pytest.raises(UserError, match="no regular file"):
+        unpack(tmp_path / "a.tar", tmp_path / "set" / "unpacked")
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        member("set/1.jpg", mtime=2**70),
+        member("x" * 300),
+        member("/".join(["y" * 200] * 30)),
+        member("set/list.txt/below"),
+        member("set", 0),
+        member("", 0),
+        member("..", type=tarfile.DIRTYPE),
+        member("sparse", type=tarfile.GNUTYPE_SPARSE),
+        member("set/1.jpg", pax_headers={"comment": "z" * (2 << 20)}),
+        member("set/1.jpg", pax_headers={"GNU.sparse.map": "x", "GNU.sparse.major": "1"}),
+    ],
+    ids=range(10),
+)
+def test_strange_members_are_one_error_or_a_file(info, tmp_path):
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as file:
+        for name, content in TREE.items():
+            file.addfile(member(name, len(content)), io.BytesIO(content))
+        file.addfile(info)
+    (tmp_path / "a.tar").write_bytes(tar.getvalue())
+    reason = ""
+    try:
+        unpack(tmp_path / "a.tar", tmp_path / "in" / "out")
+    except UserError as error:
+        reason = str(error)
+    assert "\n" not in reason
+    assert len(reason) < 2000
+    assert {path for path in read_tree(tmp_path) if not path.startswith("in/out/")} == {"a.tar"}
+
+
+def test_a_header_is_not_read_as_a_whole(tmp_path):
+    """Some kilobytes of tar.gz may say that a name is gigabytes long."""
+    info = member("long", 1 << 32, type=tarfile.GNUTYPE_LONGNAME)
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
+    with pytest.raises(UserError, match=r"a header of 4,294,967,296 bytes"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_flipped_bytes(seed, tmp_path):
+    rng = random.Random(seed)
+    form = rng.choice(list(FORMS))
+    content = bytearray(FORMS[form](TREE))
+    for _ in range(rng.randrange(1, 20)):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    (tmp_path / form).write_bytes(content)
+    reason = form
+    try:
+        unpack(tmp_path / form, tmp_path / "in" / "out")
+    except UserError as error:
+        reason = str(error)
+    assert form in reason
+    assert {path for path in read_tree(tmp_path) if not path.startswith("in/out/")} == {form}
+
+
+def test_a_full_disk_is_no_fault_of_the_archive(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.tar").write_bytes(tar_bytes(TREE))
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -127,3 +128,24 @@ def test_errors_are_one_line(tmp_path: Path, flags: list[str], capsys: pytest.Ca
     write_log(tmp_path, *result("1.0"))
     assert main([str(tmp_path)]) == 2
     assert "folder of one seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names", [["seed20240601"], ["seed1", "seed999999999999999999"], ["seed101", "seed2"]]
+)
+def test_a_seed_may_be_any_number(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_log(tmp_path / name, *result("50.0"))
+    summary = parse_directory(str(tmp_path))
+    assert set(summary.values) == set(names)
+    assert len(summary.missing) <= 3
+
+
+def test_a_named_pipe_is_no_log(tmp_path: Path) -> None:
+    write_log(tmp_path / "seed1", *result("50.0"))
+    (tmp_path / "seed2").mkdir()
+    for place in ("seed1/log.txt-2020", "seed2/log.txt"):
+        os.mkfifo(tmp_path / place)
+    summary = parse_directory(str(tmp_path))
+    assert summary.values == {"seed1": 50.0}
+    assert summary.missing == ["seed2 (no log.txt)", "seed3 (no folder)"]

@@ -8,18 +8,21 @@ from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
 from yacs.config import _VALID_TYPES, CfgNode
 
+from dassl.config.bounded_yaml import load_yaml
+from prompted_clip.console import shortened
 from prompted_clip.errors import MissingFileError, UserError
 
 BASE_KEY = "_BASE_"
+MOST_FILES = 200  # that one configuration is read from; a file counts each time that it is somebody's base
 
 
 class Config(CfgNode):
     """A yacs node. What is merged into it must be known, or below a node with `new_allowed`.
 
-    Every merge is all or nothing: after an error the config is as it was. Children may be plain yacs nodes.
+    Every merge is all or nothing: after an error the config is as it was. Children may be plain yacs nodes;
+    of a child with `verbatim`, texts stay as they are written, also those that look like a number.
     """
 
     def merge_from_file(self, cfg_filename: str) -> None:
@@ -60,7 +63,10 @@ class Config(CfgNode):
     def _merge(self, layers: list[tuple[str, Mapping[str, Any]]]) -> None:
         for target in (self.clone(), self):  # the copy takes the errors
             for source, values in layers:
-                _merge_into(target, values, target, (), source)
+                try:
+                    _merge_into(target, values, target, (), source)
+                except RecursionError:
+                    raise UserError(f"{source}: sections within sections, too deep to be meant") from None
 
 
 def _merge_into(
@@ -75,13 +81,16 @@ def _merge_into(
                 node[key] = Config(new_allowed=True)
                 _merge_into(node[key], value, root, here, source)
             else:
-                node[key] = _checked_type(_decode(value), here, source)
+                value = value if getattr(node, "verbatim", False) else _decode(value)
+                node[key] = _checked_type(value, here, source)
         elif isinstance(node[key], CfgNode):
             value = _decode(value)
             if isinstance(value, Mapping):
                 _merge_into(node[key], value, root, here, source)
             elif value is not None:  # a section without keys changes nothing
-                raise UserError(f"{'.'.join(here)} ({source}) is a section of keys, not a value: {value!r}")
+                raise UserError(
+                    f"{'.'.join(here)} ({source}) is a section of keys, not a value: {_brief(value)}"
+                )
         else:
             node[key] = _coerce(value, node[key], here, source)
 
@@ -112,9 +121,10 @@ def _coerce(new: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
         return list(value)
     if isinstance(known, float) and type(value) is int:
         return float(value)
+    quotes = "; yaml takes off, on, yes, no and numbers for values: write a text in quotes"
     raise UserError(
-        f"{'.'.join(path)} is {value!r} ({type(value).__name__}) in {source};"
-        f" expected {type(known).__name__}, as in {known!r}"
+        f"{'.'.join(path)} is {_brief(value)} ({type(value).__name__}) in {source};"
+        f" expected {type(known).__name__}, as in {_brief(known)}{quotes if isinstance(known, str) else ''}"
     )
 
 
@@ -122,7 +132,8 @@ def _checked_type(value: Any, path: tuple[str, ...], source: str) -> Any:
     if type(value) not in _VALID_TYPES:
         names = ", ".join(sorted(kind.__name__ for kind in _VALID_TYPES))
         raise UserError(
-            f"{'.'.join(path)} is {value!r} ({type(value).__name__}) in {source}; a config holds only {names}"
+            f"{'.'.join(path)} is {_brief(value)} ({type(value).__name__}) in {source}; "
+            f"a config holds only {names}"
         )
     return value
 
@@ -153,37 +164,47 @@ def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _all_keys(value, f"{prefix}{key}.")
 
 
-def _read_with_bases(filename: str, chain: tuple[str, ...] = ()) -> list[tuple[str, Mapping[str, Any]]]:
-    """The files to merge, each with its values: a file's bases in their order, then the file itself."""
+def _brief(value: Any) -> str:
+    return shortened(repr(value), 200)
+
+
+def _read_with_bases(
+    filename: str, chain: tuple[str, ...] = (), read: list[str] | None = None
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The files to merge, each with its values: a file's bases in their order, then the file itself.
+
+    Args:
+        chain: the files whose base this one is, the first one first.
+        read: all files read so far.
+    """
     path = os.fspath(filename)
-    if os.path.realpath(path) in map(os.path.realpath, chain):
-        raise UserError(f"config files are each other's {BASE_KEY}: {' -> '.join([*chain, path])}")
     if not os.path.isfile(path):
         named = f", the {BASE_KEY} of {chain[-1]}," if chain else ""
         raise MissingFileError(f"config file {path}{named} does not exist")
+    if os.path.realpath(path) in map(os.path.realpath, chain):
+        raise UserError(f"config files are each other's {BASE_KEY}: {' -> '.join([*chain, path])}")
+    read = [] if read is None else read
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise UserError(f"{read[0]} has more than {MOST_FILES} files as its {BASE_KEY}, too many to be meant")
     values = _read_yaml(path)
     bases = values.pop(BASE_KEY, None) or []
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{BASE_KEY} in {path} is {bases!r}; expected the path of a yaml file, or a list")
+        raise UserError(
+            f"{BASE_KEY} in {path} is {_brief(bases)}; expected the path of a yaml file, or a list"
+        )
     layers: list[tuple[str, Mapping[str, Any]]] = []
     for base in bases:
-        layers += _read_with_bases(
-            os.path.normpath(os.path.join(os.path.dirname(path), base)), (*chain, path)
-        )
+        place = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        layers += _read_with_bases(os.path.normpath(place), (*chain, path), read)
     return [*layers, (path, values)]
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not a text file"
-        raise UserError(f"{path}{where}: not valid yaml: {reason}") from error
+    with open(path, "rb") as file:
+        values = load_yaml(file.read(), path)
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from dassl.data.folder_index import SETTLED, places
+from dassl.data.locks import sole_maker
 from dassl.utils.tools import atomic_open
 
 THREADS = 8  # hashlib and the disk work outside of Python's lock
@@ -135,12 +135,11 @@ def _save(root: str, new: _Entries) -> None:
     """Adds hashes to the file of a dataset, in which other processes may write, too."""
     for place in _places(root):
         try:
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            with FileLock(f"{place}.lock"):
+            with sole_maker(place, os.path.join(os.path.dirname(place), "lock")):
                 content = json.dumps(_load(root) | new).encode()
                 with atomic_open(place, "wb") as file:
                     file.writelines([hashlib.sha256(content).hexdigest().encode(), b"\n", content])
             return
-        except (OSError, NotImplementedError):  # the second from a file system without locks
+        except OSError:
             continue
     _in_memory.setdefault(root, {}).update(new)

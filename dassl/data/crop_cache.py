@@ -13,6 +13,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from typing import Any
 import numpy as np
 import PIL
 import torchvision
-from filelock import FileLock
 from PIL import Image, features
 from torchvision import transforms as T
 from tqdm import tqdm
 
 from dassl.data.image_cache import GB
+from dassl.data.locks import sole_maker
 from dassl.data.transforms.fused import Compose
 from dassl.utils.tools import atomic_open
 
@@ -86,14 +87,13 @@ class CropCache:
         try:
             self._file = os.path.join(self.folder, self._file_name())
             if not self._open():
-                os.makedirs(self.folder, exist_ok=True)
-                with FileLock(f"{self._file}.lock"):  # other runs wait, and find the file
+                with sole_maker(self._file, f"{self._file}.lock"):  # other runs wait, and find the file
                     if not self._open():
                         self._write(crop, threads)
                         self._open()
         except FileNotFoundError:  # an image; the error comes when it is its turn
             return
-        except (OSError, NotImplementedError) as error:  # the second from a file system without locks
+        except OSError as error:
             print(
                 f"Note: DATALOADER.TEST_CACHE {self.folder} cannot be used ({error.args[-1]}); choose "
                 'another folder, or "" for none. Test images are decoded each time.',
@@ -104,10 +104,12 @@ class CropCache:
         height, width = self.settings[0]
         versions = [PIL.__version__, torchvision.__version__, *map(features.version, DECODERS)]
         digest = blake2b(repr((self.settings, versions, platform.machine())).encode(), digest_size=8)
+        folder = cache(os.path.realpath)  # a link in the path may point elsewhere tomorrow
         for path in self._paths:
             stat = os.stat(path)
             # ctime too: an archive that is unpacked over another sets mtime, but cannot set that.
-            facts = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            above, name = os.path.split(path)
+            facts = (folder(above), name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
             digest.update(ascii(facts).encode())
         return f"{self.name}_{height}x{width}_{digest.hexdigest()}.npy"
 

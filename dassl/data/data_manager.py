@@ -13,6 +13,7 @@ from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl.config import key_or_default
+from dassl.data.class_names import check_class_names
 from dassl.data.crop_cache import CropCache, crop_settings
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import GB, ImageCache
@@ -97,6 +98,8 @@ class DataManager:
         self._num_classes = self.dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self._lab2cname = self.dataset.lab2cname
+        if any(self._lab2cname.values()):  # upstream's datasets may have no names
+            check_class_names(self._lab2cname, f"DATASET.NAME {cfg.DATASET.NAME}", "Rename one of them.")
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
@@ -322,5 +325,4 @@ def _read(path: str) -> Image.Image:
             f"No image {path!r}. Put it there, or take it out of the list of images."
         ) from None
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UnreadableImage(f"{reason}. Fetch it again, or take it out of the list of images.") from None
+        raise UnreadableImage(str(error)) from None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import uuid
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
 from dassl.data import folder_index, splits
+from dassl.data.class_names import few
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.few_shot_list import Sample, read_sample
+from dassl.data.locks import unfinished_folder
 from dassl.data.splits import Shuffle, Split, to_datums, to_rows
 from prompted_clip.errors import MissingFileError, UserError
 
@@ -70,6 +71,7 @@ class FewShotDataset(DatasetBase):
                 f"Sample of all classes: {len(self.sample.train):,} images to train on, "
                 f"{len(self.sample.val):,} to validate; sha256 {self.sample.sha256}"
             )
+            self._print_short_classes()
         parts = (self.sample.train, self.sample.val, split.test)
         train_x, val_x, test_x = splits.subsample_classes(
             *(to_datums(rows, self.image_dir) for rows in parts),
@@ -88,6 +90,12 @@ class FewShotDataset(DatasetBase):
             return read_sample(listed, name, split)
         cache = os.path.join(self.split_fewshot_dir, f"shot_{shots}-seed_{seed}.json")
         return Sample(name, shots, seed, *splits.few_shot(split.train, split.val, shots, seed, cache))
+
+    def _print_short_classes(self) -> None:
+        counts = Counter((label, name) for _, label, name in self.sample.train)
+        short = [f"{name} ({count})" for (_, name), count in counts.items() if count < self.sample.shots]
+        if short:
+            print(f"Fewer than {self.sample.shots} shots: {len(short)} classes have no more, {few(short)}")
 
     def make(self, folder: str) -> None:
         """Creates the dataset as `folder`, if the project can draw it; by default it does nothing."""
@@ -113,7 +121,7 @@ class FewShotDataset(DatasetBase):
         splits.check_labels(split, self.dataset_dir)
         splits.check_images(split, self.image_dir, self.dataset_dir)
         try:
-            splits.write_json(split._asdict(), self.split_path, replace=False)
+            splits.write_shared_json(split._asdict(), self.split_path, self.dataset_dir, replace=False)
             print(f"Saved split to {self.split_path}")
         except FileExistsError:  # another process was faster: both use its split
             split = splits.load_split(self.split_path)
@@ -122,17 +130,17 @@ class FewShotDataset(DatasetBase):
         return split
 
     def _create(self) -> None:
+        if type(self).make is FewShotDataset.make:
+            return
         # Under another name until it is complete, so that a part of it is never used.
-        part = f"{self.dataset_dir}.{uuid.uuid4().hex}.part"
-        try:
-            self.make(part)
-            if os.path.isdir(part):
-                os.rename(part, self.dataset_dir)
-        except OSError:
-            if not os.path.isdir(self.dataset_dir):  # else another run was faster, and its folder is the same
-                raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        with unfinished_folder(self.dataset_dir) as part:
+            try:
+                self.make(part)
+                if os.path.isdir(part):
+                    os.rename(part, self.dataset_dir)
+            except OSError:
+                if not os.path.isdir(self.dataset_dir):  # else another run was faster, with the same folder
+                    raise
 
     @staticmethod
     def read_split(filepath: str, path_prefix: str) -> tuple[list[Datum], list[Datum], list[Datum]]:

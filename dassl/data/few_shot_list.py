@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dassl.data.class_names import brief
 from dassl.data.splits import Row, Split, read_json, write_json
 from prompted_clip.errors import MissingFileError, UserError
 
@@ -33,7 +35,7 @@ class Sample:
     def sha256(self) -> str:
         """Hash of the lines `train`, all training paths, `val`, all validation paths."""
         lines = ["train", *(path for path, _, _ in self.train), "val", *(path for path, _, _ in self.val)]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
     def save(self, path: str) -> None:
         """Writes the file that `read_sample` reads. With `shots` -1 it holds numbers of images only."""
@@ -45,7 +47,7 @@ class Sample:
 
 
 def read_sample(path: str, dataset: str, split: Split) -> Sample:
-    """Reads a list that `Sample.save` wrote; each image's class is the split's.
+    """Reads a list that `Sample.save` wrote; each image's class is the split's, and its shots are counted.
 
     Raises:
         FileNotFoundError: no such file.
@@ -62,23 +64,27 @@ def read_sample(path: str, dataset: str, split: Split) -> Sample:
                 f"{where} has no {field} ({kind.__name__}); expected is the few_shot.json of a few-shot run."
             )
     if content["dataset"] != dataset:
-        raise UserError(f"{where} is of {content['dataset']}; DATASET.NAME is {dataset}.")
+        raise UserError(f"{where} is of {brief(content['dataset'])}; DATASET.NAME is {dataset}.")
     parts = {}
     for part in ("train", "val"):
         wrong = next((image for image in content[part] if not isinstance(image, str)), None)
         if wrong is not None:
-            raise UserError(f"{where}: {part} holds {wrong!r}; expected are paths of images.")
+            raise UserError(f"{where}: {part} holds {brief(wrong)}; expected are paths of images.")
         rows = {row[0]: row for row in getattr(split, part)}
+        twice = [image for image, count in Counter(content[part]).items() if count > 1]
+        if twice:
+            raise UserError(f"{where}: {part} lists {brief(twice[0])} more than once. Keep one.")
         unknown = [image for image in content[part] if image not in rows]
         if unknown:
             raise UserError(
                 f"{where}: {len(unknown)} of {len(content[part])} images are not in {part} of this split, "
-                f"the first: {unknown[0]!r}. It was drawn from another split; use that one."
+                f"the first: {brief(unknown[0], 200)}. It was drawn from another split; use that one."
             )
         parts[part] = [rows[image] for image in content[part]]
-    sample = Sample(dataset, content["shots"], content["seed"], parts["train"], parts["val"])
+    shots = max(Counter(label for _, label, _ in parts["train"]).values(), default=0)
+    sample = Sample(dataset, shots, content["seed"], parts["train"], parts["val"])
     if sample.sha256 != content["sha256"]:
-        raise UserError(f"{where} was changed: its sha256 is {sample.sha256}, not {content['sha256']}.")
+        raise UserError(f"{where} was changed: its sha256 is {sample.sha256}, not {content['sha256'][:100]}.")
     names = {label: name for _, label, name in split.train}
     missing = sorted(names.keys() - {label for _, label, _ in sample.train})
     if missing:

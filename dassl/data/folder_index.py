@@ -24,14 +24,18 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from dassl.data.locks import sole_maker
 from dassl.data.packed_rows import END, Row, Rows, pack_names, unpack_names
 from dassl.utils.tools import atomic_open
 
 Item = TypeVar("Item")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".mpo", ".avif"),
+    *(".jp2", ".j2k", ".jpx", ".apng", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
+)
 LEAST = 10_000  # names: datasets with fewer have no index
-MAGIC = b"maple folder index, version 1\n"
+MAGIC = b"maple folder index, version 2\n"
 SETTLED = 2_000_000_000  # nanoseconds after which a further change of a folder changes its times
 
 _current: ContextVar[Index | None] = ContextVar("index", default=None)
@@ -192,7 +196,8 @@ class Index:
         content = b"".join([len(table).to_bytes(8, "little"), table, *packed])
         for path in places(self.root):
             try:
-                with atomic_open(path, "wb") as file:
+                lock = os.path.join(os.path.dirname(path), "lock")
+                with sole_maker(path, lock), atomic_open(path, "wb") as file:
                     file.writelines([MAGIC, hashlib.sha256(content).digest(), content])
                 return
             except OSError as error:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import difflib
 import os
 import random
+import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from yacs.config import CfgNode
 
 from dassl.data import splits
+from dassl.data.class_names import brief, check_class_names, check_name, check_path, few, printable
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.folder_index import IMAGE_SUFFIXES
@@ -39,7 +41,9 @@ def register_as(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
 
 class ClassNames(CfgNode):
-    """`DATASET.OWN.CLASS_NAMES`, whose keys are strings: yaml reads a folder called 1 as a number."""
+    """`DATASET.OWN.CLASS_NAMES`: keys and names stay as they are written, also those that are numbers."""
+
+    verbatim = True
 
     def __setitem__(self, key: object, value: object) -> None:
         super().__setitem__(str(key), value)
@@ -80,6 +84,8 @@ class OwnDataset(FewShotDataset):
     def find_split(self, shuffle: Shuffle) -> Split:
         """The split of the data, or the saved one, or a new one; without `shuffle`, which the run seeds."""
         photos = sorted(self.photos(), key=lambda photo: (plain(photo.path), photo.path))
+        for photo in photos:
+            check_path(photo.path, self.dataset_dir)
         assigned = [photo for photo in photos if photo.part]
         if assigned:
             parts = {part: [photo for photo in assigned if photo.part == part] for part in PARTS}
@@ -89,7 +95,7 @@ class OwnDataset(FewShotDataset):
         split = self._labelled(self._divide(photos), self.dataset_dir)
         content = {**split._asdict(), "shares": list(self.own.SPLIT)}
         try:
-            splits.write_json(content, self.split_path, replace=False)
+            splits.write_shared_json(content, self.split_path, self.dataset_dir, replace=False)
             print(f"Saved split to {self.split_path}")
         except FileExistsError:  # another process was faster: both use its split
             return self._saved_split(photos)
@@ -99,7 +105,7 @@ class OwnDataset(FewShotDataset):
 
     def _saved_split(self, photos: list[Photo]) -> Split:
         print(f"Reading split from {self.split_path}")
-        saved = splits.load_split(self.split_path)
+        saved = splits.load_split(self.split_path, names=False)
         anew = f"To split anew, delete {self.split_path}."
         shares = splits.read_json(self.split_path).get("shares")
         if shares is not None and shares != list(self.own.SPLIT):
@@ -172,8 +178,15 @@ class OwnDataset(FewShotDataset):
 
     def _class_names(self, classes: Sequence[str]) -> list[str]:
         """The name of each class in the sentence: the config's, or what the data calls it."""
-        mapping = {plain(key): plain(name) for key, name in self.own.CLASS_NAMES.items()}
-        listed = [plain(name) for name in self.own.CLASS_LIST]
+        mapping = {}
+        for key, name in self.own.CLASS_NAMES.items():
+            if isinstance(name, Mapping):
+                raise UserError(
+                    f"DATASET.OWN.CLASS_NAMES has a section {key!r}: a class whose name holds a dot cannot "
+                    "be named on the command line. Write it into the dataset's yaml file, in quotes."
+                )
+            mapping[plain(key)] = checked(f"CLASS_NAMES of {key!r}", name)
+        listed = [checked(f"CLASS_LIST[{k}]", name) for k, name in enumerate(self.own.CLASS_LIST)]
         known = set(classes)
         for key in mapping:
             if key not in known:
@@ -184,13 +197,14 @@ class OwnDataset(FewShotDataset):
                 f"{len(classes)} classes, in the order {few(classes)}."
             )
         names = listed or [mapping.get(label, label) for label in classes]
-        for name, count in Counter(names).items():
-            if count > 1 or not name.strip():
-                who = [label for label, other in zip(classes, names, strict=True) if other == name]
-                raise UserError(
-                    f"{count} classes ({few(who)}) are called {name!r}; give each a name of its own in "
-                    "DATASET.OWN.CLASS_NAMES or CLASS_LIST."
-                )
+        check_class_names(
+            dict(zip(classes, names, strict=True)),
+            self.dataset_dir,
+            "Give each class a name of its own in DATASET.OWN.CLASS_NAMES or CLASS_LIST.",
+        )
+        if listed and list(classes) != sorted(classes, key=_by_numbers):
+            pairs = [f"{label} is {name}" for label, name in zip(classes, names, strict=True)]
+            print(f"CLASS_LIST names the classes in their order as texts, 10 before 2: {few(pairs)}")
         return names
 
     def _novel_labels(self, classes: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -199,7 +213,7 @@ class OwnDataset(FewShotDataset):
             **{name: k for k, name in enumerate(names)},
             **{label: k for k, label in enumerate(classes)},
         }
-        novel = [plain(name) for name in self.own.NOVEL_CLASSES]
+        novel = [checked(f"NOVEL_CLASSES[{k}]", name) for k, name in enumerate(self.own.NOVEL_CLASSES)]
         for name in novel:
             if name not in labels:
                 raise UserError(f"DATASET.OWN.NOVEL_CLASSES names {name!r}; {_no_class(name, list(labels))}")
@@ -227,10 +241,15 @@ def plain(name: object) -> str:
     return unicodedata.normalize("NFC", str(name))
 
 
-def few(names: Sequence[str]) -> str:
-    """The first eight names, for a message."""
-    more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
+def checked(key: str, name: object) -> str:
+    """A name of the configuration's; raises a ValueError for what yaml made something else of."""
+    check_name(name, f"DATASET.OWN.{key}", "Write it without.")
+    return plain(name)
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(len(part.lstrip("0")) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _no_class(name: str, known: Sequence[str]) -> str:
@@ -287,7 +306,7 @@ class OwnFolder(OwnDataset):
     def _subfolders(self, place: str, skipped: Skipped) -> list[str]:
         names = []
         for entry in list(os.scandir(place)):
-            if entry.name in (self.split_file, FEWSHOT_FOLDER) and place == self.dataset_dir:
+            if entry.name in (self.split_file, FEWSHOT_FOLDER, ".folder_index") and place == self.dataset_dir:
                 continue
             if entry.name.startswith("."):
                 skipped.add("hidden", entry.name)
@@ -313,19 +332,27 @@ class OwnFolder(OwnDataset):
         )
 
     def _class(self, path: str, name: str, part: str, skipped: Skipped) -> list[Photo]:
-        photos = []
+        photos, others = [], []
         for entry in list(os.scandir(os.path.join(self.dataset_dir, path))):
             where = f"{path}/{entry.name}"
             if entry.name.startswith("."):
                 skipped.add("hidden", where)
             elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 skipped.add("no images", where)
+                others += [] if entry.is_dir() else [where]
             elif entry.is_file():
                 photos.append(Photo(where, plain(name), part))
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise MissingFileError(f"{entry.path} is a link to nothing. Mend or remove it.")
             else:
                 skipped.add("no images", where)
+                others += [] if entry.is_dir() else [where]  # a named pipe
+        if others and not photos:
+            raise UserError(
+                f"{os.path.join(self.dataset_dir, path)} holds no images of a kind that is read "
+                f"({', '.join(IMAGE_SUFFIXES)}), but {brief(others[0])}. Convert its files, or take the "
+                "folder out."
+            )
         if not photos:
             skipped.add("classes without photos", path)
         return photos
@@ -350,5 +377,7 @@ class Skipped:
     def __str__(self) -> str:
         if not self.names:
             return ""
-        parts = (f"{len(found)} {reason} ({min(found)})" for reason, found in sorted(self.names.items()))
+        parts = (
+            f"{len(found)} {reason} ({printable(min(found))})" for reason, found in sorted(self.names.items())
+        )
         return f"; left out: {', '.join(parts)}"

@@ -16,12 +16,13 @@ import os
 import re
 from typing import Any
 
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
+from dassl.config.bounded_yaml import load_yaml
+from dassl.data.class_names import brief, check_name, few
 from dassl.data.folder_index import IMAGE_SUFFIXES
-from dassl.data.own_data import few, register_as
+from dassl.data.own_data import register_as
 from dassl.data.own_table import OwnTable
 from prompted_clip.errors import MissingFileError, UserError
 
@@ -157,8 +158,8 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 def _open(parquet: Any, path: str) -> Any:
     try:
         return parquet.ParquetFile(path)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # Arrow's are of many kinds
+        reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is not readable as parquet ({reason}). Fetch it again.") from error
 
 
@@ -170,8 +171,9 @@ def _read_card(repository: str) -> dict[str, Any]:
     with open(path, encoding="utf-8", errors="replace") as file:
         head = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", file.read(), flags=re.DOTALL)
     try:
-        card = yaml.safe_load(head[1]) if head else {}
-    except yaml.YAMLError:
+        card = load_yaml(head[1], path) if head else {}
+    except UserError as error:
+        print(f"The card is not used: {error}")
         return {}
     return card if isinstance(card, dict) else {}
 
@@ -201,7 +203,7 @@ def _files_of_splits(repository: str, card: dict[str, Any], subset: str, name: s
         files: Files = {}
         for entry in _dicts(config.get("data_files")):
             globs = entry["path"] if isinstance(entry.get("path"), list) else [str(entry.get("path"))]
-            listed = [file for file in found if any(fnmatch.fnmatch(file, glob) for glob in globs)]
+            listed = [file for file in found if any(fnmatch.fnmatch(file, str(glob)) for glob in globs)]
             if listed:
                 files[str(entry.get("split", "train"))] = listed
         if files:
@@ -247,8 +249,7 @@ def _features(schema: Any, card: dict[str, Any], subset: str) -> dict[str, Any]:
     for field in schema:
         inner = {field.type.field(k).name for k in range(field.type.num_fields)}
         kinds[field.name] = "image" if {"bytes", "path"} <= inner else ""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    for name, kind in (described.get("info", {}).get("features") or {}).items():
+    for name, kind in _described(schema).items():
         if name in kinds and isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
             kinds[name] = kind.get("names") or ""
     infos = card.get("dataset_info")
@@ -260,9 +261,24 @@ def _features(schema: Any, card: dict[str, Any], subset: str) -> dict[str, Any]:
             dtype = feature.get("dtype")
             names = dtype.get("class_label", {}).get("names") if isinstance(dtype, dict) else None
             if names and kinds.get(str(feature.get("name"))) == "":
-                ordered = sorted(names, key=int) if isinstance(names, dict) else range(len(names))
-                kinds[str(feature.get("name"))] = [str(names[key]) for key in ordered]
+                kinds[str(feature.get("name"))] = _in_order(names)
     return kinds
+
+
+def _described(schema: Any) -> dict[str, Any]:
+    """The features that the hub's own package notes in a parquet file."""
+    try:
+        noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _in_order(names: Any) -> list[Any]:
+    """The names of a card, a list or `{number: name}`."""
+    if isinstance(names, dict) and all(str(key).isdecimal() for key in names):
+        return [names[key] for key in sorted(names, key=int)]
+    return list(names) if isinstance(names, list) else []
 
 
 def _rows(file: Any, image: str, label: str) -> Any:
@@ -279,7 +295,8 @@ def _name_of(value: Any, names: Any, where: str) -> str:
     if not isinstance(names, list):
         return str(value)
     if not isinstance(value, int) or value >= len(names):
-        raise UserError(f"{where}: the label is {value!r}; allowed is 0 to {len(names) - 1}.")
+        raise UserError(f"{where}: the label is {brief(value)}; allowed is 0 to {len(names) - 1}.")
+    check_name(names[value], f"{where}: the name of class {value}", "Name it in the dataset's card.")
     return names[value]
 
 
@@ -295,8 +312,8 @@ def _write_image(picture: Any, place: str, number: int, where: str) -> str:
         try:
             with Image.open(io.BytesIO(content)) as image:
                 suffix = f".{(image.format or '').lower()}"
-        except OSError as error:
-            raise UserError(f"{where} is no image that can be read ({error}).") from error
+        except Exception as error:  # Pillow's readers raise what they stumble over
+            raise UserError(f"{where} is no image that can be read ({brief(str(error))}).") from error
     with open(os.path.join(place, f"{number:07d}{suffix}"), "wb") as file:
         file.write(content)
     return suffix

@@ -6,7 +6,8 @@ import csv
 import os
 from typing import Any
 
-from dassl.data.own_data import PARTS, OwnDataset, Photo, few, own_path, plain, register_as
+from dassl.data.class_names import brief, few
+from dassl.data.own_data import PARTS, OwnDataset, Photo, own_path, plain, register_as
 from prompted_clip.errors import MissingFileError, UserError
 
 
@@ -102,8 +103,8 @@ class OwnTable(OwnDataset):
         inside = os.path.relpath(whole, self.dataset_dir).replace(os.sep, "/")
         if not path or inside == "." or inside.split("/")[0] == "..":
             raise UserError(
-                f"{where}: path {path!r} is no file within {self.dataset_dir}. Paths start from the table's "
-                "folder; put the table above the photos, or link their folder there."
+                f"{where}: path {brief(path)} is no file within {self.dataset_dir}. Paths start from the "
+                "table's folder; put the table above the photos, or link their folder there."
             )
         return inside
 
@@ -114,7 +115,7 @@ class OwnTable(OwnDataset):
         for where, photo in photos:
             if assigned and photo.part not in PARTS:
                 raise UserError(
-                    f"{where}: {column} is {photo.part!r}; allowed are {', '.join(PARTS)}, or all empty."
+                    f"{where}: {column} is {brief(photo.part)}; allowed are {', '.join(PARTS)}, or all empty."
                 )
 
     def _check_files(self, photos: list[tuple[str, Photo]]) -> None:

@@ -6,22 +6,24 @@ A split file is JSON as published with CoOp, with paths relative to the folder o
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
 import random
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from dassl.data.class_names import brief, check_class_names, check_path
 from dassl.data.datasets import Datum
 from dassl.data.folder_index import listing, progress
+from dassl.data.locks import sole_maker
 from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
 from dassl.utils.tools import atomic_open
 from prompted_clip.errors import MissingFileError, UserError
 
+MOST_BYTES = 2_000_000_000  # of a JSON file
 LAZY_FROM = 100_000  # images: larger splits create Datums on access
 Shuffle = Callable[[list[Any]], None]  # random.shuffle, or that of a random.Random
 Item = TypeVar("Item")
@@ -36,26 +38,54 @@ class Split(NamedTuple):
 # Reading and writing ----------------------------------------------------------------------------------------
 
 
-def load_split(path: str) -> Split:
+def load_split(path: str, names: bool = True) -> Split:
     """Reads and checks a split file.
 
+    Args:
+        names: whether the names of its classes are used, and so checked.
+
     Raises:
-        ValueError: the file is no JSON, has another structure, or its labels are not 0 to n - 1.
+        ValueError: the file is no JSON, has another structure, an image twice or elsewhere, or its labels are
+            not 0 to n - 1.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"train", "val", "test"} <= content.keys():
         raise UserError(f'{path} is no split file: expected {{"train": [...], "val": [...], "test": [...]}}.')
     split = Split(*(as_rows(content[part], f"{path}: {part}") for part in Split._fields))
-    check_labels(split, path)
+    check_paths(split, path)
+    check_labels(split, path, with_names=names)
     return split
 
 
 def read_json(path: str) -> Any:
+    """The content of a JSON file, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is no JSON, has a key twice, or is too large or deep to be meant.
+    """
+    reason: object
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        if os.path.getsize(path) > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES / 1e9:g} GB, too large for a list of images.")
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file, object_pairs_hook=_unique)
+    except UserError:
+        raise
+    except RecursionError:
+        reason = "it is nested too deep"
     except ValueError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}). Fetch it again or delete it.") from error
+        reason = error
+    raise UserError(
+        f"{path} is not readable as JSON ({reason}). Put the published or saved file there again."
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {brief(twice)} stands there twice")
+    return dict(pairs)
 
 
 def as_rows(content: Any, where: str) -> list[Row]:
@@ -65,40 +95,53 @@ def as_rows(content: Any, where: str) -> list[Row]:
     rows = []
     for index, row in enumerate(content):
         if not isinstance(row, list) or [type(field) for field in row] != [str, int, str]:
-            raise UserError(
-                f"{where}[{index}] is {json.dumps(row)[:80]}; expected [path, label, class name]."
-            )
+            raise UserError(f"{where}[{index}] is {brief(row)}; expected [path, label, class name].")
         rows.append((row[0], row[1], row[2]))
     return rows
 
 
-def write_json(content: Any, path: str, replace: bool = True) -> None:
-    """Writes a JSON file atomically.
+def write_json(content: Any, path: str) -> None:
+    """Writes a JSON file atomically."""
+    with atomic_open(path) as file:
+        json.dump(content, file)
+
+
+def write_shared_json(content: Any, path: str, dataset_dir: str, replace: bool = True) -> None:
+    """Writes a JSON file in a dataset's folder, which other runs may write too.
 
     Raises:
         FileExistsError: the file exists, and `replace` is False.
     """
-    new = path if replace else f"{path}.{uuid.uuid4().hex}.part"
-    with atomic_open(new) as file:
-        json.dump(content, file)
-    if replace:
-        return
-    try:
-        os.link(new, path)  # unlike a rename, it fails where another process was faster
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        os.replace(new, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
+    with sole_maker(path, os.path.join(dataset_dir, ".folder_index", "lock")):
+        if not replace and os.path.exists(path):
+            raise FileExistsError(errno.EEXIST, "another run was faster", path)
+        write_json(content, path)
 
 
 # Checking ---------------------------------------------------------------------------------------------------
 
 
-def check_labels(split: Split, source: str) -> None:
-    """Checks that training labels are 0 to n - 1, each with one name, and val and test have no others."""
+def check_paths(split: Split, source: str) -> None:
+    """Checks that each image lies below the images' folder and is listed once, in one part."""
+    seen: dict[str, str] = {}
+    for part, rows in zip(Split._fields, split, strict=True):
+        for index, (path, _, _) in enumerate(rows):
+            where = f"{source}: {part}[{index}], {brief(path)},"
+            check_path(path, f"{source}: {part}[{index}]")
+            inside = os.path.normpath(path).replace(os.sep, "/")
+            if os.path.isabs(path) or inside.split("/")[0] in ("", ".", "..") or os.path.splitdrive(path)[0]:
+                raise UserError(f"{where} is no path below the folder of the images. Paths start from there.")
+            if inside in seen:
+                raise UserError(f"{where} is in {seen[inside]}, too: each image has one place. Keep one.")
+            seen[inside] = f"{part}[{index}]"
+
+
+def check_labels(split: Split, source: str, with_names: bool = True) -> None:
+    """Checks that training labels are 0 to n - 1, each with one name, and val and test have no others.
+
+    Args:
+        with_names: whether to check the names, too; see `check_class_names`.
+    """
     names: dict[int, str] = {}
     parts = [Rows.pack(part) for part in split]
     for rows in parts:
@@ -106,8 +149,8 @@ def check_labels(split: Split, source: str) -> None:
             if names.setdefault(label, name) != name:
                 path, _, _ = rows[int((rows.group_of == position).argmax())]
                 raise UserError(
-                    f"{source}: label {label} is {names[label]!r} and, at {path}, {name!r}; "
-                    "expected one name."
+                    f"{source}: label {brief(label)} is {brief(names[label])} and, at {path[:200]}, "
+                    f"{brief(name)}; expected one name."
                 )
     for part in ("train", "test"):
         if not getattr(split, part):
@@ -117,8 +160,10 @@ def check_labels(split: Split, source: str) -> None:
         wrong = sorted(trained ^ set(range(len(names))))
         raise UserError(
             f"{source}: {len(names)} classes, so training labels must be 0 to {len(names) - 1}; "
-            f"missing or out of place: {wrong[:5]}."
+            f"missing or out of place: {brief(wrong[:5])}."
         )
+    if with_names:
+        check_class_names(names, source, "Give each class a name of its own there.")
 
 
 def check_images(split: Split, image_dir: str, source: str) -> None:
@@ -209,7 +254,8 @@ def few_shot(
     rng = random.Random(seed)
     drawn = sample_shots(train, shots, rng), sample_shots(val, min(shots, 4), rng)
     try:
-        write_json({"source": source, "train": drawn[0], "val": drawn[1]}, cache)
+        content = {"source": source, "drawn": _digest(*drawn), "train": drawn[0], "val": drawn[1]}
+        write_shared_json(content, cache, os.path.dirname(os.path.dirname(cache)))
         print(f"Saving preprocessed few-shot data to {cache}")
     except OSError as error:
         print(f"Few-shot data not saved: {error}")
@@ -220,7 +266,14 @@ def read_shots(cache: str, source: str) -> tuple[list[Row], list[Row]]:
     content = read_json(cache)
     if not isinstance(content, dict) or content.get("source") != source:
         raise UserError(f"{cache} was drawn from another split.")
-    return as_rows(content.get("train"), f"{cache}: train"), as_rows(content.get("val"), f"{cache}: val")
+    drawn = as_rows(content.get("train"), f"{cache}: train"), as_rows(content.get("val"), f"{cache}: val")
+    if content.get("drawn") != _digest(*drawn):
+        raise UserError(f"{cache} was changed.")
+    return drawn
+
+
+def _digest(*parts: list[Row]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def sample_shots(rows: Sequence[Row], shots: int, rng: random.Random) -> list[Row]:
