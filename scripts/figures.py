@@ -14,11 +14,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # a kind imports what it needs: torch only where a model is used
-    from prompted_clip.console import run_command
 from experiments.figures.style import NamedFigure
+from prompted_clip.console import run_command
 
 CLASSES = ("base", "new", "both")
 

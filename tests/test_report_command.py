@@ -267,7 +267,7 @@ def test_errors_in_one_line(
         write(Path("other") / "a", result(70.0))
     assert main(words) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("error: ")
+    assert printed.err.startswith("report: ")
     assert told in printed.err
     assert printed.err.count("\n") == 1
     assert printed.out == ""
