@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run_folder import FORMAT, read_json
+from prompted_clip.console import shortened
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import printable
 
 ROLES = ("base", "new", "source", "target", "all")
 
@@ -83,8 +85,15 @@ def _planned(path: Path, number: int, entry: Any) -> Planned:
         )
     except KeyError as error:
         raise UserError(f"{path}: job {number} lacks {error.args[0]}.") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: job {number} holds a value that does not fit ({error}).") from error
+    value = planned.value
+    if value is not None and not (isinstance(value, (int, float)) and abs(value) < 2**63):
+        raise UserError(
+            f"{path}: job {number} has the value {shortened(repr(value), 80)}; allowed are numbers."
+        )
+    if planned != printable(planned):
+        raise UserError(f"{path}: job {number} holds control characters.")
     if planned.role not in ROLES:
         raise UserError(f"{path}: job {number} has role {planned.role!r}; allowed are {', '.join(ROLES)}.")
     return planned
