@@ -13,6 +13,7 @@ from experiments.run_folder import FORMAT, read_json
 from prompted_clip.console import shortened
 from prompted_clip.errors import UserError
 from prompted_clip.escaping import printable
+from prompted_clip.files import atomic_open
 
 ROLES = ("base", "new", "source", "target", "all")
 
@@ -50,8 +51,6 @@ class Planned:
 
 def save_plan(protocol: str, planned: Sequence[Planned], output: Path) -> None:
     """Writes a plan; the same plan once."""
-    from dassl.utils.tools import atomic_open  # imports torch, which takes seconds
-
     content = {"format": FORMAT, "protocol": protocol, "jobs": [asdict(each) for each in planned]}
     text = json.dumps(content, indent=1) + "\n"
     path = output / "plans" / f"{protocol}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"

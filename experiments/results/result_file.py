@@ -15,7 +15,7 @@ from prompted_clip.errors import MissingFileError, UserError
 RESULT_FILES = (RESULT_FILE, TEST_FILE)
 TEXTS = ("trainer", "config", "dataset", "dataset_config", "classes", "split", "backbone", "device", "commit")
 # Percentages, whole numbers (any seed below 0 is one that was not set), and seconds.
-BOUNDS: dict[str, tuple[type | tuple[type, ...], int, int]] = {
+BOUNDS: dict[str, tuple[Any, int, int]] = {
     **dict.fromkeys(("accuracy", "macro_f1"), ((int, float), 0, 100)),
     **dict.fromkeys(("seed", "shots"), (int, -(2**63), 2**63)),
     **dict.fromkeys(("total", "learned_parameters", "peak_memory"), (int, 0, 2**63)),
