@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run_folder import FORMAT, read_json
+from prompted_clip.console import shortened
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import printable
+from prompted_clip.files import atomic_open
 
 ROLES = ("base", "new", "source", "target", "all")
 
@@ -48,8 +51,6 @@ class Planned:
 
 def save_plan(protocol: str, planned: Sequence[Planned], output: Path) -> None:
     """Writes a plan; the same plan once."""
-    from dassl.utils.tools import atomic_open  # imports torch, which takes seconds
-
     content = {"format": FORMAT, "protocol": protocol, "jobs": [asdict(each) for each in planned]}
     text = json.dumps(content, indent=1) + "\n"
     path = output / "plans" / f"{protocol}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
@@ -83,8 +84,15 @@ def _planned(path: Path, number: int, entry: Any) -> Planned:
         )
     except KeyError as error:
         raise UserError(f"{path}: job {number} lacks {error.args[0]}.") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: job {number} holds a value that does not fit ({error}).") from error
+    value = planned.value
+    if value is not None and not (isinstance(value, (int, float)) and abs(value) < 2**63):
+        raise UserError(
+            f"{path}: job {number} has the value {shortened(repr(value), 80)}; allowed are numbers."
+        )
+    if planned != printable(planned):
+        raise UserError(f"{path}: job {number} holds control characters.")
     if planned.role not in ROLES:
         raise UserError(f"{path}: job {number} has role {planned.role!r}; allowed are {', '.join(ROLES)}.")
     return planned

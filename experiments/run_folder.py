@@ -21,6 +21,7 @@ TEST_FILE = "result_test.json"  # of a test in the folder of a training, whose r
 ERROR_FILE = "error.txt"  # the last stderr of a failed run
 LOCK_FILE = ".lock"  # held by the run that writes into the folder
 HOLDER_FILE = ".lock.holder"  # host, process and its start, of the run that holds it
+MOST_BYTES = 2**28  # of a file of a run: more than the results of 100,000 classes
 IN_USE = 75  # exit code of train.py where another run holds it
 
 
@@ -93,8 +94,8 @@ def _start_of(process: int) -> str | None:
 def last_line(path: Path) -> str:
     """The last line that is not empty; "" without one."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_text(path).splitlines()
+    except (OSError, UserError):
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
@@ -102,10 +103,26 @@ def last_line(path: Path) -> str:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a run; None where there is none that can be read."""
     try:
-        content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_text(folder / RESULT_FILE))
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("results"), dict) else None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        FileNotFoundError: it is no file; a named pipe, say, which has no end.
+        ValueError: it is larger than any file of a run.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} is no file.")
+    if path.stat().st_size > MOST_BYTES:
+        raise UserError(
+            f"{path} has {path.stat().st_size:,} bytes; files of runs have at most {MOST_BYTES:,}."
+        )
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,12 +131,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds something else, or another format than this project's.
     """
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(content, dict) or "format" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path} is none of this project's files: it has no `format`.")
     if content["format"] != FORMAT:
-        raise UserError(f"{path} has format {content['format']!r}; this version reads {FORMAT}.")
+        raise UserError(f"{path} has format {content['format']}; this version reads {FORMAT}.")
     return content

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from .errors import DownloadError, UserError
+from .escaping import printable
 
 FAILED, USERS_MISTAKE, STOPPED = 1, 2, 130  # exit codes
 MOST = 2_000  # characters of a message
@@ -60,7 +61,7 @@ def run_command(name: str, run: Callable[[], int | None], speaks: Callable[[], b
 
 def explain(error: BaseException) -> tuple[int, str] | None:
     """Exit code and message of an error that is no bug: bad input, or a machine that lacks something."""
-    message = shortened(str(error))
+    message = printable(shortened(str(error)))
     if isinstance(error, OSError) and error.errno is not None:
         return (FAILED if error.errno in MAY_PASS else USERS_MISTAKE), message
     if isinstance(error, DownloadError):

@@ -14,12 +14,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from experiments.figures.style import NamedFigure
 from prompted_clip.console import run_command
-
-if TYPE_CHECKING:  # a kind imports what it needs: torch only where a model is used
-    from experiments.figures.style import NamedFigure
 
 CLASSES = ("base", "new", "both")
 

@@ -24,6 +24,7 @@ from experiments.results.accuracies import METRICS
 from experiments.results.runs import RunSet, gather
 from prompted_clip.console import run_command
 from prompted_clip.errors import UserError
+from prompted_clip.files import atomic_open
 
 
 def html(report: Report) -> str:
@@ -89,11 +90,12 @@ def selected(gathered: RunSet, args: argparse.Namespace) -> RunSet:
 
 def write(report: Report, names: Sequence[str], folder: Path) -> None:
     """Writes the files of some formats, and says where."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         files = WRITTEN[name] if name in WRITTEN else dict([PRINTED[name]])
         for file, render in files.items():
-            (folder / file).write_text(render(report), encoding="utf-8")
+            text = render(report)
+            with atomic_open(folder / file) as written:
+                written.write(text)
             print(f"Written: {folder / file}")
 
 

@@ -124,6 +124,26 @@ def test_the_confusion_matrix_is_written(tmp_path: Path, capsys: pytest.CaptureF
     assert f"Confusion matrix is saved to {tmp_path / 'run' / 'cmat.pt'}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("guesses", "labels"),
+    [([0, 2], [0, 2]), ([0, 0], [0, 0]), ([2, 2], [1, 2]), ([1], [0])],  # classes without an image or a vote
+)
+def test_the_confusion_matrix_has_a_row_and_a_column_for_each_class(
+    guesses: list[int], labels: list[int], tmp_path: Path
+) -> None:
+    cfg = get_cfg_default()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.COMPUTE_CMAT = True
+    evaluator = build_evaluator(cfg, lab2cname={0: "ant", 1: "bee", 2: "cat", 3: "dog"})
+    evaluator.process(torch.eye(4)[guesses], torch.tensor(labels))
+    evaluator.evaluate()
+    matrix = torch.load(tmp_path / "cmat.pt", weights_only=True)
+    expected = torch.zeros(4, 4, dtype=matrix.dtype)
+    for guess, label in zip(guesses, labels, strict=True):
+        expected[label, guess] += 1 / labels.count(label)
+    assert matrix.tolist() == expected.tolist()
+
+
 def test_few_images_of_many_classes_are_no_reason_for_a_warning(tmp_path: Path) -> None:
     """Some releases of scikit-learn have one; warnings are errors here."""
     cfg = get_cfg_default()

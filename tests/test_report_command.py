@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import io
+import os
 import re
 import subprocess
 import sys
@@ -276,3 +278,19 @@ def test_errors_in_one_line(
 def test_no_torch_is_needed() -> None:
     code = "import sys, scripts.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_full_disk_leaves_the_report_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a", result(80.0))
+    assert main([str(tmp_path), "--format", "all"]) == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "report").iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([str(tmp_path), "--format", "all"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in (tmp_path / "report").iterdir()} == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from helpers import GOLDEN, ROOT
 
 from experiments.methods import read_methods
 from experiments.results.benchmarks import stem_of
+from experiments.results.reference_logs import read_metric
 from experiments.results.runs import Run, gather
 from experiments.run_folder import locked
 
@@ -270,3 +273,101 @@ def test_errors_in_one_line(tmp_path: Path) -> None:
     (folder / "log.txt").write_text("something else\n")
     with pytest.raises(ValueError, match="holds no configuration"):
         gather([tmp_path], [])
+
+
+DEEP = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *(
+            (": 71.5", f": {value}")
+            for value in ("250", "-5", "NaN", "Infinity", '"99.99"', "true", "null", "[]", "1e999")
+        ),
+        *(
+            ('"seed": 2', f'"seed": {value}')
+            for value in ("Infinity", "NaN", '"2"', "1e400", "9" * 5000, "9" * 400, "{}")
+        ),
+        ('"shots": 16', '"shots": -Infinity'),
+        ('"device": 3221225472', '"device": Infinity'),
+        ('"training": 82.0', '"training": NaN'),
+        ('"learned_parameters": 3555072', '"learned_parameters": "many"'),
+        ('"trainer": "MaPLe"', '"trainer": ["MaPLe"]'),
+        ('"dataset_config": "oxford_pets"', '"dataset_config": {"a": 1}'),
+        ('"format": 1', f'"format": {DEEP}'),
+        ('"settings": {}', f'"settings": {DEEP}'),
+        ('"seconds": {', '"seconds": 5, "else": {'),
+    ],
+)
+def test_a_result_that_cannot_be_is_one_warning(tmp_path: Path, old: str, new: str) -> None:
+    write(tmp_path / "good", result(80.0))
+    text = json.dumps(result(71.5, seed=2))
+    assert old in text
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "result.json").write_text(text.replace(old, new))
+    gathered = gather([tmp_path], read_methods())
+    assert [run.accuracy for run in gathered.runs] == [80.0]
+    (warning,) = gathered.warnings
+    assert str(tmp_path / "bad" / "result.json") in warning
+    assert len(warning) < 2000
+    assert warning.isprintable()
+
+
+@pytest.mark.parametrize("name", ["result.json", "log.txt", "plans/base2new-1.json", "error.txt"])
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "good", result(80.0))
+    pipe = tmp_path / "bad" / name
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    gathered = gather([tmp_path], read_methods())
+    assert [run.accuracy for run in gathered.runs] == [80.0]
+    assert len(gathered.warnings) == 1
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        read_metric(str(pipe))
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "good", result(80.0))
+    (tmp_path / "bad").mkdir()
+    with (tmp_path / "bad" / "result.json").open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    (warning,) = gather([tmp_path], read_methods()).warnings
+    assert "1,099,511,627,776 bytes" in warning
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"shots": float("inf")},
+        {"value": float("nan")},
+        {"value": "3"},
+        {"value": [3]},
+        {"folder": "a\0b"},
+        {"curve": "x\n\\input{/etc/passwd}"},
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_warning(tmp_path: Path, job: dict) -> None:
+    write(tmp_path / "good", result(80.0))
+    plan(tmp_path, [{"folder": "a", "role": "base", "classes": "base", **job}])
+    gathered = gather([tmp_path], read_methods())
+    assert [run.accuracy for run in gathered.runs] == [80.0]
+    (warning,) = gathered.warnings
+    assert "base2new-1.json: job 0" in warning
+
+
+def test_a_planned_folder_that_no_file_system_takes_is_missing(tmp_path: Path) -> None:
+    plan(tmp_path, [{"folder": "a" * 5000, "role": "base", "classes": "base"}])
+    (run,) = find(tmp_path)
+    assert (run.state, "too long" in run.reason) == ("missing", True)
+
+
+def test_a_log_whose_accuracy_cannot_be_is_a_warning(tmp_path: Path) -> None:
+    write(tmp_path / "good", result(80.0))
+    (tmp_path / "bad").mkdir()
+    log = (GOLDEN / "logs/train_base/seed1/log.txt").read_text()
+    (tmp_path / "bad" / "log.txt").write_text(re.sub(r"\* accuracy: [\d.]+%", "* accuracy: 250%", log))
+    gathered = gather([tmp_path], read_methods())
+    assert [run.accuracy for run in gathered.runs] == [80.0]
+    (warning,) = gathered.warnings
+    assert "accuracy is 250.0" in warning

@@ -54,7 +54,8 @@ class Classification(EvaluatorBase):
     """Accuracy, error and macro-F1 over the labels that occur, in percent.
 
     With `TEST.PER_CLASS_RESULT` also each class's accuracy and their mean; with `TEST.COMPUTE_CMAT` the
-    confusion matrix `(true predicted)`, each row summing to one, as a tensor in `OUTPUT_DIR/cmat.pt`.
+    confusion matrix `(true predicted)` over all classes, as a tensor in `OUTPUT_DIR/cmat.pt`: each row sums
+    to one, or is zero where no image of the class was tested.
 
     Where each of several processes tests a shard (`DistributedEvalSampler`), each has the metrics of all.
 
@@ -174,8 +175,9 @@ class Classification(EvaluatorBase):
     def _save_confusion_matrix(self) -> None:
         if not is_rank_zero():
             return
+        labels = range(1 + max(chain(self._y_true, self._y_pred, self._lab2cname or ())))
         with _any_number_of_classes():
-            matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
+            matrix = confusion_matrix(self._y_true, self._y_pred, labels=labels, normalize="true")
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
         with atomic_open(path, "wb") as file:
             torch.save(torch.from_numpy(matrix), file)

@@ -8,11 +8,9 @@ import os
 import platform
 import random
 import stat
-import uuid
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import PIL
@@ -22,6 +20,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
 from PIL.TiffImagePlugin import TiffImageFile
 
 from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.files import atomic_open
 
 MOST_ELONGATED = 500  # an image's longer side by its shorter one: resizing by the shorter enlarges both
 
@@ -53,29 +52,6 @@ def check_isfile(fpath: str) -> bool:
     if not found:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
     return found
-
-
-@contextmanager
-def atomic_open(fpath: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a file for writing that appears under its name only when it is whole and on the disk.
-
-    Its folders are made; a text file is UTF-8. Of several processes that write it, on any machine, the last
-    one counts.
-    """
-    fpath = os.path.realpath(fpath)  # what a link points to is replaced, not the link
-    folder, name = os.path.split(fpath)
-    mkdir_if_missing(folder)
-    unfinished = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, fpath)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        raise
 
 
 def read_json(fpath: str) -> Any:

@@ -88,12 +88,12 @@ def per_class_of(run: Run) -> list[dict[str, Any]]:
     return read_json(run.result.folder / run.result.source).get("per_class") or []
 
 
-def nothing_to_draw(runs: Sequence[Run]) -> ValueError:
+def nothing_to_draw(runs: Sequence[Run]) -> UserError:
     """The error where no mean is known, which says what could be drawn instead."""
     done = datasets_of(run for run in runs if run.accuracy is not None)
     if not done:
-        return ValueError(f"None of the {len(runs)} runs of {runs[0].protocol} has a result yet.")
-    return ValueError(
+        return UserError(f"None of the {len(runs)} runs of {runs[0].protocol} has a result yet.")
+    return UserError(
         f"Nothing has results on all {len(datasets_of(runs))} datasets yet, over which is averaged; "
         f"--datasets takes a part of them. There are results on {', '.join(done)}."
     )

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.methods import Method
+from prompted_clip.files import atomic_open
 
 ROW_WIDTH = 7.0  # inches: a page's text, so that a point in the file is a point on paper
 CHARACTERS_PER_INCH = 14  # of a footnote, in 9 points
@@ -156,17 +157,24 @@ def save(drawn: NamedFigure, folder: Path) -> list[Path]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{drawn.name}.{ending}" for ending in ("png", "pdf")]
-    with matplotlib.rc_context(STYLE):
-        drawn.figure.savefig(paths[0], dpi=PNG_DPI)
-        drawn.figure.savefig(paths[1], metadata={"CreationDate": None})  # the same figure, the same file
+    for path, content in zip(paths, (png_bytes(drawn.figure), _pdf_bytes(drawn.figure)), strict=True):
+        with atomic_open(path, "wb") as file:
+            file.write(content)
     return paths
 
 
 def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG file."""
+    return _bytes(figure, format="png", dpi=PNG_DPI)
+
+
+def _pdf_bytes(figure: Figure) -> bytes:
+    return _bytes(figure, format="pdf", metadata={"CreationDate": None})  # the same figure, the same file
+
+
+def _bytes(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=PNG_DPI)
+        figure.savefig(buffer, **options)
     return buffer.getvalue()

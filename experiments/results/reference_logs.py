@@ -7,6 +7,7 @@ test by the path in `model_dir`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from experiments.results.benchmarks import LABELS, stem_of
 from experiments.results.result_file import LOG, Result, Training
-from prompted_clip.errors import UserError
+from experiments.run_folder import read_text
+from prompted_clip.errors import MissingFileError, UserError
 
 ARGUMENTS, CONFIG, END = "** Arguments **", "** Config **", "Collecting env info"
 LEARNED = re.compile(r"^Learned parameters: ([\d,]+)$")
@@ -37,6 +39,8 @@ def read_metric(fpath: str, keyword: str = "accuracy", test_log: bool = False) -
     """
     wanted = re.compile(rf"^\* {re.escape(keyword)}: (\d+(?:\.\d+)?)%")
     value, in_result, training = None, False, False
+    if not os.path.isfile(fpath):  # a named pipe has no end
+        raise MissingFileError(f"{fpath} is no file.")
     with open(fpath, encoding="utf-8", errors="replace") as file:
         for line in map(str.strip, file):
             if TRAINING.match(line):
@@ -71,7 +75,7 @@ def read_logs(folder: Path) -> Result:
 
 
 def _read_log(path: Path) -> Result | None:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path).splitlines()
     stripped = [line.strip() for line in lines]
     if CONFIG not in stripped:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,18 @@ from typing import Any
 from dassl.config.influence import influencing, own_path
 from experiments.results.benchmarks import stem_of
 from experiments.run_folder import RESULT_FILE, TEST_FILE, read_json
+from prompted_clip.console import shortened
 from prompted_clip.errors import MissingFileError, UserError
 
 RESULT_FILES = (RESULT_FILE, TEST_FILE)
+TEXTS = ("trainer", "config", "dataset", "dataset_config", "classes", "split", "backbone", "device", "commit")
+# Percentages, whole numbers (any seed below 0 is one that was not set), and seconds.
+BOUNDS: dict[str, tuple[Any, int, int]] = {
+    **dict.fromkeys(("accuracy", "macro_f1"), ((int, float), 0, 100)),
+    **dict.fromkeys(("seed", "shots"), (int, -(2**63), 2**63)),
+    **dict.fromkeys(("total", "learned_parameters", "peak_memory"), (int, 0, 2**63)),
+    "training_seconds": ((int, float), 0, 2**63),
+}
 LOG = "log"  # source of a result that is read from a log
 
 
@@ -77,6 +86,16 @@ class Result:
     place: str = ""
     source: str = "result.json"
 
+    def __post_init__(self) -> None:
+        for name, (kinds, least, most) in BOUNDS.items():
+            value: Any = getattr(self, name)
+            fits = isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+            if value is not None and not fits:
+                shown = shortened(repr(value), 80)
+                raise UserError(f"{name} is {shown}; allowed are numbers from {least} to {most:,}")
+        if self.accuracy is None and self.source != LOG:
+            raise UserError("accuracy is null")
+
     @property
     def sample_sha256(self) -> str:
         """Of the images that the model was trained on; "" if unknown."""
@@ -109,10 +128,13 @@ def read_result_file(path: Path) -> Result:
     """
     content = read_json(path)
     try:
+        for name in TEXTS:
+            if not isinstance(content.get(name) or "", str):
+                raise UserError(f"{name} is {shortened(repr(content[name]), 80)}; allowed are texts")
         return _result(path, content)
     except KeyError as error:
         raise UserError(f"{path} lacks {error.args[0]}.") from error
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} holds a value that does not fit ({error}).") from error
 
 
@@ -150,33 +172,29 @@ def _result(path: Path, content: Mapping[str, Any]) -> Result:
         config=str(content.get("config") or ""),
         dataset=dataset,
         classes=str(content["classes"]),
-        shots=int(content["shots"]),
-        seed=int(content["seed"]),
+        shots=content["shots"],
+        seed=content["seed"],
         split=str(content.get("split") or "test"),
         backbone=str(content.get("backbone") or ""),
         trained_on=trained_on,
-        accuracy=float(results["accuracy"]),
-        macro_f1=_optional(float, results.get("macro_f1")),
-        total=_optional(int, content.get("total") or None),  # 0 where the evaluator does not count
-        learned_parameters=_optional(int, content.get("learned_parameters")),
-        training_seconds=_optional(float, seconds.get("training") or None) if is_whole else None,
-        peak_memory=_optional(int, peak),
+        accuracy=results["accuracy"],
+        macro_f1=results.get("macro_f1"),
+        total=content.get("total") or None,  # 0 where the evaluator does not count
+        learned_parameters=content.get("learned_parameters"),
+        training_seconds=(seconds.get("training") or None) if is_whole else None,
+        peak_memory=peak,
         device=str(content.get("device") or ""),
         torch=str(versions.get("torch") or ""),
         commit=str(content.get("commit") or ""),
         commit_is_clean=content.get("commit_is_clean"),
         cell=str(identity.get("cell") or ""),
         settings=settings,
-        changed=dict(content.get("changed") or {}),
+        changed={key: (file, run) for key, (file, run) in (content.get("changed") or {}).items()},
         parts=dict(identity.get("parts") or {}),
         backbone_is_published=content.get("backbone_is_published"),
         place=place,
         source=path.name,
     )
-
-
-def _optional(kind: Callable[[Any], Any], value: Any) -> Any:
-    return None if value is None else kind(value)
 
 
 def own_label(place: str, kind: str, parts: int = 1) -> str:

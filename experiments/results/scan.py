@@ -11,6 +11,7 @@ from experiments.plans import Planned, read_plan
 from experiments.results.reference_logs import read_logs
 from experiments.results.result_file import RESULT_FILES, Result, read_result_file
 from experiments.run_folder import ERROR_FILE
+from prompted_clip.console import shortened
 from prompted_clip.errors import MissingFileError
 
 
@@ -63,7 +64,7 @@ class Scan:
         try:
             yield
         except (ValueError, OSError) as error:
-            self.warnings.append(str(error))
+            self.warnings.append(shortened(str(error)))
 
     def _read_plans_above(self, folder: Path) -> None:
         """Reads the plans of a sweep of whose results `folder` is a part: what they want of this part."""

@@ -18,7 +18,10 @@ REASONS = {
 
 def state_of(folder: Path) -> tuple[str, str]:
     """The state of a run without a result, and why it has none."""
-    found, reason = state(folder)
+    try:
+        found, reason = state(folder)
+    except (OSError, ValueError) as error:  # a name that no file system takes, or nobody may look
+        return MISSING, str(error)
     if found == FINISHED:
         return FAILED, "its result.json cannot be read, or is of another test"
     return found, reason or REASONS[found]

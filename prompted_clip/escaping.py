@@ -1,0 +1,45 @@
+"""Text from data, made safe to show: names of classes and methods, reasons, paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Control characters, those that format (such as the bidirectional ones), lone surrogates, ends of lines.
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # are part of words and of emoji
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # spreadsheets take the wide ones, too
+
+
+def printable(value: T) -> T:
+    """The text with what a terminal obeys or hides escaped: `\\x1b`, `\\n`, `\\u202e`.
+
+    Of a list, a tuple or a dataclass, the texts in it.
+    """
+    made: Any = value
+    if isinstance(value, str):
+        made = value if value.isprintable() else "".join(map(_escaped, value))
+    elif isinstance(value, (list, tuple)):
+        each = [printable(item) for item in value]
+        made = type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        made = dataclasses.replace(value, **{name: printable(field) for name, field in fields.items()})
+    return made
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell of a CSV file; a text that a spreadsheet would calculate begins with an apostrophe."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    text = str(value)
+    return printable(f"'{text}" if text.startswith(FORMULA) else text)
+
+
+def _escaped(sign: str) -> str:
+    if sign in JOINERS or unicodedata.category(sign) not in UNSAFE:
+        return sign
+    return sign.encode("unicode_escape").decode()
