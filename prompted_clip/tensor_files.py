@@ -154,6 +154,11 @@ def check_values(content: Any, size: int, opaque: tuple[type, ...] = ()) -> None
         raise UserError("its tensors are larger than the file")
 
 
+def without_wrappers(key: str) -> str:
+    """The name of a tensor without what DataParallel and torch.compile put before or into it."""
+    return key.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def unusual(value: Tensor) -> str:
     """The kind of a tensor whose numbers are not plainly in memory; "" for all others."""
     if value.is_meta:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .archive import is_archive, read_archive
 from .errors import MissingFileError, UserError
-from .tensor_files import check_file, check_values, number_kind, unusual
+from .tensor_files import check_file, check_values, number_kind, unusual, without_wrappers
 
 # Entries of archives that are no weights: OpenAI's hold three sizes, open_clip's a mask.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -98,11 +98,6 @@ def clean_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     if state_dict["logit_scale"].numel() == 1:  # some files hold it as a vector of one
         state_dict["logit_scale"] = state_dict["logit_scale"].reshape(())
     return state_dict
-
-
-def without_wrappers(key: str) -> str:
-    """The name of a tensor without what DataParallel and torch.compile put before or into it."""
-    return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def widen_embedding(state_dict: dict[str, Tensor], vocabulary: int, source: str) -> Tensor | None:

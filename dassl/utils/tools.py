@@ -7,10 +7,12 @@ import json
 import os
 import platform
 import random
+import re
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import PIL
 import torch
 from PIL import Image
 
+from prompted_clip.console import shortened
 from prompted_clip.errors import MissingFileError, UserError
 
 __all__ = [
@@ -30,10 +33,14 @@ __all__ = [
     "mkdir_if_missing",
     "read_image",
     "read_json",
+    "remove_unfinished",
     "set_random_seed",
     "tolist_if_not",
     "write_json",
 ]
+
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # of atomic_open
 
 
 def mkdir_if_missing(dirname: str) -> None:
@@ -55,7 +62,7 @@ def atomic_open(fpath: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     """Opens a file for writing that appears under its name only when it is whole and on the disk.
 
     Its folders are made; a text file is UTF-8. Of several processes that write it, on any machine, the last
-    one counts.
+    one counts. What a killed one leaves is found again by `remove_unfinished`.
     """
     fpath = os.path.realpath(fpath)  # what a link points to is replaced, not the link
     folder, name = os.path.split(fpath)
@@ -67,10 +74,22 @@ def atomic_open(fpath: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, fpath)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        with suppress(OSError):
             os.unlink(unfinished)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = fpath  # a full disk does not say whose
         raise
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Removes what `atomic_open` of killed runs has left in a folder and in those right below it.
+
+    Only for the run that has locked the folder: the files of a run that goes on look the same.
+    """
+    for path in (*Path(folder).glob(".*.tmp"), *Path(folder).glob("*/.*.tmp")):
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def read_json(fpath: str) -> Any:
@@ -82,7 +101,7 @@ def read_json(fpath: str) -> Any:
     try:
         with open(fpath, encoding="utf-8") as file:
             return json.load(file)
-    except ValueError as error:  # broken JSON, or no text at all
+    except (ValueError, RecursionError) as error:  # broken JSON, no text at all, or nested without end
         raise UserError(f"{fpath} is not valid JSON: {error}") from error
 
 
@@ -93,7 +112,13 @@ def write_json(obj: Any, fpath: str) -> None:
 
 
 def set_random_seed(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's generators (the GPUs' too). 0 is a seed like any other."""
+    """Seeds Python's, numpy's and torch's generators (the GPUs' too). 0 is a seed like any other.
+
+    Raises:
+        ValueError: numpy takes no such seed.
+    """
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"SEED is {shortened(str(seed), 40)}; allowed are 0 to {(1 << 32) - 1}.")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
