@@ -10,12 +10,17 @@ import collections
 import io
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import UserError
+from .tensor_files import check_zip
+
+MOST_MODULES, LONGEST_NAME = 10_000, 1_000  # OpenAI's largest archive has some hundreds of modules
 STORAGES = {
     "BoolStorage": torch.bool,
     "IntStorage": torch.int32,
@@ -43,7 +48,11 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         Exception: the archive is damaged.
     """
     with zipfile.ZipFile(path) as archive:
-        return dict(_tensors(_Unpickler(archive).load()))
+        root = archive.namelist()[0].split("/")[0]
+        content, storages = f"{root}/data.pkl", f"{root}/data/"
+        read = [e for e in archive.infolist() if e.filename == content or e.filename.startswith(storages)]
+        check_zip(archive, read)  # the code beside them is compressed, and not read
+        return dict(_tensors(_Unpickler(archive, root).load()))
 
 
 class _Module:
@@ -54,10 +63,11 @@ class _Module:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         self.archive = archive
-        self.root = archive.namelist()[0].split("/")[0]
-        super().__init__(io.BytesIO(archive.read(f"{self.root}/data.pkl")))
+        self.root = root
+        self.storages: dict[str, bytearray] = {}  # each is read once, however often it is named
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
@@ -75,18 +85,24 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         """One storage, flat; the device that it was saved on does not matter."""
         _, dtype, key, _, _ = pid
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.root}/data/{key}")), dtype=dtype)
+        if key not in self.storages:
+            self.storages[key] = bytearray(self.archive.read(f"{self.root}/data/{key}"))
+        return torch.frombuffer(self.storages[key], dtype=dtype)
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     return storage.as_strided(size, stride, offset)
 
 
-def _tensors(module: _Module, prefix: str = "") -> list[tuple[str, Tensor]]:
-    found = []
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            found.append((prefix + name, value))
-        elif isinstance(value, _Module):
-            found += _tensors(value, f"{prefix}{name}.")
-    return found
+def _tensors(root: _Module) -> Iterator[tuple[str, Tensor]]:
+    todo, count = [("", root)], 0
+    while todo:
+        prefix, module = todo.pop()
+        count += 1
+        if count > MOST_MODULES or len(prefix) > LONGEST_NAME:  # of modules that hold one below several times
+            raise UserError("its modules hold each other too often")
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield prefix + name, value
+            elif isinstance(value, _Module):
+                todo.append((f"{prefix}{name}.", value))

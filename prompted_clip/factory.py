@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import http.client
 import os
+import re
 import urllib.error
 import urllib.request
 import uuid
@@ -19,9 +20,10 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from tqdm import tqdm
 
 from . import open_clip_models
-from .errors import DownloadError, UserError
+from .errors import DownloadError, NotFiniteError, UserError
 from .model import CLIP, convert_weights
 from .simple_tokenizer import default_tokenizer
+from .tensor_files import misfit, not_finite
 from .weights import clean_state_dict, model_arguments, read_state_dict, widen_embedding
 
 __all__ = ["available_models", "build_model", "load", "load_model", "pixel_statistics", "tokenize"]
@@ -44,6 +46,7 @@ _MODELS = {
 
 # Weights that are part of the project: see docs/embedded_default.md.
 EMBEDDED = {"ViT-Shapes/8": Path(__file__).parent / "embedded" / "vit_shapes_8.safetensors"}
+EMBEDDED_SHA256 = {"ViT-Shapes/8": "c6e4b6ef3a88180700976e7e4c447dc9f06057245a3cf47980b11822a0002d1f"}
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -146,7 +149,7 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
     own = {key: value.detach().clone() for key, value in clean_state_dict(state_dict, source).items()}
     model = _build(own, source)
     convert_weights(model)
-    return model
+    return _finite(model, source)
 
 
 def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
@@ -171,7 +174,7 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
     try:
         with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
             model = CLIP(**arguments)
-    except (AssertionError, ValueError) as error:
+    except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"{source} holds encoders that do not divide into heads: {error}.") from error
     wanted = model.state_dict()
     differing = [f"no {key}" for key in wanted if key not in state_dict]
@@ -181,6 +184,12 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
         for key in wanted
         if key in state_dict and wanted[key].shape != state_dict[key].shape
     ]
+    kinds = {
+        key: misfit(state_dict[key], torch.empty(0, dtype=wanted[key].dtype))
+        for key in wanted
+        if key in state_dict
+    }
+    differing += [f"{key} {kind}" for key, kind in kinds.items() if kind]
     if differing:
         raise UserError(
             f"{source} holds no whole CLIP ({len(differing)} differences): {'; '.join(differing[:4])}."
@@ -188,6 +197,23 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
     model.load_state_dict({key: state_dict[key].to(wanted[key].dtype) for key in wanted}, assign=True)
     model.embedded_words = embedded_words
     return model.eval()
+
+
+def _finite(model: CLIP, source: str) -> CLIP:
+    """The model, whose weights are numbers, also where they were rounded to float16."""
+    if name := not_finite(model.state_dict()):
+        raise NotFiniteError(
+            f"{source}: {name} has a NaN, an infinity, or a number too large for its type. The weights are "
+            "damaged, or of a training that diverged: fetch or make them again."
+        )
+    return model
+
+
+def _with_sum(path: Path, expected: str) -> Path:
+    """The path of a file that has a sha256."""
+    if _sha256(path) != expected:
+        raise UserError(f"{path} is damaged: its sha256 is not {expected}. Delete it, and fetch it again.")
+    return path
 
 
 def load_model(name: str, path: str | Path = "", download_root: str | None = None) -> CLIP:
@@ -207,8 +233,12 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
     """
     if name.startswith(open_clip_models.PREFIX):
         open_clip_models.model_options(name)  # refuse before anything is downloaded
-        path = path or open_clip_models.fetch_weights(name)
-        return _build(read_state_dict(path), str(path), name)
+        if not path:
+            path = open_clip_models.fetch_weights(name)
+            blob = Path(path).resolve()  # the hub's cache names large files by their sha256
+            if re.fullmatch("[0-9a-f]{64}", blob.name):
+                _with_sum(blob, blob.name)
+        return _finite(_build(read_state_dict(path), str(path), name), str(path))
     if name not in available_models():
         near = difflib.get_close_matches(name, available_models(), n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -216,11 +246,12 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
             f"MODEL.BACKBONE.NAME is {name!r}; allowed are {', '.join(available_models())} "
             f"and open_clip:ARCHITECTURE/TAG.{hint}"
         )
-    if not path:
-        path = EMBEDDED[name] if name in EMBEDDED else _download(_MODELS[name], download_root)
+    if not path and name in EMBEDDED:
+        path = _with_sum(EMBEDDED[name], EMBEDDED_SHA256[name])
+    path = path or _download(_MODELS[name], download_root)
     model = _build(read_state_dict(path), str(path))
     convert_weights(model)
-    return model.float()
+    return _finite(model, str(path)).float()
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -255,6 +286,8 @@ def load(
     if device.type != "cpu":
         convert_weights(model)
     mean, std = pixel_statistics(name)
+    if (mean, std, interpolation(name)) != (MEAN, STD, "bicubic"):
+        print(f"{name} takes images resized by {interpolation(name)}, of mean {mean} and std {std}")
     return model.to(device), _transform(model.visual.input_resolution, mean, std, interpolation(name))
 
 

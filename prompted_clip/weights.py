@@ -1,7 +1,7 @@
 """Files of CLIP weights → a state dict in OpenAI's names, and what it tells of the model.
 
 Read are OpenAI's TorchScript archives, plain state dicts and safetensors, and what training scripts wrap
-around them (`state_dict`, `module.`). Nothing in a file is executed.
+around them (`state_dict`, `module.`, `_orig_mod.`). Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .archive import is_archive, read_archive
 from .errors import MissingFileError, UserError
+from .tensor_files import check_file, check_values, number_kind, unusual, without_wrappers
 
 # Entries of archives that are no weights: OpenAI's hold three sizes, open_clip's a mask.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -37,6 +38,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise MissingFileError(f"There is no file of CLIP weights at {path}; check MODEL.BACKBONE.PATH.")
     try:
         content = _read(path)
+        check_values(content, path.stat().st_size)
     except Exception as error:  # a damaged file makes its reader raise anything
         raise UserError(f"{path} cannot be read as CLIP weights: {_reason(error)}.") from error
     return clean_state_dict(content, str(path))
@@ -47,6 +49,7 @@ def _read(path: Path) -> Any:
         return load_file(path)
     if is_archive(path):
         return read_archive(path)
+    check_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle's protocols
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -72,13 +75,18 @@ def clean_state_dict(content: Any, source: str) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{source} holds a {type(content).__name__}, not a state dict of CLIP weights.")
-    state_dict = {}
+    state_dict: dict[str, Tensor] = {}
     for key, value in content.items():
-        key = key.removeprefix("module.")
+        key = without_wrappers(key)
         if key.startswith("text.") and key.removeprefix("text.").startswith(TEXT_TOWER):
             key = key.removeprefix("text.")  # open_clip keeps some text towers in a module of their own
-        if key.split(".")[-1] not in NOT_WEIGHTS and isinstance(value, Tensor):
-            state_dict[key] = value
+        if key.split(".")[-1] in NOT_WEIGHTS or not isinstance(value, Tensor):
+            continue
+        if kind := unusual(value) or ("" if value.numel() else "empty"):
+            raise UserError(f"{source} holds {key} as a tensor that is {kind}; CLIP's are plain numbers.")
+        if key in state_dict:
+            raise UserError(f"{source} holds {key} twice, with and without a prefix such as module.")
+        state_dict[key] = value
     needed = {"positional_embedding", "text_projection", "ln_final.weight", "logit_scale"}
     missing = sorted(needed - state_dict.keys())
     if missing or not any(key.startswith("visual.") for key in state_dict):
@@ -103,7 +111,10 @@ def widen_embedding(state_dict: dict[str, Tensor], vocabulary: int, source: str)
     """
     if "token_embedding.rows" not in state_dict:
         return None
-    rows = state_dict.pop("token_embedding.rows").long()
+    rows = state_dict.pop("token_embedding.rows")
+    if number_kind(rows.dtype) != "integers":
+        raise UserError(f"{source} holds no whole CLIP: token_embedding.rows are no whole numbers.")
+    rows = rows.long()
     values = state_dict.pop("token_embedding.values", rows[:0])
     if values.dim() != 2 or rows.shape != values.shape[:1] or not ((rows >= 0) & (rows < vocabulary)).all():
         raise UserError(

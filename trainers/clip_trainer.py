@@ -23,6 +23,7 @@ from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
 from prompted_clip.shared_prefix import SharedPrefixText
+from prompted_clip.tensor_files import misfit, unusual
 
 from .checkpoints import IDENTITY, check_fit, check_same_run, identity_of, learned_tensors
 from .precision import PRECISIONS, Precision
@@ -296,8 +297,24 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: it does not fit this run; lists what differs. Nothing was loaded then.
         """
         state_dict = checkpoint.get("state_dict", {})
+        self._check_kinds(state_dict, self._models[name].state_dict(), path)
         check_fit(path, state_dict, self._models[name].state_dict(), self.model)
         return learned_tensors(state_dict)
+
+    @staticmethod
+    def _check_kinds(state_dict: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
+        # Of all tensors, as those of CLIP are compared, and of what the checkpoint says that it is for.
+        for key, value in state_dict.items():
+            like = wanted.get(key, value)
+            if key.endswith(IDENTITY):
+                fault = identity_fault(value, like)
+            elif isinstance(value, Tensor):
+                fault = misfit(value, like) if isinstance(like, Tensor) else ""
+                fault = fault or (f"is a {unusual(value)} tensor" if unusual(value) else "")
+            else:
+                fault = ""
+            if fault:
+                raise UserError(f"The checkpoint {path} does not fit this run: {key} {fault}.")
 
     def model_parts(self) -> dict[str, str]:
         """CLIP's weights, and the sentences as tokens."""
@@ -319,3 +336,16 @@ class CLIPPromptTrainer(TrainerX):
         identity = next((value for key, value in states if key.endswith(IDENTITY)), None)
         if isinstance(identity, Mapping):
             check_same_run(directory, identity, self.model.prompt_learner.identity)
+
+
+def identity_fault(saved: Any, here: Any) -> str:
+    """Where what a checkpoint says that it is for is not of the form of what this run would say."""
+    if not isinstance(saved, Mapping):
+        return "is not a dictionary"
+    for key, value in here.items() if isinstance(here, Mapping) else ():
+        kind = (
+            Mapping if isinstance(value, Mapping) else list if isinstance(value, list) else (str, int, float)
+        )
+        if saved.get(key) is not None and not isinstance(saved[key], kind):
+            return f"has a {type(saved[key]).__name__} as {key}"
+    return ""

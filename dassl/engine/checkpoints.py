@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.tensor_files import misfit
 
 BEST = "model-best.pth.tar"
 SHOWN = 8  # keys in the message about a checkpoint that does not fit
@@ -35,10 +38,15 @@ def has_best(folders: Sequence[str]) -> bool:
 
 
 def remove_all_but_newest(folders: Sequence[str], count: int) -> None:
-    """Removes the checkpoints of all epochs but the newest `count`; the best one stays."""
-    for epoch in saved_epochs(folders)[:-count]:
-        for folder in folders:
-            os.unlink(os.path.join(folder, file_of_epoch(epoch)))
+    """Removes the checkpoints of all epochs but the newest `count`; the best one stays.
+
+    Also what a run that was killed in between has left in some of the folders.
+    """
+    kept = saved_epochs(folders)[-count:]
+    for folder in folders:
+        for epoch in saved_epochs([folder]):
+            if kept and epoch < kept[0]:
+                os.unlink(os.path.join(folder, file_of_epoch(epoch)))
 
 
 def file_to_resume(folders: Sequence[str]) -> str | None:
@@ -71,13 +79,15 @@ def file_to_load(folders: Sequence[str], epoch: int | None = None) -> str:
 
 
 def check_state(wanted: Mapping[str, Any], saved: Mapping[str, Any], name: str, path: str) -> None:
-    """Raises a ValueError that lists the differences, unless names and shapes are the same."""
+    """Raises a ValueError that lists the differences, unless names, shapes and kinds are the same."""
     faults = [f"missing {key}" for key in wanted if key not in saved]
     faults += [f"unexpected {key}" for key in saved if key not in wanted]
     for key in wanted:
         here, there = (tuple(getattr(state.get(key), "shape", ())) for state in (wanted, saved))
         if key in saved and here != there:
             faults.append(f"{key} of shape {there} instead of {here}")
+        elif key in saved and isinstance(wanted[key], Tensor) and (fault := misfit(saved[key], wanted[key])):
+            faults.append(f"{key} {fault}")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"{path} does not fit {name}: {'; '.join(faults[:SHOWN])}{more}.")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dassl.engine import checkpoints
 from dassl.engine.identity import tested_parts
 from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_checkpoint, tolist_if_not
-from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler
+from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler, point_to, strip_module
+from dassl.utils.checkpoint_parts import check_numbers, check_parts, check_random_states, check_scaler
 from dassl.utils.distributed import barrier, gather, get_rank, get_world_size, is_rank_zero
 from dassl.utils.meters import DeferredMetrics
 from prompted_clip.errors import UserError
@@ -165,9 +166,11 @@ class TrainerBase:
             model_name: name of the file, if not `model.pth.tar-<epoch>`.
 
         Raises:
-            FloatingPointError: a loss was not finite. Nothing is written then.
+            FloatingPointError: a loss or a learned number is not finite. Nothing is written then.
         """
         self.check_losses()
+        for name in self.get_model_names():
+            self._check_numbers(name, f"{name} in epoch {epoch + 1}, which is not saved")
         for name in self.get_model_names():
             state = self.checkpoint_state(name)
             state["epoch"] = epoch + 1
@@ -175,6 +178,11 @@ class TrainerBase:
             if is_rank_zero():
                 save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
         barrier()
+
+    def _check_numbers(self, name: str, what: str) -> None:
+        check_numbers(self.model_state(name), dict(self._unwrapped(name).named_parameters()), what)
+        for state in getattr(self._optims[name], "state", {}).values():
+            check_numbers(state, state, f"{what}: its optimizer")
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Resumes from the newest epoch of which `directory` has a checkpoint of every model.
@@ -195,15 +203,18 @@ class TrainerBase:
         print(f"Found checkpoint at {directory} (will resume training)")
         found = self._read_checkpoints(directory, file)
         for name, (path, checkpoint, _) in found.items():
-            if not isinstance(checkpoint.get("epoch"), int):
+            if checkpoint.get("epoch") is None:
                 raise UserError(f"{path} cannot be continued: it does not tell its epoch.")
             if checkpoint["epoch"] > getattr(self, "max_epoch", checkpoint["epoch"]):
                 later = f"{path} is of epoch {checkpoint['epoch']}"
                 raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, but {later}. {WAY_OUT}")
-            if self._optims[name] is not None and checkpoint.get("optimizer"):
+            if self._optims[name] is not None and checkpoint.get("optimizer") is not None:
                 check_optimizer(self._optims[name], checkpoint["optimizer"], name, path)
             if self._scheds[name] is not None and checkpoint.get("scheduler"):
                 check_scheduler(self._scheds[name], checkpoint["scheduler"], name, path)
+            check_random_states(checkpoint, path)
+            if hasattr(self.scaler, "load_state_dict") and checkpoint.get("scaler"):
+                check_scaler(self.scaler.state_dict(), checkpoint["scaler"], path)
             self.check_resumable(name, checkpoint, directory)
 
         for name, (path, checkpoint, state) in found.items():
@@ -213,10 +224,13 @@ class TrainerBase:
         if hasattr(self.scaler, "load_state_dict") and checkpoint.get("scaler"):
             self.scaler.load_state_dict(checkpoint["scaler"])
         if checkpoint.get("best_result") is not None:
-            self.best_result = checkpoint["best_result"]
+            self.best_result = float(checkpoint["best_result"])
         self._resumed_rng = self._random_state_of(checkpoint)
+        if is_rank_zero() and directory == getattr(self, "output_dir", None):
+            for path, _, _ in found.values():  # a run may have been killed between the two files
+                point_to(*osp.split(path))
         print(f"Previous epoch: {checkpoint['epoch']}")
-        return checkpoint["epoch"]
+        return int(checkpoint["epoch"])
 
     def check_resumable(self, name: str, checkpoint: Mapping[str, Any], directory: str) -> None:
         """For a trainer to refuse a checkpoint that its run cannot continue, before anything is loaded."""
@@ -256,7 +270,7 @@ class TrainerBase:
         found = self._read_checkpoints(directory, checkpoints.file_to_load(folders, epoch))
         for name, (path, checkpoint, state) in found.items():
             result = checkpoint.get("val_result")
-            shown = "" if result is None else f", val_result={result:.2f}"
+            shown = "" if result is None else f", val_result={float(result):.2f}"
             print(f"Load {path} to {name} (epoch={checkpoint.get('epoch')}{shown})")
             self._unwrapped(name).load_state_dict(state, strict=False)
         self.loaded_parts = tested_parts({name: each[1:] for name, each in found.items()}, epoch)
@@ -268,13 +282,29 @@ class TrainerBase:
         for name in self.get_model_names():
             path = osp.join(directory, name, file)
             checkpoint = load_checkpoint(path)
-            found[name] = (path, checkpoint, self.fitting_state(name, checkpoint, path))
+            found[name] = (path, checkpoint, self.checked_state(name, checkpoint, path))
         epochs = {name: checkpoint.get("epoch") for name, (_, checkpoint, _) in found.items()}
         if len(set(epochs.values())) > 1:
             raise UserError(
                 f"{file} in {directory} is not of one epoch for all models: {epochs}. Name an epoch."
             )
         return found
+
+    def checked_state(self, name: str, checkpoint: dict[str, Any], path: str) -> Mapping[str, Any]:
+        """`fitting_state` of a checkpoint whose parts have their form, and whose numbers are finite.
+
+        Prefixes of wrappers are taken from the keys of its state dict.
+
+        Raises:
+            ValueError: it does not fit, or is none.
+        """
+        check_parts(checkpoint, path)
+        wanted = self.model_state(name)
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = strip_module(checkpoint["state_dict"], wanted)
+        state = self.fitting_state(name, checkpoint, path)
+        check_numbers(state, dict(self._unwrapped(name).named_parameters()), path)
+        return state
 
     # The run
 

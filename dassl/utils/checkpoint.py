@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.tensor_files import without_wrappers
 
+from .checkpoint_parts import (
+    check_numbers,
+    check_optimizer_form,
+    check_optimizer_state,
+    check_parts,
+    check_schedule_form,
+)
 from .safe_load import Placeholder, safe_load
 from .tools import atomic_open
 
@@ -56,16 +65,30 @@ def save_checkpoint(
         content["state_dict"] = strip_module(content["state_dict"])
     name = model_name or f"model.pth.tar-{content['epoch']}"
     fpath = os.path.join(save_dir, name)
-    with atomic_open(fpath, "wb") as file:
-        torch.save(content, file)
+    save_whole(content, fpath)
     print(f"Checkpoint saved to {fpath}")
-    with atomic_open(os.path.join(save_dir, "checkpoint")) as file:
-        file.write(f"{name}\n")
+    point_to(save_dir, name)
     if is_best:
         best = os.path.join(save_dir, "model-best.pth.tar")
         with open(fpath, "rb") as source, atomic_open(best, "wb") as file:
             shutil.copyfileobj(source, file)
         print(f'Best checkpoint saved to "{best}"')
+
+
+def save_whole(content: Any, fpath: str) -> None:
+    """`torch.save`, by way of memory: torch's own writer hides why it could not write."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_open(fpath, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def point_to(save_dir: str, name: str) -> None:
+    """Has the file `checkpoint` of a folder name its latest one."""
+    pointer = os.path.join(save_dir, "checkpoint")
+    if not os.path.isfile(pointer) or os.path.basename(_latest(save_dir)) != name:
+        with atomic_open(pointer) as file:
+            file.write(f"{name}\n")
 
 
 def load_checkpoint(fpath: str) -> dict[str, Any]:
@@ -113,8 +136,10 @@ def resume_from_checkpoint(
         ("scheduler", scheduler, "scheduler"),
     ]
     earlier: list[tuple[Any, Any]] = []
+    check_parts(checkpoint, fpath)
     try:
         epoch = int(checkpoint["epoch"])
+        check_numbers(checkpoint["state_dict"], dict(model.named_parameters()), fpath)
         if optimizer is not None and checkpoint.get("optimizer") is not None:
             check_optimizer(optimizer, checkpoint["optimizer"], "the run", fpath)
         if scheduler is not None and checkpoint.get("scheduler") is not None:
@@ -137,23 +162,25 @@ def resume_from_checkpoint(
 
 def check_optimizer(optimizer: Optimizer, saved_state: Mapping[str, Any], name: str, path: str) -> None:
     """Raises a ValueError unless a saved state is of this kind, with as many tensors in each group."""
+    check_optimizer_form(saved_state, path)
     here = [len(group["params"]) for group in optimizer.param_groups]
     there = [len(group["params"]) for group in saved_state["param_groups"]]
     if here != there:
         raise UserError(
             f"{path} cannot be continued: its optimizer has groups of {there} tensors, {name}'s of {here}."
         )
-    ours, saved = optimizer.param_groups[0], saved_state["param_groups"][0]
-    kinds = [sorted({*group} - {*ADDED, "params"}) for group in (saved, ours)]
-    # All that tells Adam, AMSGrad and AdamW apart.
-    flags = {"amsgrad", "decoupled_weight_decay"} & {*saved} & {*ours}
-    if kinds[0] != kinds[1]:
-        what = "has {}, {}'s {}".format(", ".join(kinds[0]), name, ", ".join(kinds[1]))
-    elif wrong := [flag for flag in sorted(flags) if saved[flag] != ours[flag]]:
-        what = f"has {wrong[0]} {saved[wrong[0]]}, {name}'s {ours[wrong[0]]}"
-    else:
-        return
-    raise UserError(f"{path} cannot be continued: its optimizer {what} (OPTIM.NAME). {WAY_OUT}")
+    for ours, saved in zip(optimizer.param_groups, saved_state["param_groups"], strict=True):
+        kinds = [sorted({*group} - {*ADDED, "params"}, key=str) for group in (saved, ours)]
+        # All that tells Adam, AMSGrad and AdamW apart.
+        flags = {"amsgrad", "decoupled_weight_decay"} & {*saved} & {*ours}
+        what = ""
+        if kinds[0] != kinds[1]:
+            what = "has {}, {}'s {}".format(", ".join(map(str, kinds[0])), name, ", ".join(kinds[1]))
+        elif wrong := [flag for flag in sorted(flags) if saved[flag] != ours[flag]]:
+            what = f"has {wrong[0]} {saved[wrong[0]]}, {name}'s {ours[wrong[0]]}"
+        if what:
+            raise UserError(f"{path} cannot be continued: its optimizer {what} (OPTIM.NAME). {WAY_OUT}")
+    check_optimizer_state(optimizer, saved_state, path)
 
 
 def check_scheduler(scheduler: LRScheduler, saved_state: Mapping[str, Any], name: str, path: str) -> None:
@@ -161,6 +188,7 @@ def check_scheduler(scheduler: LRScheduler, saved_state: Mapping[str, Any], name
 
     Both have a `successor` or none has, whose constants count too. `saved_state` may be upstream's.
     """
+    check_schedule_form(scheduler.state_dict(), saved_state, scheduler, path)
     here, there = _constants(scheduler.state_dict()), _constants(saved_state)
     if ("successor" in saved_state) != ("successor" in scheduler.state_dict()):
         what = "has a warm-up" if "successor" in saved_state else "has no warm-up"
@@ -183,18 +211,30 @@ def _constants(state: Mapping[str, Any]) -> dict[str, Any]:
     return constants
 
 
-def strip_module(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict of the module itself, where it was wrapped for several GPUs."""
-    if not any(key.startswith("module.") for key in state_dict):
+def strip_module(state_dict: Mapping[str, Any], wanted: Iterable[str] = ()) -> Mapping[str, Any]:
+    """The state dict without what DataParallel and torch.compile add to its keys.
+
+    Args:
+        wanted: keys that are kept as they are.
+
+    Raises:
+        ValueError: a tensor is there with and without such a prefix.
+    """
+    wanted = set(wanted)
+    names = {key: key if key in wanted else without_wrappers(key) for key in state_dict}
+    if all(key == name for key, name in names.items()):
         return state_dict
-    return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
+    stripped = OrderedDict((names[key], value) for key, value in state_dict.items())
+    if len(stripped) < len(names):
+        raise UserError("the state dict has a tensor twice, with and without a prefix such as module.")
+    return stripped
 
 
 def _latest(folder: str) -> str:
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
         raise MissingFileError(f"{folder} has no file named checkpoint, which says what is the latest one")
-    with open(pointer, encoding="utf-8") as file:
+    with open(pointer, encoding="utf-8", errors="replace") as file:
         return os.path.join(folder, file.readline().strip())
 
 

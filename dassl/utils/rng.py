@@ -27,6 +27,8 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     algorithm, keys, *rest = state["numpy"]
+    if not 0 <= rest[0] <= len(keys):  # numpy would read beyond them
+        raise ValueError(f"numpy's generator is at {rest[0]} of {len(keys)} numbers")
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"].cpu())
     for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):

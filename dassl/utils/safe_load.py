@@ -6,9 +6,9 @@ numpy's numbers into its checkpoints: each class that the reader does not allow 
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from prompted_clip.errors import UserError
+from prompted_clip.tensor_files import check_file, check_values
 
 
 class Placeholder(dict):
@@ -82,16 +83,17 @@ def safe_load(fpath: str) -> Any:
         ValueError: the file is damaged, not of `torch.save`, or holds what the reader does not allow.
     """
     try:
-        with open(fpath, "rb") as file:
-            is_zip = file.read(2) == b"PK"
-        names = _check_zip(fpath) if is_zip else []  # before torch 1.6 it was no zip; no placeholders there
+        # No placeholders in what torch wrote before version 1.6.
+        names = get_unsafe_globals_in_checkpoint(fpath) if check_file(fpath) else []
         stand_ins = [
             (ALLOWED.get(name) or type("Placeholder", (Placeholder,), {"class_name": name}), name)
             for name in names
         ]
         with warnings.catch_warnings(), safe_globals([*stand_ins, _Dtype]):
             warnings.simplefilter("ignore")  # the error says it
-            return torch.load(fpath, map_location="cpu", weights_only=True)
+            content = torch.load(fpath, map_location="cpu", weights_only=True)
+        check_values(content, os.path.getsize(fpath), opaque=(Placeholder,))
+        return content
     except Exception as error:  # a damaged file can break anything on the way
         raise UserError(
             f"{fpath} is damaged or not a checkpoint, and was not loaded: {_reason(error)}. "
@@ -104,14 +106,3 @@ def _reason(error: Exception) -> str:
     text = re.split(r"WeightsUnpickler error:|a trusted source\.\n", str(error))[-1].strip()
     line = (text or type(error).__name__).splitlines()[0]
     return line.partition(". Please use")[0][:200].rstrip(".")
-
-
-def _check_zip(fpath: str) -> list[str]:
-    """The names in the file that torch does not allow. Compares all checksums, which torch does not."""
-    with zipfile.ZipFile(fpath) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise UserError("its parts are compressed, which torch.save does not do")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise UserError(f"{damaged} does not have its checksum")
-    return get_unsafe_globals_in_checkpoint(fpath)

@@ -19,8 +19,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
 from PIL.TiffImagePlugin import TiffImageFile
 
+from prompted_clip.console import shortened
 from prompted_clip.errors import MissingFileError, UserError
-from prompted_clip.files import atomic_open
+from prompted_clip.files import atomic_open, remove_unfinished
 
 MOST_ELONGATED = 500  # an image's longer side by its shorter one: resizing by the shorter enlarges both
 
@@ -34,6 +35,7 @@ __all__ = [
     "mkdir_if_missing",
     "read_image",
     "read_json",
+    "remove_unfinished",
     "set_random_seed",
     "tolist_if_not",
     "write_json",
@@ -63,7 +65,7 @@ def read_json(fpath: str) -> Any:
     try:
         with open(fpath, encoding="utf-8") as file:
             return json.load(file)
-    except ValueError as error:  # broken JSON, or no text at all
+    except (ValueError, RecursionError) as error:  # broken JSON, no text at all, or nested without end
         raise UserError(f"{fpath} is not valid JSON: {error}") from error
 
 
@@ -74,7 +76,13 @@ def write_json(obj: Any, fpath: str) -> None:
 
 
 def set_random_seed(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's generators (the GPUs' too). 0 is a seed like any other."""
+    """Seeds Python's, numpy's and torch's generators (the GPUs' too). 0 is a seed like any other.
+
+    Raises:
+        ValueError: numpy takes no such seed.
+    """
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"SEED is {shortened(str(seed), 40)}; allowed are 0 to {(1 << 32) - 1}.")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from prompted_clip.errors import UserError
+from prompted_clip.tensor_files import misfit
 
 from .checkpoint import load_checkpoint, resume_from_checkpoint, save_checkpoint, strip_module
+from .checkpoint_parts import check_numbers, check_parts
 from .tools import check_availability
 
 __all__ = [
@@ -70,19 +72,22 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
         ValueError: none fits, or the file is not a checkpoint.
     """
     checkpoint = load_checkpoint(weight_path)
-    saved = strip_module(checkpoint.get("state_dict", checkpoint))
+    check_parts(checkpoint, weight_path)
     own = model.state_dict()
+    saved = strip_module(checkpoint.get("state_dict", checkpoint), own)
     fitting = {
         name: value
         for name, value in saved.items()
         if isinstance(value, Tensor)
         and isinstance(own.get(name), Tensor)  # a module's extra state may be anything
         and value.shape == own[name].shape
+        and not misfit(value, own[name])
     }
     if not fitting:
         raise UserError(
             f"no layer of {weight_path} fits the model, which expects names like {next(iter(own), '-')!r}"
         )
+    check_numbers(fitting, dict(model.named_parameters()), weight_path)
     model.load_state_dict({**own, **fitting})
     print(f'Successfully loaded pretrained weights from "{weight_path}"')
     discarded = [name for name in saved if name not in fitting]
