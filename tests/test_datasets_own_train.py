@@ -67,6 +67,7 @@ def test_a_folder_of_photos(job, tmp_path, capsys):
     assert sorted(
         path.name for path in root.iterdir() if path.name not in ("Kätzchen", "brown bear", "zebra")
     ) == [
+        ".folder_index",
         "split_fewshot",
         "split_own.json",
     ]
