@@ -30,6 +30,7 @@ from experiments.configuration import setup_cfg
 from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE
 from prompted_clip.errors import UserError
 from prompted_clip.factory import is_published
+from trainers.checkpoints import shots_of
 
 MOST_LISTED = 6  # differences in a message
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
@@ -130,7 +131,7 @@ class Record:
             "dataset_config": Path(args.dataset_config_file).stem,
             "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
             "split": self.split,
-            "shots": cfg.DATASET.NUM_SHOTS,
+            "shots": shots_of(cfg, trainer.dm.dataset),
             "seed": cfg.SEED,
             "backbone": cfg.MODEL.BACKBONE.NAME,
             "backbone_is_published": is_published(

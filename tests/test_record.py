@@ -16,7 +16,7 @@ from filelock import FileLock
 from helpers import ROOT
 
 import train
-from experiments import run_folder
+from experiments import record, run_folder
 from experiments.run_folder import IN_USE, check_held, is_in_use, locked
 from prompted_clip.errors import MissingFileError
 from train import command_line
@@ -62,7 +62,9 @@ def test_a_training_tells_what_made_it(trained):
     sample = json.loads((folder / "few_shot.json").read_text())["sha256"]
     assert result["sample_sha256"] == result["trained_on"]["sample_sha256"] == sample
     assert result["learned_parameters"] == 33_792
-    assert 0 < result["seconds"]["testing"] < result["seconds"]["total"]
+    seconds = result["seconds"]
+    assert 0 < seconds["testing"] < seconds["total"]
+    assert seconds["training"] + seconds["testing"] == pytest.approx(seconds["total"], abs=2e-3)
     assert 1e8 < result["peak_memory_bytes"]["process"] < 1e11
     assert result["eval_only"] is False
 
@@ -105,9 +107,19 @@ def test_an_interrupted_run_has_no_result(root, tmp_path, monkeypatch):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_without_git_the_commit_is_empty(monkeypatch):
-    from experiments import record
+def test_changes_since_the_commit_are_recorded(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    (tmp_path / "code.py").write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    assert record._commit() == (head, True)
+    (tmp_path / "code.py").write_text("2")
+    assert record._commit() == (head, False)
 
+
+def test_without_git_the_commit_is_empty(monkeypatch):
     monkeypatch.setattr(record, "ROOT", Path(os.sep))
     assert record._commit() == ("", None)
 

@@ -42,13 +42,20 @@ def identity_of(trainer: CLIPPromptTrainer, clip_model: CLIP) -> dict[str, Any]:
         "own_path": own_path(cfg.DATASET),
         "data": {
             "DATASET.NAME": cfg.DATASET.NAME,
-            "DATASET.NUM_SHOTS": cfg.DATASET.NUM_SHOTS,
+            "DATASET.NUM_SHOTS": shots_of(cfg, dataset),
             "DATASET.SUBSAMPLE_CLASSES": cfg.DATASET.SUBSAMPLE_CLASSES,
             "SEED": cfg.SEED,
             # Of the images drawn; "" for a dataset that does not say.
             "sample_sha256": getattr(getattr(dataset, "sample", None), "sha256", ""),
         },
     }
+
+
+def shots_of(cfg: Any, dataset: Any) -> int:
+    """Training images per class: of the list DATASET.FEW_SHOT_LIST, or as DATASET.NUM_SHOTS says."""
+    sample = getattr(dataset, "sample", None)
+    listed = getattr(cfg.DATASET, "FEW_SHOT_LIST", "")
+    return sample.shots if listed and sample is not None else cfg.DATASET.NUM_SHOTS
 
 
 def fingerprint(clip_model: CLIP) -> str:

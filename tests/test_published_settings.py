@@ -1,0 +1,246 @@
+"""Each configuration of configs/trainers, value by value, with the source that the values are from.
+
+A digit that changes in a file changes a paper's numbers, and nothing else would tell.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from helpers import GOLDEN, ROOT
+
+from dassl.config import Config
+from dassl.config.influence import flat, plain
+from datasets.sources import find
+from experiments.results.published import published
+
+FOLDER = ROOT / "configs" / "trainers"
+
+# The sources: paths in github.com/muzairkhattak/multimodal-prompt-learning, KaiyangZhou/CoOp,
+# muzairkhattak/PromptSRC and htyao89/KgCoOp; papers by arXiv number.
+MAPLE = "multimodal-prompt-learning, configs/trainers/MaPLe; arXiv 2210.03117, section 4"
+IVLP = "multimodal-prompt-learning, configs/trainers/IVLP"
+VPT = "multimodal-prompt-learning, configs/trainers/VPT"
+COOP = "CoOp, configs/trainers/CoOp; arXiv 2109.01134, section 4.1"
+COCOOP = "CoOp, configs/trainers/CoCoOp; arXiv 2203.05557, section 4"
+PROMPTSRC = "PromptSRC, configs/trainers/PromptSRC; arXiv 2307.06948, section 4 and appendix"
+KGCOOP = "KgCoOp, configs/trainers/KgCoOp; arXiv 2303.13283, section 4"
+ZEROSHOT = "CoOp, configs/trainers/CoOp; arXiv 2103.00020"
+OWN = "this project's: docs/embedded_default.md, docs/sweeps.md"
+
+INPUT = {
+    "INPUT.SIZE": [224, 224],
+    "INPUT.INTERPOLATION": "bicubic",
+    "INPUT.PIXEL_MEAN": [0.48145466, 0.4578275, 0.40821073],  # of OpenAI's preprocessing
+    "INPUT.PIXEL_STD": [0.26862954, 0.26130258, 0.27577711],
+    "INPUT.TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"],
+}
+SCHEDULE = {
+    "OPTIM.NAME": "sgd",
+    "OPTIM.LR_SCHEDULER": "cosine",
+    "OPTIM.WARMUP_EPOCH": 1,
+    "OPTIM.WARMUP_TYPE": "constant",
+    "OPTIM.WARMUP_CONS_LR": 1e-5,
+}
+SHAPES = {  # the embedded dataset and CLIP
+    "INPUT.SIZE": [64, 64],
+    "INPUT.TRANSFORMS": ["random_flip", "normalize"],
+    "MODEL.BACKBONE.NAME": "ViT-Shapes/8",
+    "DATALOADER.NUM_WORKERS": 0,
+}
+A_PHOTO = "a photo of a"
+
+
+def settings(
+    batch: int, lr: float | None, epochs: int | None, shown: int = 20, backbone: str = "ViT-B/16", **own: Any
+) -> dict[str, Any]:
+    """What a file says. `own`: keys of the trainer's section, as NAME__KEY; or whole keys."""
+    found = {
+        **INPUT,
+        **SCHEDULE,
+        "DATALOADER.TRAIN_X.BATCH_SIZE": batch,
+        "DATALOADER.TEST.BATCH_SIZE": 100,
+        "DATALOADER.NUM_WORKERS": 8,
+        "TRAIN.PRINT_FREQ": shown,
+        "MODEL.BACKBONE.NAME": backbone,
+    }
+    if lr is not None:
+        found |= {"OPTIM.LR": lr, "OPTIM.MAX_EPOCH": epochs}
+    return found | {f"TRAINER.{key.replace('__', '.')}": value for key, value in own.items()}
+
+
+def section(name: str, base: dict[str, Any], **own: Any) -> dict[str, Any]:
+    return {**base, **{f"TRAINER.{name}.{key}": value for key, value in own.items()}}
+
+
+def shapes(base: dict[str, Any], name: str = "", **own: Any) -> dict[str, Any]:
+    """The same on the embedded dataset, in float32."""
+    return section(name, {**base, **SHAPES}, PREC="fp32", **own) if name else {**base, **SHAPES}
+
+
+def maple(lr: float = 0.0035, epochs: int = 5, depth: int = 9, **own: Any) -> dict[str, Any]:
+    fixed = {"N_CTX": 2, "CTX_INIT": A_PHOTO, "PREC": "fp16", "PROMPT_DEPTH": depth}
+    return section("MAPLE", settings(4, lr, epochs), **fixed, **own)
+
+
+def ivlp(lr: float, vision: int, text: int, depth_vision: int = 12, **own: Any) -> dict[str, Any]:
+    tokens = {"N_CTX_VISION": vision, "N_CTX_TEXT": text, "CTX_INIT": A_PHOTO, "PREC": "fp16"}
+    depths = {"PROMPT_DEPTH_VISION": depth_vision, "PROMPT_DEPTH_TEXT": 12}
+    return section("IVLP", settings(4, lr, 5), **{**tokens, **depths, **own})
+
+
+def coop(epochs: int = 200, backbone: str = "ViT-B/16", words: str = "", batch: int = 32) -> dict[str, Any]:
+    own = {"CTX_INIT": words} if words else {}
+    return section("COOP", settings(batch, 0.002, epochs, 5 if batch > 1 else 20, backbone), **own)
+
+
+def cocoop(tokens: int, words: str = "", **own: Any) -> dict[str, Any]:
+    fixed = {"N_CTX": tokens, "CTX_INIT": words, "PREC": "fp16"}
+    return section("COCOOP", settings(1, 0.002, 10), **fixed, **own)
+
+
+def promptsrc(epochs: int, depth: int, mean: int, std: int, **own: Any) -> dict[str, Any]:
+    tokens = {"N_CTX_VISION": 4, "N_CTX_TEXT": 4, "CTX_INIT": A_PHOTO, "PREC": "fp16"}
+    depths = {"PROMPT_DEPTH_VISION": depth, "PROMPT_DEPTH_TEXT": depth}
+    losses = {"TEXT_LOSS_WEIGHT": 25, "IMAGE_LOSS_WEIGHT": 10, "GPA_MEAN": mean, "GPA_STD": std}
+    return section("PROMPTSRC", settings(4, 0.0025, epochs), **tokens, **depths, **losses, **own)
+
+
+def kgcoop(batch: int, epochs: int, backbone: str = "ViT-B/16") -> dict[str, Any]:
+    return settings(batch, 0.002, epochs, 5 if batch > 1 else 20, backbone)
+
+
+VPT_DEEP = section(
+    "VPT", settings(4, 0.0025, 5), N_CTX_VISION=8, CTX_INIT=A_PHOTO, PREC="fp16", PROMPT_DEPTH_VISION=12
+)
+RN50_VAL = {**coop(200, "RN50"), "DATALOADER.TRAIN_X.BATCH_SIZE": 200, "DATALOADER.TEST.BATCH_SIZE": 200}
+
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx": (MAPLE, maple()),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx_cross_datasets": (MAPLE, maple(0.0026, 2, 3)),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx_shallow": (OWN, maple(depth=1)),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx_shared": (OWN, maple(COUPLING="shared")),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx_image_to_text": (OWN, maple(DIRECTION="image_to_text")),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx_deep_words": (OWN, maple(DEEP_INIT="words")),
+    "MaPLe/shapes": (OWN, shapes(maple(), "MAPLE", PROMPT_DEPTH=4)),
+    "MaPLe/shapes_shallow": (OWN, shapes(maple(), "MAPLE", PROMPT_DEPTH=1)),
+    "MaPLe/shapes_shared": (OWN, shapes(maple(COUPLING="shared"), "MAPLE", PROMPT_DEPTH=4)),
+    "MaPLeSRC/vit_b16_c2_ep20_batch4_2ctx": (OWN, settings(4, 0.0035, 20)),
+    "MaPLeSRC/shapes": (OWN, shapes(settings(4, 0.0035, 20), "MAPLESRC", PROMPT_DEPTH=4)),
+    "IVLP/vit_b16_c2_ep5_batch4_2+2ctx": (IVLP, ivlp(0.0035, 2, 2)),
+    "IVLP/vit_b16_c2_ep5_batch4_4ctx_language_only": (IVLP, ivlp(0.0025, 0, 4, 0)),
+    "IVLP/shapes": (OWN, shapes(ivlp(0.0035, 2, 2), "IVLP", PROMPT_DEPTH_VISION=6, PROMPT_DEPTH_TEXT=4)),
+    "IVLP/shapes_language_only": (OWN, shapes(ivlp(0.0025, 0, 4, 0), "IVLP", PROMPT_DEPTH_TEXT=4)),
+    "VPT/vit_b16_c2_ep5_batch4_4": (VPT, VPT_DEEP),
+    "VPT/shapes": (OWN, shapes(VPT_DEEP, "VPT", PROMPT_DEPTH_VISION=6)),
+    "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx": (PROMPTSRC, promptsrc(20, 9, 15, 1)),
+    "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": (PROMPTSRC, promptsrc(20, 3, 6, 10)),
+    "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": (PROMPTSRC, promptsrc(50, 9, 30, 30)),
+    "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot_late_mean": (PROMPTSRC, promptsrc(50, 9, 45, 5)),
+    "PromptSRC/shapes": (OWN, shapes(promptsrc(20, 4, 15, 1), "PROMPTSRC")),
+    "KgCoOp/vit_b16_ep100_ctxv1": (KGCOOP, kgcoop(128, 100)),
+    "KgCoOp/rn50_ep100": (KGCOOP, kgcoop(128, 100, "RN50")),
+    "KgCoOp/vit_b16_c4_ep10_batch1_ctxv1": (OWN, kgcoop(1, 10)),
+    "KgCoOp/shapes": (OWN, shapes(kgcoop(1, 10), "KGCOOP")),
+    "KgCoOp/shapes_ep100": (OWN, shapes(kgcoop(128, 100), "KGCOOP")),
+    "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1": (COCOOP, cocoop(4, A_PHOTO)),
+    "CoCoOp/vit_b16_c4_ep10_batch1": (COCOOP, cocoop(4)),
+    "CoCoOp/vit_b16_c8_ep10_batch1": (COCOOP, cocoop(8)),
+    "CoCoOp/vit_b16_c16_ep10_batch1": (COCOOP, cocoop(16)),
+    "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1_heavy": (
+        "arXiv 2210.03117, table of ablations: as many parameters as MaPLe",
+        cocoop(4, A_PHOTO, META_NET_WIDTH=512, META_NET_LAYERS=14),
+    ),
+    "CoCoOp/shapes": (OWN, shapes(cocoop(4, A_PHOTO), "COCOOP")),
+    "CoOp/rn50": (COOP, coop(200, "RN50")),
+    "CoOp/rn50_ctxv1": (COOP, coop(200, "RN50", A_PHOTO)),
+    "CoOp/rn50_ep50": (COOP, coop(50, "RN50")),
+    "CoOp/rn50_ep50_ctxv1": (COOP, coop(50, "RN50", A_PHOTO)),
+    "CoOp/rn50_ep100": (COOP, coop(100, "RN50")),
+    "CoOp/rn50_val": (COOP, RN50_VAL),
+    "CoOp/rn101": (COOP, coop(200, "RN101")),
+    "CoOp/rn101_ep50": (COOP, coop(50, "RN101")),
+    "CoOp/vit_b32": (COOP, coop(200, "ViT-B/32")),
+    "CoOp/vit_b32_ep50": (COOP, coop(50, "ViT-B/32")),
+    "CoOp/vit_b16": (COOP, coop()),
+    "CoOp/vit_b16_ctxv1": (COOP, coop(words=A_PHOTO)),
+    "CoOp/vit_b16_ep50": (COOP, coop(50)),
+    "CoOp/vit_b16_ep50_ctxv1": (COOP, coop(50, words=A_PHOTO)),
+    "CoOp/vit_b16_ep100": (COOP, coop(100)),
+    "CoOp/vit_b16_ep100_ctxv1": (COOP, coop(100, words=A_PHOTO)),
+    "CoOp/vit_b16_c4_ep10_batch1_ctxv1": (OWN, coop(10, words=A_PHOTO, batch=1)),
+    "CoOp/shapes": (OWN, shapes(coop(10, words=A_PHOTO, batch=1), "COOP")),
+    "CoOp/shapes_ep50": (OWN, shapes(coop(50, words=A_PHOTO), "COOP")),
+    "ZeroshotCLIP/vit_b16": (ZEROSHOT, settings(4, None, None)),
+    "ZeroshotCLIP/vit_b32": (ZEROSHOT, settings(4, None, None, backbone="ViT-B/32")),
+    "ZeroshotCLIP/rn50": (ZEROSHOT, settings(4, None, None, backbone="RN50")),
+    "ZeroshotCLIP/rn101": (ZEROSHOT, settings(4, None, None, backbone="RN101")),
+    "ZeroshotCLIP/shapes": (OWN, shapes(settings(4, None, None))),
+    "ZeroshotCLIP2/vit_b16": (ZEROSHOT, settings(4, None, None)),
+    "ZeroshotCLIP2/shapes": (OWN, shapes(settings(4, None, None))),
+}
+
+
+def test_each_file_is_here():
+    files = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/*.yaml")}
+    assert files == set(SETTINGS)
+
+
+@pytest.mark.parametrize("file", SETTINGS)
+def test_a_file_says_what_its_source_says(file):
+    source, wanted = SETTINGS[file]
+    config = Config(new_allowed=True)
+    config.merge_from_file(str(FOLDER / f"{file}.yaml"))
+    assert flat(plain(config)) == wanted, source
+
+
+# --- published results
+
+
+TABLES = json.loads((GOLDEN / "published_tables.json").read_text(encoding="utf-8"))
+STEMS = {
+    **{"ImageNet": "imagenet", "ImageNetV2": "imagenetv2", "ImageNet-Sketch": "imagenet_sketch"},
+    **{"ImageNet-A": "imagenet_a", "ImageNet-R": "imagenet_r", "Caltech101": "caltech101"},
+    **{"OxfordPets": "oxford_pets", "StanfordCars": "stanford_cars", "Flowers102": "oxford_flowers"},
+    **{"Food101": "food101", "FGVCAircraft": "fgvc_aircraft", "SUN397": "sun397", "DTD": "dtd"},
+    **{"EuroSAT": "eurosat", "UCF101": "ucf101", "Average": "average"},
+}
+
+
+def renamed(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Under the names of the files in configs/datasets."""
+    return {STEMS.get(key, "new" if key == "novel" else key): each for key, each in numbers.items()}
+
+
+@pytest.mark.parametrize("method", TABLES["base_to_novel"])
+def test_base_to_novel_is_as_published(method):
+    wanted = {name: renamed(each) for name, each in renamed(TABLES["base_to_novel"][method]).items()}
+    assert published()["base2new"][method] == wanted
+
+
+@pytest.mark.parametrize("table", ["cross_dataset", "domain_generalisation"])
+def test_transfer_is_as_published(table):
+    assert published()[table] == {method: renamed(each) for method, each in TABLES[table].items()}
+
+
+def test_few_shot_curves_and_designs_are_as_published():
+    shots = [str(each) for each in TABLES["few_shot_average"]["shots"]]
+    table = TABLES["few_shot_average"]
+    curves = {name: each for name, each in table.items() if name not in ("shots", "source")}
+    assert published()["few_shot"] == {
+        name: dict(zip(shots, each, strict=True)) for name, each in curves.items()
+    }
+    assert published()["designs"] == {
+        name: {"average": renamed(each)} for name, each in TABLES["designs"].items()
+    }
+
+
+@pytest.mark.parametrize("dataset", [name for name in TABLES["test_sizes"] if name != "columns"])
+def test_numbers_of_test_images_are_as_published(dataset):
+    """They decide which runs may stand beside the published ones; the list of datasets has them, too."""
+    _, base, new = TABLES["test_sizes"][dataset]
+    assert published()["test_sizes"][STEMS[dataset]] == {"base": base, "new": new, "all": base + new}
+    counts = find(STEMS[dataset]).counts
+    assert (counts["test_base"], counts["test_new"], counts["test"]) == (base, new, base + new)
