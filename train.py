@@ -15,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from dassl.utils.logger import check_log
+from dassl.utils.tools import remove_unfinished
 from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
 from experiments.record import Record
 from experiments.run_folder import IN_USE, LOCK_FILE
@@ -70,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
             _check_processes(trainer)
             trainer.train()
         if not args.no_train:
+            check_log()
             record.write()
 
 
@@ -92,6 +95,7 @@ def _locked(folder: str) -> Iterator[None]:
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(folder) / LOCK_FILE, timeout=LOOK):
+        remove_unfinished(folder)
         yield
 
 
