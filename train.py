@@ -15,9 +15,11 @@ from filelock import Timeout
 
 from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from dassl.utils.logger import check_log
+from dassl.utils.tools import remove_unfinished
 from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
 from experiments.record import Record
-from experiments.run_folder import IN_USE, LOCK_FILE, check_held, locked
+from experiments.run_folder import IN_USE, LOCK_FILE, locked
 from prompted_clip.console import run_command
 from prompted_clip.errors import UserError
 from prompted_clip.factory import EMBEDDED
@@ -72,8 +74,7 @@ def main(args: argparse.Namespace) -> None:
             record.identify()
             trainer.train()
         if not args.no_train:
-            if not _rank():
-                check_held(Path(cfg.OUTPUT_DIR))
+            check_log()
             record.write()
 
 
@@ -84,6 +85,7 @@ def _log_and_lock(folder: str) -> Iterator[None]:
         yield
         return
     with _logging_to(folder), locked(Path(folder), LOOK):
+        remove_unfinished(folder)
         yield
 
 

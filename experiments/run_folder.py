@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
@@ -52,14 +52,6 @@ def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
             yield
         finally:
             holder.unlink(missing_ok=True)
-
-
-def check_held(folder: Path) -> None:
-    """Raises a MissingFileError where the folder that this run has locked was removed since."""
-    if not (folder / HOLDER_FILE).is_file():
-        raise MissingFileError(
-            f"--output-dir {folder} was removed while the run went on, with its checkpoints. Run it again."
-        )
 
 
 def is_in_use(folder: Path) -> bool:

@@ -207,9 +207,10 @@ def test_test_returns_the_accuracy_and_takes_further_arguments(cfg, capsys):
     assert trainer.test() == 25.0
     assert trainer.test(split="val", epoch=3) == 25.0
     trainer.val_loader = None
-    trainer.test("val")
+    with pytest.raises(ValueError, match="has no val images"):
+        trainer.test("val")
     found = re.findall(r"\*(\w+)\* set\n=> result\n\* total: (\d+)", capsys.readouterr().out)
-    assert found == [("test", "24"), ("val", "8"), ("test", "24")]
+    assert found == [("test", "24"), ("val", "8")]
 
 
 def test_inference_may_return_more_than_scores(cfg):

@@ -15,7 +15,7 @@ from dassl.engine import TrainerX
 from dassl.engine.ddp import Losses, wrap_ddp
 from dassl.engine.identity import sha256_of
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_pretrained_weights
+from dassl.utils import load_checkpoint
 from dassl.utils.distributed import is_rank_zero
 from prompted_clip import load_model
 from prompted_clip.errors import UserError
@@ -131,7 +131,7 @@ class CLIPPromptTrainer(TrainerX):
     def build_model(self) -> None:
         cfg = self.cfg
         backbone = cfg.MODEL.BACKBONE
-        weights = f", weights: {backbone.PATH}" if backbone.PATH else ""
+        weights = f", weights: {backbone.PATH}, heads and activation of the name" if backbone.PATH else ""
         print(f"Loading CLIP (backbone: {backbone.NAME}{weights})")
         clip_model = load_model(backbone.NAME, backbone.PATH).requires_grad_(False)
         if self.has_image_tokens(cfg) and not isinstance(clip_model.visual, VisionTransformer):
@@ -143,8 +143,6 @@ class CLIPPromptTrainer(TrainerX):
         learner.identity = identity_of(self, clip_model)
         # Not the whole model: what is saved and optimised is what is learned.
         saved = nn.ModuleDict({"prompt_learner": learner}) if self.prefixed_keys else learner
-        if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(saved, cfg.MODEL.INIT_WEIGHTS)
 
         print("Turning off gradients in both the image and the text encoder")
         self.precision = Precision(self.own_settings.PREC, self.device)
@@ -160,6 +158,18 @@ class CLIPPromptTrainer(TrainerX):
             self.optim = build_optimizer(learner, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
             self.register_model(self.model_name, saved, self.optim, self.sched)
+        if cfg.MODEL.INIT_WEIGHTS:
+            self._start_from(cfg.MODEL.INIT_WEIGHTS)
+
+    def _start_from(self, path: str) -> None:
+        """Loads what a checkpoint that fits this run has learned, as a test of it does."""
+        if not self._models:
+            raise UserError(f"MODEL.INIT_WEIGHTS is {path}, but {type(self).__name__} learns nothing.")
+        content = load_checkpoint(path)
+        checkpoint = content if "state_dict" in content else {"state_dict": content}
+        state = self.checked_state(self.model_name, checkpoint, path)
+        self._models[self.model_name].load_state_dict(state, strict=False)
+        print(f'Successfully loaded pretrained weights from "{path}"')
 
     def warn_of_unused_depth(self, key: str, tower: str, transformer: Transformer) -> None:
         """Warns of prompts beyond an encoder's blocks; the reference takes such depths, and so do we.
@@ -268,6 +278,13 @@ class CLIPPromptTrainer(TrainerX):
     def model_inference(self, input: Tensor) -> Tensor:
         with self.precision.autocast():
             return self.model(input)
+
+    def hint_of_overflow(self) -> str:
+        """As the engine's; where CLIP computes in float16, first of all an overflow."""
+        if self.own_settings.PREC not in ("fp16", "amp"):
+            return super().hint_of_overflow()
+        key = f"TRAINER.{self.settings_key()}.PREC"
+        return f" float16 may overflow: set {key} to bf16 or fp32.{super().hint_of_overflow()}"
 
     @torch.no_grad()
     def test(self, split=None, **kwargs):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dassl.engine.bounds import LARGEST, leaves
 from prompted_clip import pixel_statistics
 from prompted_clip.errors import UserError
+from prompted_clip.factory import interpolation
 from prompted_clip.model import CLIP
 from prompted_clip.shared_prefix import AUTOMATIC, CLASSES_AT_ONCE, NEVER
 
@@ -30,6 +32,9 @@ def check_settings(cfg, takes_views: bool) -> None:
     """
     if empty := keys_without_value(cfg):
         raise UserError(f"{empty[0]} is None; a prompt trainer wants a value. Leave it out for the default.")
+    for key, value in leaves(cfg.TRAINER):
+        if isinstance(value, (int, float)) and abs(value) > LARGEST:
+            raise UserError(f"TRAINER.{key} is {value}; allowed are numbers up to {int(LARGEST):,}.")
     if cfg.TRAIN.CUDA_GRAPHS not in ("auto", "off"):
         raise UserError(f"TRAIN.CUDA_GRAPHS is {cfg.TRAIN.CUDA_GRAPHS!r}; allowed are auto and off.")
     if len(cfg.INPUT.SIZE) != 2:
@@ -38,8 +43,8 @@ def check_settings(cfg, takes_views: bool) -> None:
         )
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         values = cfg.INPUT[key]
-        if len(values) != 3 or (key == "PIXEL_STD" and min(values) <= 0):
-            raise UserError(f"INPUT.{key} is {values}; allowed are three numbers, stds above 0.")
+        if len(values) != 3:
+            raise UserError(f"INPUT.{key} is {values}; allowed are three numbers.")
     if cfg.INPUT.NO_TRANSFORM:
         raise UserError("INPUT.NO_TRANSFORM is True; allowed is False: CLIP takes transformed images.")
     views = cfg.DATALOADER.K_TRANSFORMS
@@ -56,7 +61,7 @@ def check_settings(cfg, takes_views: bool) -> None:
 
 
 def check_input(cfg, clip_model: CLIP) -> None:
-    """Refuses images of another size than CLIP's, and warns of another normalisation.
+    """Refuses images of another size than CLIP's; warns of another normalisation or interpolation, or none.
 
     Raises:
         ValueError: names INPUT.SIZE and the size that CLIP takes.
@@ -67,7 +72,19 @@ def check_input(cfg, clip_model: CLIP) -> None:
             f"INPUT.SIZE is {size}, but this CLIP ({cfg.MODEL.BACKBONE.NAME}) takes images of "
             f"{needed}×{needed} pixels; set INPUT.SIZE to ({needed}, {needed})."
         )
-    trained_with = pixel_statistics(cfg.MODEL.BACKBONE.NAME)
+    name = cfg.MODEL.BACKBONE.NAME
+    if interpolation(name) != cfg.INPUT.INTERPOLATION:
+        print(
+            f"Warning: INPUT.INTERPOLATION is {cfg.INPUT.INTERPOLATION}, but this CLIP was trained with "
+            f"{interpolation(name)}"
+        )
+    trained_with = pixel_statistics(name)
+    if "normalize" not in cfg.INPUT.TRANSFORMS:
+        print(
+            "Warning: INPUT.TRANSFORMS has no normalize: images are not normalised, but this CLIP was "
+            "trained with mean {} and std {}".format(*trained_with)
+        )
+        return
     for key, values in zip(("PIXEL_MEAN", "PIXEL_STD"), trained_with, strict=True):
         here = tuple(cfg.INPUT[key])
         if any(abs(a - b) > 1e-3 for a, b in zip(here, values, strict=True)):

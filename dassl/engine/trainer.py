@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os.path as osp
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,17 +16,19 @@ from yacs.config import CfgNode
 
 from dassl.config import key_or_default
 from dassl.data import DataManager
+from dassl.engine.bounds import check_numbers
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
 from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
 from dassl.engine.identity import data_parts, identity_differences, identity_of, settings_of, sha256_of_file
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
-from dassl.evaluation import Predictions, build_evaluator
+from dassl.evaluation import FiniteScores, Predictions, build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
 from dassl.utils.distributed import all_reduce_mean, get_world_size, is_rank_zero, rank_zero_first
+from dassl.utils.logger import check_log
 from dassl.utils.meters import DeferredMetrics
-from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.errors import MissingFileError, NotFiniteError, UserError
 
 __all__ = [
     "AverageMeter",
@@ -53,20 +56,6 @@ def _check_choice(cfg: CfgNode, key: str) -> None:
         raise UserError(f"{key} is {cfg[section][name]!r}; choose from {', '.join(CHOICES[key])}.")
 
 
-# Below these, torch would stop with an error that does not name the key.
-LEAST = {
-    "DATALOADER.NUM_WORKERS": 0,
-    "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
-    "DATALOADER.TEST.BATCH_SIZE": 1,
-    "OPTIM.LR": 0,
-    "OPTIM.MAX_EPOCH": 0,
-    "OPTIM.MOMENTUM": 0,
-    "OPTIM.WEIGHT_DECAY": 0,
-    "TRAIN.CHECKPOINTS_KEPT": 0,
-    "TRAIN.PRINT_FREQ": 1,
-}
-
-
 class SimpleTrainer(TrainerBase):
     """Builds data, model and evaluator from a config; trains, resumes, saves and tests.
 
@@ -79,13 +68,7 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        for key, least in LEAST.items():
-            section = cfg
-            for part in key.split(".")[:-1]:
-                section = section[part]
-            value = key_or_default(section, key)
-            if value is not None and value < least:  # None: judged where it is used
-                raise UserError(f"{key} is {value}; allowed is {least} or more.")
+        check_numbers(cfg)
         self.check_cfg(cfg)
 
         self.device = select_device(cfg)
@@ -95,6 +78,10 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         with rank_zero_first():  # which may make the dataset, and fetch weights
             self.build_data_loader()
+            if self.num_classes == 1:
+                print(
+                    "Warning: the dataset has a single class: every answer is right, and nothing is learned"
+                )
             self.build_model()
         broadcast_initial_state(self._models.values())
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -220,6 +207,8 @@ class SimpleTrainer(TrainerBase):
             self._check_val()
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
+        if directory == self.output_dir:
+            self._remove_surplus()  # of a run that was killed in between
         if self.cfg.RESUME and not self.start_epoch:
             raise MissingFileError(
                 f"RESUME is {directory}, but there is no checkpoint; leave it out to start anew."
@@ -250,6 +239,11 @@ class SimpleTrainer(TrainerBase):
         if self._keeps_best():
             self._check_val()
             result = self.test(split="val")
+            if not math.isfinite(result):
+                raise NotFiniteError(
+                    f"The result on the val images of epoch {finished} is {result}: TEST.FINAL_MODEL "
+                    "best_val cannot choose by it."
+                )
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(
@@ -258,61 +252,83 @@ class SimpleTrainer(TrainerBase):
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if finished == self.max_epoch or (frequency > 0 and finished % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
-            newest = key_or_default(self.cfg.TRAIN, "TRAIN.CHECKPOINTS_KEPT")
-            if newest and is_rank_zero():
-                folders = [osp.join(self.output_dir, name) for name in self.get_model_names()]
-                remove_all_but_newest(folders, newest)
+            self._remove_surplus()
+
+    def _remove_surplus(self) -> None:
+        newest = key_or_default(self.cfg.TRAIN, "TRAIN.CHECKPOINTS_KEPT")
+        if newest and is_rank_zero():
+            folders = [osp.join(self.output_dir, name) for name in self.get_model_names()]
+            remove_all_but_newest(folders, newest)
 
     def _keeps_best(self) -> bool:
         return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
 
     def _check_val(self) -> None:
-        # Upstream would choose by the test images instead.
+        # Upstream would choose, and test, by the test images instead.
         if self._keeps_best() and self.val_loader is None:
             raise UserError(
                 "TEST.FINAL_MODEL is best_val, but the dataset has no val images; choose last_step."
             )
+        tests = not self.cfg.TEST.NO_TEST and not self._overrides("test")
+        if tests and self.cfg.TEST.SPLIT == "val" and self.val_loader is None:
+            raise UserError("TEST.SPLIT is val, but the dataset has no val images; choose test.")
 
     @torch.no_grad()
     def test(self, split: str | None = None, **kwargs: Any) -> float:
         """Evaluates on a split. With `TEST.SAVE_PREDICTIONS`, writes the predicted class of each image.
 
         Args:
-            split: `val` or `test`; by default `cfg.TEST.SPLIT`. Without val images it is `test`.
+            split: `val` or `test`; by default `cfg.TEST.SPLIT`.
             kwargs: for trainers that override this; not used here.
 
         Returns:
             The evaluator's first metric: the accuracy in percent.
+
+        Raises:
+            ValueError: there are no such images.
+            FloatingPointError: scores are not finite; nothing is evaluated then.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
         if not split:
             _check_choice(self.cfg, "TEST.SPLIT")
             split = self.cfg.TEST.SPLIT
-        if split == "val" and self.val_loader is not None:
-            data_loader = self.val_loader
-        else:
-            split, data_loader = "test", self.test_loader
+        data_loader = self.val_loader if split == "val" else self.test_loader
+        split = "val" if split == "val" else "test"
         if data_loader is None:
-            raise UserError(f"DATASET.NAME {self.cfg.DATASET.NAME} has no test images.")
+            raise UserError(
+                f"DATASET.NAME {self.cfg.DATASET.NAME} has no {split} images (TEST.SPLIT "
+                f"{self.cfg.TEST.SPLIT}): test on the other part, or give it such images."
+            )
         print(f"Evaluate on the *{split}* set")
         saves = key_or_default(self.cfg.TEST, "TEST.SAVE_PREDICTIONS")
         predictions = Predictions(self.cfg, self.lab2cname) if saves else None
+        finite = FiniteScores(f"the {split} images", self.hint_of_overflow())
 
         # A progress bar on a terminal only: in a log file each step of it would be a line.
         for batch in tqdm(data_loader, delay=2, leave=False, disable=not is_rank_zero() or None):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             output = output[0] if isinstance(output, tuple) else output
+            finite.add(output)
             self.evaluator.process(output, label)
             if predictions is not None:
                 predictions.add(batch, output, label)
+        finite.check()
         results = self.evaluator.evaluate()
+        if not math.isfinite(next(iter(results.values()))):
+            name, value = next(iter(results.items()))
+            raise NotFiniteError(f"The {name} of the {split} images is {value}: it is no result.")
+        check_log()
         if predictions is not None:
             predictions.write(osp.join(self.output_dir, f"predictions_{split}.csv"))
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
+
+    def hint_of_overflow(self) -> str:
+        """What may have made scores that are not finite."""
+        return " Look at the weights, at the checkpoint, and at INPUT.PIXEL_MEAN and INPUT.PIXEL_STD."
 
     def model_inference(self, input: Any) -> Any:
         """Logits `(batch class)` of a batch; or a tuple that begins with them."""

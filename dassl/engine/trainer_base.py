@@ -16,6 +16,7 @@ from dassl.utils import load_checkpoint, restore_rng_state, rng_state, save_chec
 from dassl.utils.checkpoint import WAY_OUT, check_optimizer, check_scheduler, point_to, strip_module
 from dassl.utils.checkpoint_parts import check_numbers, check_parts, check_random_states, check_scaler
 from dassl.utils.distributed import barrier, gather, get_rank, get_world_size, is_rank_zero
+from dassl.utils.logger import check_log
 from dassl.utils.meters import DeferredMetrics
 from prompted_clip.errors import UserError
 
@@ -169,6 +170,7 @@ class TrainerBase:
             FloatingPointError: a loss or a learned number is not finite. Nothing is written then.
         """
         self.check_losses()
+        check_log()
         for name in self.get_model_names():
             self._check_numbers(name, f"{name} in epoch {epoch + 1}, which is not saved")
         for name in self.get_model_names():

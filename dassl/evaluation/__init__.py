@@ -2,6 +2,14 @@
 
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .evaluator import Classification, EvaluatorBase
+from .finite import FiniteScores
 from .predictions import Predictions
 
-__all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "Predictions", "build_evaluator"]
+__all__ = [
+    "EVALUATOR_REGISTRY",
+    "Classification",
+    "EvaluatorBase",
+    "FiniteScores",
+    "Predictions",
+    "build_evaluator",
+]

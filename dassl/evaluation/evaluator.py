@@ -15,11 +15,12 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
+from dassl.utils.checkpoint import save_whole
 from dassl.utils.distributed import gather, interleave, is_rank_zero, is_sharded
-from dassl.utils.tools import atomic_open
 from prompted_clip.errors import UserError
 
 from .build import EVALUATOR_REGISTRY
+from .finite import FiniteScores
 
 
 @contextmanager
@@ -78,6 +79,7 @@ class Classification(EvaluatorBase):
         self._total = 0
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
+        self._finite = FiniteScores("those that are evaluated")
         self._deferred: list[tuple[Tensor, Tensor]] = []  # predicted and true labels, still on a GPU
         self._per_class_res: defaultdict[int, list[int]] | None = (
             defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
@@ -89,8 +91,12 @@ class Classification(EvaluatorBase):
         Args:
             mo: logits `(batch class)`, or a tuple that begins with them.
             gt: labels `(batch)`.
+
+        Raises:
+            FloatingPointError: scores are not finite; of those on a GPU, `evaluate` says so.
         """
         mo = mo[0] if isinstance(mo, tuple) else mo
+        self._finite.add(mo)
         predicted = mo.max(1)[1]
         if predicted.is_cuda and type(self) is Classification:  # a subclass may look at each batch's labels
             self._deferred.append((predicted, gt))
@@ -98,7 +104,8 @@ class Classification(EvaluatorBase):
             self._count(predicted.tolist(), gt.tolist())
 
     def _flush(self) -> None:
-        """Counts the batches that are still on a GPU, with one sync."""
+        """Counts the batches that are still on a GPU, with one sync for the labels and one for the scores."""
+        self._finite.check()
         if self._deferred:
             predicted, labels = (torch.cat(tensors).tolist() for tensors in zip(*self._deferred, strict=True))
             self._deferred = []
@@ -118,7 +125,7 @@ class Classification(EvaluatorBase):
         """Prints the metrics and returns them.
 
         Raises:
-            ValueError: no sample was processed.
+            ValueError: no sample was processed, or scores were not finite.
         """
         self._flush()
         if is_sharded(self.cfg) and not self._is_gathered:
@@ -179,6 +186,5 @@ class Classification(EvaluatorBase):
         with _any_number_of_classes():
             matrix = confusion_matrix(self._y_true, self._y_pred, labels=labels, normalize="true")
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
-        with atomic_open(path, "wb") as file:
-            torch.save(torch.from_numpy(matrix), file)
+        save_whole(torch.from_numpy(matrix), path)
         print(f"Confusion matrix is saved to {path}")

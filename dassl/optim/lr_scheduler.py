@@ -130,6 +130,11 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: Any) -> LRScheduler:
 
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
+    if 0 < optim_cfg.MAX_EPOCH <= optim_cfg.WARMUP_EPOCH:
+        print(
+            f"Warning: OPTIM.WARMUP_EPOCH is {optim_cfg.WARMUP_EPOCH} and OPTIM.MAX_EPOCH "
+            f"{optim_cfg.MAX_EPOCH}: all epochs are warm-up, and none has the learning rate OPTIM.LR"
+        )
     if not optim_cfg.WARMUP_RECOUNT:
         scheduler.last_epoch = optim_cfg.WARMUP_EPOCH
     if optim_cfg.WARMUP_TYPE == "constant":

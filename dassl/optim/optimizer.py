@@ -46,6 +46,14 @@ def build_optimizer(
     groups = list(param_groups)
     _check_learnable(groups)
 
+    try:
+        return _build(model, groups, optim_cfg)
+    except ValueError as error:  # of torch, of settings that do not go together
+        raise UserError(f"OPTIM.NAME {name}: {error}") from error
+
+
+def _build(model: nn.Module | Iterable[Any], groups: list[Any], optim_cfg: Any) -> Optimizer:
+    name = optim_cfg.NAME
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     adam = {
         **common,

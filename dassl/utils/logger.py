@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import IO, Any, TextIO
+
+from prompted_clip.errors import MissingFileError
 
 from .tools import mkdir_if_missing
 
@@ -19,7 +22,7 @@ class Logger:
     """
 
     def __init__(self, fpath: str | None = None) -> None:
-        self.console: TextIO = sys.stdout
+        self.console: TextIO | None = sys.stdout
         self.fpath = fpath
         self.file: IO[str] | None = None
 
@@ -38,21 +41,28 @@ class Logger:
         return getattr(self.console, name)  # encoding, isatty(), ...
 
     def write(self, msg: str) -> None:
-        self.console.write(msg)
+        if self.console is not None:  # as where a program is started with its stdout closed
+            self.console.write(msg)
         if self.file is None and self.fpath is not None and msg:
             self.file = _open_new(self.fpath)
         if self.file is not None:
-            self.file.write(msg)
+            try:
+                self.file.write(msg)
+            except OSError as error:
+                error.filename = self.file.name  # a full disk does not say whose
+                raise
 
     def flush(self) -> None:
-        self.console.flush()
+        if self.console is not None:
+            self.console.flush()
         if self.file is not None:
             self.file.flush()
 
     def close(self) -> None:
         """Closes the file. What is written later goes to the console alone."""
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # of a full disk, which the line that was not written has told
+                self.file.close()
         self.file = self.fpath = None
 
 
@@ -75,6 +85,18 @@ def setup_logger(output: str | None = None) -> None:
         fpath = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
         _current = Logger(fpath)
         sys.stdout = _current
+
+
+def check_log() -> None:
+    """Raises a FileNotFoundError where the log file was removed since it was opened, or its folder was."""
+    if _current is None or _current.file is None:
+        return
+    path = _current.file.name
+    if not os.path.exists(path) or os.fstat(_current.file.fileno()).st_nlink == 0:
+        raise MissingFileError(
+            f"{path} was removed while the run went on, alone or with its folder. The run is ended, as its "
+            "results would be without their log: start it again, and leave its folder alone."
+        )
 
 
 def _open_new(fpath: str) -> IO[str]:
