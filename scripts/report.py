@@ -110,9 +110,10 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Prints the tables, or writes them."""
     gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
     report = make_report(gathered, args.metric, f"python -m scripts.report {shlex.join(words)}")
-    for warning in report.warnings:
+    is_printed = args.format in PRINTED and args.out is None
+    for warning in report.warnings if not is_printed else ():  # a printed report has them
         print(f"warning: {warning}", file=sys.stderr)
-    if args.format in PRINTED and args.out is None:
+    if is_printed:
         print(PRINTED[args.format][1](report), end="")
     else:
         names = [*PRINTED, *WRITTEN] if args.format == "all" else [args.format]

@@ -124,7 +124,7 @@ def test_csv_with_commas_and_quotes_is_read_back(tmp_path: Path) -> None:
 
 def test_latex_escapes_and_is_balanced(tmp_path: Path) -> None:
     source = latex(odd_report(tmp_path))
-    name = r"My\_Method (50\%\_of|\{x\}\&$<$b$>$\$\#\textasciitilde{}\textasciicircum{}\textbackslash{}*)"
+    name = r"My\_Method (50\%\_of|\{x\}\&$<$b$>$\$\#\textasciitilde{}\textasciicircum{}\textbackslash{}{*})"
     assert name in source
     code = "\n".join(line for line in source.splitlines() if not line.startswith("%"))
     for opening, closing in (
@@ -161,7 +161,7 @@ def test_long_latex_tables_are_divided_between_datasets(tmp_path: Path) -> None:
 def test_markdown_escapes_what_would_break_a_table(tmp_path: Path) -> None:
     page = markdown(odd_report(tmp_path))
     (row,) = [line for line in page.splitlines() if "82.00 ± 0.82" in line]
-    assert "My\\_Method (50%\\_of\\|{x}&&lt;b>$#~^\\\\\\*)" in row
+    assert "My\\_Method (50%\\_of\\|{x}&amp;&lt;b&gt;\\$\\#\\~^\\\\\\*)" in row
     assert len(re.findall(r"(?<!\\)\|", row)) == 6
 
 
@@ -240,8 +240,13 @@ def test_a_broken_file_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "b" / "result.json").write_text("{")
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.err.startswith(f"warning: {tmp_path / 'b' / 'result.json'} is not JSON")
+    told = f"{tmp_path / 'b' / 'result.json'} is not JSON"
+    assert f"- {told}" in printed.out
     assert "80.00" in printed.out
+    assert main([str(tmp_path), "--format", "all", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.startswith(f"warning: {told}")
+    for file in FILES - {"runs.csv"}:
+        assert "is not JSON" in (tmp_path / "out" / file).read_text(), file
 
 
 @pytest.mark.parametrize(
@@ -294,3 +299,48 @@ def test_a_full_disk_leaves_the_report_that_was_there(
     assert main([str(tmp_path), "--format", "all"]) == 1
     assert "No space left" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in (tmp_path / "report").iterdir()} == before
+
+
+ATTACKS = {
+    "device": "gpu\n\\immediate\\write18{touch x}\n\\input{/etc/passwd}",
+    "trainer": "=cmd|' /C calc'!A0",
+    "config": "\x1b]0;owned\x07\u202e$\\foo{$ [x](javascript:alert(1)) <img src=x>",
+    "dataset_config": "@SUM(1)\r\n% \ud800 _name",
+    "commit": "\n\\end{document}",
+    "backbone": "\u2028\\input{x}",
+}
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
+def test_names_are_no_syntax_of_any_format(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, role in ((1, "base"), (2, "base"), (1, "new")):
+        write(tmp_path / "runs" / f"{role}{seed}", result(80.0 + seed, classes=role, seed=seed, **ATTACKS))
+    write(tmp_path / "runs" / "other", result(70.0))
+    assert main([str(tmp_path / "runs"), "--format", form, "--out", str(tmp_path / "out")]) == 0
+    for file in (tmp_path / "out").iterdir():
+        words = file.read_bytes().decode()
+        assert all(line.replace("\N{NO-BREAK SPACE}", " ").isprintable() for line in words.split("\n"))
+        assert "81.50" in words or file.name == "runs.csv"
+        if form == "latex":
+            ours = (
+                "%",
+                "\\begin",
+                "\\end{t",
+                "\\end{a",
+                "\\centering",
+                "\\caption",
+                *("\\toprule", "\\midrule"),
+            )
+            starts = (*ours, "\\bottomrule")
+            assert all(line.startswith(starts) for line in words.splitlines() if line.startswith("\\"))
+        if form == "csv":
+            cells = [cell for row in csv.reader(io.StringIO(words)) for cell in row]
+            assert not [cell for cell in cells if re.match(r"[=+@\t\r]|-(?![\d.]+$)", cell)]
+        if form == "markdown":
+            assert not re.search(r"(?<!\\)\]\(", words)
+            assert "<img" not in words
+        if form == "html":
+            assert "<img src=x>" not in words
+    assert "\x1b" not in capsys.readouterr().out

@@ -13,6 +13,7 @@ from experiments.results.result_file import LOG, read_json
 from experiments.results.runs import Run, gather
 from experiments.results.statistics import Value
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import printable
 
 MOST_MISSING = 4  # that a line names
 HOLLOW = ": hollow points lack seeds, and averages that lack a run are left out"
@@ -31,7 +32,8 @@ def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | 
         ValueError: there is no such run in it.
     """
     wanted = list(protocols)
-    runs = [run for run in gather([folder], read_methods()).runs if run.protocol in wanted]
+    gathered = printable(gather([folder], read_methods()))
+    runs = [run for run in gathered.runs if run.protocol in wanted]
     if not runs:
         raise UserError(
             f"{folder} holds no run of {' or '.join(wanted)}; python -m scripts.sweep {wanted[0]} makes them."
