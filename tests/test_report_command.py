@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from experiments.report.latex import LATEX_SIGNS, latex
 from experiments.report.page import PageFigure, page
 from experiments.report.report import Report, make_report
 from experiments.results.runs import gather
+from experiments.sweeps.job import Job
+from experiments.sweeps.queue import Status
+from prompted_clip.errors import UserError
+from scripts import sweep
 from scripts.report import main
 
 FILES = {"report.txt", "report.md", "report.tex", "runs.csv", "tables.csv", "report.html"}
@@ -344,3 +349,52 @@ def test_names_are_no_syntax_of_any_format(
         if form == "html":
             assert "<img src=x>" not in words
     assert "\x1b" not in capsys.readouterr().out
+
+
+OWN_PROTOCOL = """
+title: my own ablation
+datasets: [dtd, eurosat]
+train: {role: ROLE, classes: ROLE, folder: "mine/train/{dataset}/{curve}_{value}/seed{seed}"}
+axis: width of my prompts (tokens)
+values: [3, 1, 2]
+curves:
+  second: {method: MaPLe, options: [TRAINER.MAPLE.N_CTX]}
+  first: {method: MaPLe, options: [TRAINER.MAPLE.PROMPT_DEPTH]}
+"""
+
+
+@pytest.mark.parametrize("role", ["base", "all"])
+def test_a_sweep_of_a_protocol_of_ones_own_is_reported(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "mine.yaml", tmp_path / "output"
+    tests = "tests: [{role: new, classes: new, folder: 'mine/test/{dataset}/{curve}_{value}/seed{seed}'}]"
+    content = OWN_PROTOCOL.replace("ROLE", role) + (tests if role == "base" else "")
+    file.write_text(content)
+
+    def run_here(_: object, jobs: Sequence[Job], folder: Path) -> Status:
+        for number, job in enumerate(jobs):
+            planned = job.planned
+            accuracy = 60 + (planned.value or 0) + number / 100
+            write(folder / job.folder, result(accuracy, planned.dataset, planned.classes, planned.seed))
+        return Status(jobs, finished={job.folder for job in jobs})
+
+    monkeypatch.setattr(sweep, "run_here", run_here)
+    monkeypatch.setattr("experiments.sweeps.preflight.check", lambda *_, **__: None)
+    words = [str(file), "--seeds", "1", "2", "--output", str(output)]
+    assert sweep.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "second" in printed
+    assert "missing" not in printed
+    assert len(re.findall(r"6[1-3]\.\d\d ± ", printed)) >= 2 * 3 * 3
+    page_of_sweep = (output / "report" / "report.html").read_text()
+    assert f"python -m scripts.sweep {file}" in page_of_sweep
+    assert page_of_sweep.count("data:image/png") == 1
+    file.unlink()
+    assert main([str(output)]) == 0
+    assert main([str(output), "--format", "html"]) == 0
+
+    file.write_text(content)
+    monkeypatch.setattr("scripts.report.make_report", lambda *_: (_ for _ in ()).throw(UserError("no table")))
+    assert sweep.main(words) == 2
+    assert "report: no table" in capsys.readouterr().err
