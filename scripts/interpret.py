@@ -19,6 +19,7 @@ from tabulate import tabulate
 from experiments.interpret import METRICS, Token, Vocabulary, load_words, read_learned, rows_of, text_tokens
 from prompted_clip.console import run_command
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import csv_cell, printable
 
 FORMATS = ("table", "csv")
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         rows = rows_of(tokens, vocabulary, args.top)
         writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
         return
     print_table(tokens, vocabulary, args.top)
     trainer = learned.identity.get("trainer", "")
@@ -68,7 +69,12 @@ def print_table(tokens: Sequence[Token], vocabulary: Vocabulary, top: int) -> No
     for token in tokens:
         found = vocabulary.nearest(token.vector, top)
         rows.append(
-            [token.depth, token.classname, token.position, *(f"{n.word} {n.distance:.4f}" for n in found)]
+            [
+                token.depth,
+                printable(token.classname),
+                token.position,
+                *(f"{n.word} {n.distance:.4f}" for n in found),
+            ]
         )
     headers = ["depth", "class", "token", *(f"{rank}." for rank in range(1, len(rows[0]) - 2))]
     if not any(token.classname for token in tokens):

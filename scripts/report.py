@@ -99,20 +99,26 @@ def write(report: Report, names: Sequence[str], folder: Path) -> None:
             print(f"Written: {folder / file}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def main(argv: Sequence[str] | None = None, command: str = "") -> int:
+    """The command; returns its exit code.
+
+    Args:
+        command: of which this is the end, such as a sweep's; the page shows it.
+    """
     args = build_parser().parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
-    return run_command("report", lambda: run(args, words))
+    command = command or f"python -m scripts.report {shlex.join(words)}"
+    return run_command("report", lambda: run(args, command))
 
 
-def run(args: argparse.Namespace, words: Sequence[str]) -> None:
+def run(args: argparse.Namespace, command: str) -> None:
     """Prints the tables, or writes them."""
     gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
-    report = make_report(gathered, args.metric, f"python -m scripts.report {shlex.join(words)}")
-    for warning in report.warnings:
+    report = make_report(gathered, args.metric, command)
+    is_printed = args.format in PRINTED and args.out is None
+    for warning in report.warnings if not is_printed else ():  # a printed report has them
         print(f"warning: {warning}", file=sys.stderr)
-    if args.format in PRINTED and args.out is None:
+    if is_printed:
         print(PRINTED[args.format][1](report), end="")
     else:
         names = [*PRINTED, *WRITTEN] if args.format == "all" else [args.format]

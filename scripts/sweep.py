@@ -170,12 +170,13 @@ def run(args: argparse.Namespace) -> int:
     for folder, reason in status.failed.items():
         print(f"failed: {output / folder}: {reason}", file=sys.stderr)
     print(f"{len(status.finished)} of {len(jobs)} runs have a result in {output}.\n")
+    reported = 0
     if not args.show:
-        report.main([str(output), "--protocol", protocol.name])
+        reported = report.main([str(output), "--protocol", protocol.name], args.command)
         print()
-        report.main([str(output), "--format", "all"])
+        reported = report.main([str(output), "--format", "all"], args.command) or reported
         print(f"\nTo see it in a browser: {(output / 'report' / 'report.html').as_uri()}")
-    return 1 if status.failed else 0
+    return 1 if status.failed else reported
 
 
 def run_on_cluster(
@@ -203,8 +204,9 @@ def run_here(args: argparse.Namespace, jobs: Sequence[Job], output: Path) -> Sta
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 1 if a run failed, 2 for what the user can mend."""
+    """The command; returns its exit code: 1 if a run failed, that of the report, 2 for bad input."""
     args = build_parser().parse_args(argv)
+    args.command = f"python -m scripts.sweep {shlex.join(sys.argv[1:] if argv is None else argv)}"
     return run_command("sweep", lambda: run(args))
 
 

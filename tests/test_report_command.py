@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from experiments.report.latex import LATEX_SIGNS, latex
 from experiments.report.page import PageFigure, page
 from experiments.report.report import Report, make_report
 from experiments.results.runs import gather
+from experiments.sweeps.job import Job
+from experiments.sweeps.queue import Status
+from prompted_clip.errors import UserError
+from scripts import sweep
 from scripts.report import main
 
 FILES = {"report.txt", "report.md", "report.tex", "runs.csv", "tables.csv", "report.html"}
@@ -124,7 +129,7 @@ def test_csv_with_commas_and_quotes_is_read_back(tmp_path: Path) -> None:
 
 def test_latex_escapes_and_is_balanced(tmp_path: Path) -> None:
     source = latex(odd_report(tmp_path))
-    name = r"My\_Method (50\%\_of|\{x\}\&$<$b$>$\$\#\textasciitilde{}\textasciicircum{}\textbackslash{}*)"
+    name = r"My\_Method (50\%\_of|\{x\}\&$<$b$>$\$\#\textasciitilde{}\textasciicircum{}\textbackslash{}{*})"
     assert name in source
     code = "\n".join(line for line in source.splitlines() if not line.startswith("%"))
     for opening, closing in (
@@ -161,7 +166,7 @@ def test_long_latex_tables_are_divided_between_datasets(tmp_path: Path) -> None:
 def test_markdown_escapes_what_would_break_a_table(tmp_path: Path) -> None:
     page = markdown(odd_report(tmp_path))
     (row,) = [line for line in page.splitlines() if "82.00 ± 0.82" in line]
-    assert "My\\_Method (50%\\_of\\|{x}&&lt;b>$#~^\\\\\\*)" in row
+    assert "My\\_Method (50%\\_of\\|{x}&amp;&lt;b&gt;\\$\\#\\~^\\\\\\*)" in row
     assert len(re.findall(r"(?<!\\)\|", row)) == 6
 
 
@@ -240,8 +245,13 @@ def test_a_broken_file_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "b" / "result.json").write_text("{")
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.err.startswith(f"warning: {tmp_path / 'b' / 'result.json'} is not JSON")
+    told = f"{tmp_path / 'b' / 'result.json'} is not JSON"
+    assert f"- {told}" in printed.out
     assert "80.00" in printed.out
+    assert main([str(tmp_path), "--format", "all", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.startswith(f"warning: {told}")
+    for file in FILES - {"runs.csv"}:
+        assert "is not JSON" in (tmp_path / "out" / file).read_text(), file
 
 
 @pytest.mark.parametrize(
@@ -294,3 +304,97 @@ def test_a_full_disk_leaves_the_report_that_was_there(
     assert main([str(tmp_path), "--format", "all"]) == 1
     assert "No space left" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in (tmp_path / "report").iterdir()} == before
+
+
+ATTACKS = {
+    "device": "gpu\n\\immediate\\write18{touch x}\n\\input{/etc/passwd}",
+    "trainer": "=cmd|' /C calc'!A0",
+    "config": "\x1b]0;owned\x07\u202e$\\foo{$ [x](javascript:alert(1)) <img src=x>",
+    "dataset_config": "@SUM(1)\r\n% \ud800 _name",
+    "commit": "\n\\end{document}",
+    "backbone": "\u2028\\input{x}",
+}
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
+def test_names_are_no_syntax_of_any_format(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, role in ((1, "base"), (2, "base"), (1, "new")):
+        write(tmp_path / "runs" / f"{role}{seed}", result(80.0 + seed, classes=role, seed=seed, **ATTACKS))
+    write(tmp_path / "runs" / "other", result(70.0))
+    assert main([str(tmp_path / "runs"), "--format", form, "--out", str(tmp_path / "out")]) == 0
+    for file in (tmp_path / "out").iterdir():
+        words = file.read_bytes().decode()
+        assert all(line.replace("\N{NO-BREAK SPACE}", " ").isprintable() for line in words.split("\n"))
+        assert "81.50" in words or file.name == "runs.csv"
+        if form == "latex":
+            ours = (
+                "%",
+                "\\begin",
+                "\\end{t",
+                "\\end{a",
+                "\\centering",
+                "\\caption",
+                *("\\toprule", "\\midrule"),
+            )
+            starts = (*ours, "\\bottomrule")
+            assert all(line.startswith(starts) for line in words.splitlines() if line.startswith("\\"))
+        if form == "csv":
+            cells = [cell for row in csv.reader(io.StringIO(words)) for cell in row]
+            assert not [cell for cell in cells if re.match(r"[=+@\t\r]|-(?![\d.]+$)", cell)]
+        if form == "markdown":
+            assert not re.search(r"(?<!\\)\]\(", words)
+            assert "<img" not in words
+        if form == "html":
+            assert "<img src=x>" not in words
+    assert "\x1b" not in capsys.readouterr().out
+
+
+OWN_PROTOCOL = """
+title: my own ablation
+datasets: [dtd, eurosat]
+train: {role: ROLE, classes: ROLE, folder: "mine/train/{dataset}/{curve}_{value}/seed{seed}"}
+axis: width of my prompts (tokens)
+values: [3, 1, 2]
+curves:
+  second: {method: MaPLe, options: [TRAINER.MAPLE.N_CTX]}
+  first: {method: MaPLe, options: [TRAINER.MAPLE.PROMPT_DEPTH]}
+"""
+
+
+@pytest.mark.parametrize("role", ["base", "all"])
+def test_a_sweep_of_a_protocol_of_ones_own_is_reported(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "mine.yaml", tmp_path / "output"
+    tests = "tests: [{role: new, classes: new, folder: 'mine/test/{dataset}/{curve}_{value}/seed{seed}'}]"
+    content = OWN_PROTOCOL.replace("ROLE", role) + (tests if role == "base" else "")
+    file.write_text(content)
+
+    def run_here(_: object, jobs: Sequence[Job], folder: Path) -> Status:
+        for number, job in enumerate(jobs):
+            planned = job.planned
+            accuracy = 60 + (planned.value or 0) + number / 100
+            write(folder / job.folder, result(accuracy, planned.dataset, planned.classes, planned.seed))
+        return Status(jobs, finished={job.folder for job in jobs})
+
+    monkeypatch.setattr(sweep, "run_here", run_here)
+    monkeypatch.setattr("experiments.sweeps.preflight.check", lambda *_, **__: None)
+    words = [str(file), "--seeds", "1", "2", "--output", str(output)]
+    assert sweep.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "second" in printed
+    assert "missing" not in printed
+    assert len(re.findall(r"6[1-3]\.\d\d ± ", printed)) >= 2 * 3 * 3
+    page_of_sweep = (output / "report" / "report.html").read_text()
+    assert f"python -m scripts.sweep {file}" in page_of_sweep
+    assert page_of_sweep.count("data:image/png") == 1
+    file.unlink()
+    assert main([str(output)]) == 0
+    assert main([str(output), "--format", "html"]) == 0
+
+    file.write_text(content)
+    monkeypatch.setattr("scripts.report.make_report", lambda *_: (_ for _ in ()).throw(UserError("no table")))
+    assert sweep.main(words) == 2
+    assert "report: no table" in capsys.readouterr().err

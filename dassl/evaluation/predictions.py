@@ -9,6 +9,7 @@ from typing import Any
 from dassl.utils.distributed import gather, interleave, is_rank_zero, is_sharded
 from dassl.utils.tools import atomic_open
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import csv_cell
 
 COLUMNS = ("impath", "label", "classname", "predicted_label", "predicted_classname")
 
@@ -65,5 +66,6 @@ class Predictions:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
             for impath, label, predicted in rows:
-                table.writerow((impath, label, name(label, ""), predicted, name(predicted, "")))
+                row = (impath, label, name(label, ""), predicted, name(predicted, ""))
+                table.writerow(map(csv_cell, row))
         print(f"Predictions are saved to {path}")

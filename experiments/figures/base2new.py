@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from matplotlib.ticker import MaxNLocator
 
 from experiments.methods import Method
+from experiments.report.layouts import measured
 from experiments.results.accuracies import Accuracies, averaged, datasets_of, methods_of
 from experiments.results.runs import Run
+from experiments.results.statistics import Value
 
 from .data import (
-    Three,
-    base_new_harmonic,
     missing_footnote,
     missing_lines,
     nothing_to_draw,
@@ -21,7 +21,8 @@ from .data import (
 )
 from .style import GREY, LIGHT_GREY, NamedFigure, finish, look_of, panels, styled
 
-PANELS = ("base classes", "new classes", "harmonic mean")
+PANELS = {"base": "base classes", "new": "new classes", "HM": "harmonic mean"}
+MEASURES = tuple(PANELS)
 
 
 @styled
@@ -35,10 +36,10 @@ def draw_methods(runs: Sequence[Run], suffix: str = "") -> NamedFigure:
     Raises:
         ValueError: none of them has a result.
     """
-    means: dict[Method, Three] = {}
+    means: dict[Method, list[Value | None]] = {}
     accuracies, datasets, notes = Accuracies(runs), averaged(datasets_of(runs)), missing_lines(runs)
     for method in methods_of(runs):
-        three = base_new_harmonic(accuracies, method, datasets, setting_of(runs))
+        three = measured(accuracies, method, datasets, setting_of(runs), MEASURES)
         if any(value and value.mean is not None for value in three):
             means[method] = three
         else:
@@ -57,7 +58,7 @@ def draw_methods(runs: Sequence[Run], suffix: str = "") -> NamedFigure:
             axis.plot(value.mean, row, "o", color=colour, markerfacecolor=face, markersize=6)
             place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 9}
             axis.annotate(f"{value.mean:.1f}", (value.mean, row), **place)
-    for axis, title in zip(axes[0], PANELS, strict=True):
+    for axis, title in zip(axes[0], PANELS.values(), strict=True):
         axis.set_title(title)
         axis.set_xlabel("accuracy (%)")
         axis.grid(axis="y", color=LIGHT_GREY)

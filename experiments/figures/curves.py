@@ -1,6 +1,7 @@
 """Accuracy over what an ablation varies, such as prompt depth or length (MaPLe, figure 4, arXiv 2210.03117).
 
-Three panels: base classes, new classes, and their harmonic mean; in each a curve per variant of the prompts.
+A panel per measure: base classes, new classes, and their harmonic mean; in each a curve per variant of the
+prompts.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.methods import Method
 from experiments.protocols import protocol_names, read_protocol
+from experiments.report.layouts import measured, measures_of
 from experiments.results.accuracies import Accuracies, averaged, curves_of, datasets_of
 from experiments.results.runs import Run
 from experiments.results.statistics import Value
 
+from .base2new import PANELS
 from .data import (
-    base_new_harmonic,
     missing_footnote,
     missing_lines,
     nothing_to_draw,
@@ -25,10 +27,9 @@ from .data import (
     seeds_of,
     setting_of,
 )
-from .style import Look, NamedFigure, finish, look, panels, styled
+from .style import ROW_WIDTH, Look, NamedFigure, finish, look, look_of, panels, styled
 
 MOST_TICKS = 12
-PANELS = ("base classes", "new classes", "harmonic mean")
 
 
 def label_of_curve(curve: str, method: Method, several: bool) -> str:
@@ -50,28 +51,32 @@ def draw_curves(runs: Sequence[Run], protocol: str, suffix: str = "") -> NamedFi
     Raises:
         ValueError: no point has results on all datasets.
     """
-    curves, datasets = curves_of(runs), averaged(datasets_of(runs))
+    curves, datasets, measures = curves_of(runs), averaged(datasets_of(runs)), measures_of(runs)
     accuracies, setting = Accuracies(runs), setting_of(runs)
     values = sorted({run.value for run in runs if run.value is not None})
     points = {
         (curve, method): {
-            value: base_new_harmonic(accuracies, method, datasets, setting._replace(curve=curve, value=value))
+            value: measured(
+                accuracies, method, datasets, setting._replace(curve=curve, value=value), measures
+            )
             for value in values
         }
         for curve, method in curves
     }
-    known = [value for each in points.values() for three in each.values() for value in three if value]
+    known = [value for each in points.values() for found in each.values() for value in found if value]
     if all(value.mean is None for value in known):
         raise nothing_to_draw(runs)
-    figure, axes = panels(len(PANELS), sharex=True)
-    several, handles = len({method for _, method in curves}) > 1, []
-    for number, each in enumerate(points.values()):
+    figure, axes = panels(len(measures), width=ROW_WIDTH if len(measures) > 1 else ROW_WIDTH / 2, sharex=True)
+    methods, handles = [method for _, method in curves], []
+    several, is_of_methods = len(set(methods)) > 1, len(set(methods)) == len(methods) > 1
+    for number, ((_, method), each) in enumerate(points.items()):
+        style = look_of(method) if is_of_methods else look(number)
         for column, axis in enumerate(axes[0]):
-            handle = draw_series(axis, {value: three[column] for value, three in each.items()}, look(number))
+            handle = draw_series(axis, {value: found[column] for value, found in each.items()}, style)
         handles.append(handle)
     axis_label = read_protocol(protocol).axis if protocol in protocol_names() else ""
-    for axis, title in zip(axes[0], PANELS, strict=True):
-        axis.set_title(title)
+    for axis, measure in zip(axes[0], measures, strict=True):
+        axis.set_title(PANELS.get(measure, f"{measure} classes"))
         axis.set_xlabel(axis_label or "value")
         if len(values) <= MOST_TICKS:
             axis.set_xticks(values)

@@ -6,18 +6,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.methods import Method, read_methods
-from experiments.results.accuracies import Accuracies, Setting, average_title, averaged, datasets_of, grouped
+from experiments.methods import read_methods
+from experiments.results.accuracies import Setting, average_title, averaged, datasets_of, grouped
 from experiments.results.benchmarks import label_of
 from experiments.results.result_file import LOG, read_json
 from experiments.results.runs import Run, gather
-from experiments.results.statistics import Value
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import printable
 
 MOST_MISSING = 4  # that a line names
 HOLLOW = ": hollow points lack seeds, and averages that lack a run are left out"
-
-Three = Sequence[Value | None]  # base, new, and their harmonic mean
 
 
 def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | None = None) -> list[Run]:
@@ -31,7 +29,8 @@ def read_runs(folder: Path, protocols: Iterable[str], datasets: Sequence[str] | 
         ValueError: there is no such run in it.
     """
     wanted = list(protocols)
-    runs = [run for run in gather([folder], read_methods()).runs if run.protocol in wanted]
+    gathered = printable(gather([folder], read_methods()))
+    runs = [run for run in gathered.runs if run.protocol in wanted]
     if not runs:
         raise UserError(
             f"{folder} holds no run of {' or '.join(wanted)}; python -m scripts.sweep {wanted[0]} makes them."
@@ -49,15 +48,6 @@ def each_shots(runs: Sequence[Run]) -> dict[str, list[Run]]:
     if len(groups) == 1:
         return {"": next(iter(groups.values()))}
     return {f"_{group.shots}_shots": own for group, own in groups.items()}
-
-
-def base_new_harmonic(
-    accuracies: Accuracies, method: Method, datasets: Sequence[str], setting: Setting
-) -> Three:
-    """What the report's tables show: of one dataset its own values, of several the averages."""
-    if len(datasets) == 1:
-        return accuracies.base_to_novel(method, datasets[0], setting)
-    return accuracies.base_to_novel_average(method, datasets, setting)[:3]
 
 
 def setting_of(runs: Sequence[Run]) -> Setting:

@@ -45,6 +45,7 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "pdf.fonttype": 42,  # letters stay letters
     "svg.fonttype": "none",
 }

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from experiments.report.report import Report, unfinished_table
 from experiments.report.tables import Cell, Difference, Section, Table
 from experiments.results.statistics import Value
+from prompted_clip.escaping import csv_cell
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
 WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers
@@ -19,7 +20,7 @@ PLACE = ["protocol", "method", "dataset", "role", "shots", "seed", "curve", "val
 RUN_FIELDS = [*PLACE, "accuracy", "macro_f1", "state", "folder"]
 NUMBERS = ["mean", "std", "seeds", "wanted"]
 CELL_FIELDS = ["protocol", "section", "table", "row", "column", *NUMBERS, "text"]
-MARKDOWN_SIGNS = {"\\": "\\\\", "|": "\\|", "*": "\\*", "_": "\\_", "<": "&lt;", "`": "\\`"}
+MARKDOWN_SIGNS = {sign: f"\\{sign}" for sign in "\\|*_`[]!#~$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def cell_text(cell: Cell) -> str:
@@ -75,6 +76,9 @@ def alignment(table: Table) -> list[str]:
 
 def text(report: Report) -> str:
     parts = []
+    if report.warnings:
+        attention = (f"- {warning}" for warning in report.warnings)
+        parts += [_underlined("Attention"), "\n".join(attention)]
     for section in report.sections:
         parts.append(_underlined(section.title))
         parts += [f"{table.title}\n\n{_text_table(table)}" for table in tables_of(section)]
@@ -123,7 +127,7 @@ def markdown(report: Report) -> str:
             parts += [f"### {_markdown(table.title)}", _markdown_table(table)]
         parts.append("\n".join(f"- {_markdown(note)}" for note in section.notes))
     if report.costs:
-        parts += [f"## {report.costs.title}", _markdown_table(report.costs)]
+        parts += [f"## {_markdown(report.costs.title)}", _markdown_table(report.costs)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -164,8 +168,8 @@ def csv_of_runs(report: Report) -> str:
 
 
 def csv_of_tables(report: Report) -> str:
-    """A line for each number of the tables, with all digits and as it is shown."""
-    rows = []
+    """A line for each number of the tables, with all digits and as it is shown; and one for each warning."""
+    rows = [["", "Attention", *[None] * 7, warning] for warning in report.warnings]
     for section in report.sections:
         for table in section.tables:
             for row in table.rows:
@@ -184,5 +188,5 @@ def _csv(fields: Sequence[str], rows: Iterable[Sequence]) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(fields)
-    writer.writerows(rows)
+    writer.writerows(map(csv_cell, row) for row in rows)
     return file.getvalue()

@@ -23,12 +23,13 @@ LATEX_SIGNS = {
     "×": r"$\times$",
     "[": "{[}",  # not the optional argument of a line's end
     "]": "{]}",
+    "*": "{*}",  # nor its star
 }
 
 
 def latex(report: Report) -> str:
     """The tables, with notes and runs without a result as comments."""
-    parts = [PREAMBLE]
+    parts = [PREAMBLE, *(f"% Attention: {warning}" for warning in report.warnings)]
     for section in report.sections:
         parts.append("\n".join(["", f"% {section.title}", *(f"% {note}" for note in section.notes)]))
         parts += [

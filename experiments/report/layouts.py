@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from experiments.methods import Method
 from experiments.report.tables import Cell, Row, Section, Table
 from experiments.results.accuracies import (
     Accuracies,
@@ -17,6 +18,7 @@ from experiments.results.accuracies import (
 )
 from experiments.results.benchmarks import in_order, label_of
 from experiments.results.runs import Run
+from experiments.results.statistics import Value
 
 TITLES = {
     "base2new": "Base to novel",
@@ -125,8 +127,28 @@ def zero_shot(section: Section) -> list[Table]:
     return [table]
 
 
+def measures_of(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What an ablation is measured by: base, new and HM; or the roles that its runs have."""
+    roles = {run.role for run in runs}
+    return ("base", "new", "HM") if roles & {"base", "new"} else tuple(sorted(roles))
+
+
+def measured(
+    accuracies: Accuracies, method: Method, datasets: Sequence[str], setting: Setting, measures: Sequence[str]
+) -> list[Value | None]:
+    """The values of these measures on a dataset, or averaged over several: of tables and of figures."""
+    if "HM" in measures:
+        if len(datasets) == 1:
+            return accuracies.base_to_novel(method, datasets[0], setting)
+        return accuracies.base_to_novel_average(method, datasets, setting)[:3]
+    if len(datasets) == 1:
+        return [accuracies.of(method, datasets[0], role, setting) for role in measures]
+    return [accuracies.average(method, datasets, role, setting) for role in measures]
+
+
 def ablation(section: Section) -> list[Table]:
-    """Base, new and HM along each curve: a table for the average, and one for each dataset."""
+    """The measures along each curve: a table for the average, and one for each dataset."""
+    measures = measures_of(section.runs)
     accuracies, datasets = Accuracies(section.runs, section.metric), datasets_of(section.runs)
     numbers = sorted({run.value for run in section.runs if run.value is not None})
     lines = curves_of(section.runs)
@@ -139,12 +161,9 @@ def ablation(section: Section) -> list[Table]:
         for curve, method in lines:
             settings = [Setting(section.shots, curve, number) for number in numbers]
             columns[curve, method] = [
-                accuracies.base_to_novel(method, members[0], setting)
-                if len(members) == 1
-                else accuracies.base_to_novel_average(method, members, setting)
-                for setting in settings
+                measured(accuracies, method, members, setting, measures) for setting in settings
             ]
-        for measure, name in enumerate(("base", "new", "HM")):
+        for measure, name in enumerate(measures):
             for (curve, method), values in columns.items():
                 cells: list[Cell] = [value[measure] for value in values]
                 table.rows.append(Row((name, curve, method.label), cells))

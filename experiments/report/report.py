@@ -14,6 +14,7 @@ from experiments.results.accuracies import METRICS
 from experiments.results.benchmarks import label_of
 from experiments.results.published import published
 from experiments.results.runs import Run, RunSet
+from prompted_clip.escaping import printable
 
 SEEDS_NOTE = (
     "{metric} in percent: mean ± population standard deviation over the seeds. (2/3): only two of three "
@@ -57,6 +58,7 @@ def make_report(gathered: RunSet, metric: str = "accuracy", command: str = "") -
         metric: accuracy or macro_f1. Only accuracies are compared with published ones.
         command: that the report was asked for with.
     """
+    gathered = printable(gathered)  # so that no name is syntax of a comment, a line, a terminal
     sections = sections_of(gathered.runs, metric)
     for section in sections:
         section.notes.append(SEEDS_NOTE.format(metric=METRICS[metric]))
@@ -105,4 +107,4 @@ def unfinished_table(runs: Sequence[Run]) -> Table | None:
 def _from_here(folder: Path) -> str:
     """A path as one would type it."""
     here = Path.cwd()
-    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+    return printable(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))

@@ -88,7 +88,8 @@ def grouped(runs: Iterable[Run]) -> dict[Group, list[Run]]:
     """
     groups: defaultdict[Group, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[Group(run.protocol, 0 if run.role == "all" else run.shots, run.source)].append(run)
+        shots = 0 if run.role == "all" and not run.curve else run.shots
+        groups[Group(run.protocol, shots, run.source)].append(run)
     for group in list(groups):
         with_shots = [each for each in groups if each._replace(shots=0) == group and each.shots > 0]
         if group.shots == 0 and with_shots:
