@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prompted_clip.errors import UserError
+from prompted_clip.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
