@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
+from datasets import shapes
 from train import extend_cfg
 
 torch.set_num_threads(min(torch.get_num_threads(), 2))
@@ -74,6 +76,21 @@ def bare_trainer(tmp_path: Path) -> Callable[..., Any]:
         return trainer_class(cfg)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def few_shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Puts a small Shapes into a root: 4 images to train, 2 to validate, 3 to test for each of 48 classes."""
+    drawn = tmp_path_factory.mktemp("drawn") / "shapes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "IMAGES", {"train": 4, "val": 2, "test": 3})
+        shapes.draw_dataset(str(drawn))
+
+    def put(root: Path) -> Path:
+        shutil.copytree(drawn, root / "shapes")
+        return root
+
+    return put
 
 
 @pytest.fixture

@@ -59,6 +59,18 @@ def test_a_cell_holds_all_seeds_and_nothing_else():
     ]
     assert cells[0] == cells[1] == cells[2] != cells[3]
     assert set(DRAWN) <= set(before)
+    tested = [identity_of({}, {"tested_images": images})["cell"] for images in ("all", "half")]
+    assert tested[0] != tested[1]
+
+
+def test_a_test_has_all_settings_but_those_of_a_training():
+    test = influencing(settings(), trains=False)
+    assert {"INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.TRANSFORMS"} <= set(test)
+    assert {"MODEL.BACKBONE.NAME", "TEST.SPLIT", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.MAPLE.PREC"} <= set(
+        test
+    )
+    of_training = ("SEED", "OPTIM.LR", "DATASET.NUM_SHOTS", "DATALOADER.TRAIN_X.BATCH_SIZE")
+    assert not {*of_training, "OUTPUT_DIR"} & set(test)
 
 
 def test_only_settings_that_matter_make_a_difference():

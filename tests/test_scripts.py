@@ -27,9 +27,10 @@ def bash(script: str, tmp_path: Path, *words: str, **environment: str) -> str:
     return run.stdout
 
 
-def test_base_to_novel_on_the_embedded_dataset(tmp_path, capsys):
+def test_base_to_novel_on_the_embedded_dataset(tmp_path, few_shapes, capsys):
+    few_shapes(tmp_path / "data")
     assert "epoch [1/1]" in bash("base2new_train.sh", tmp_path, "shapes", "1", *SHORT)
-    assert "* total: 1,200" in bash("base2new_test.sh", tmp_path, "shapes", "1", *SHORT)
+    assert "* total: 72" in bash("base2new_test.sh", tmp_path, "shapes", "1", *SHORT)
     folders = [f"output/base2new/{kind}/shapes/shots_1/MaPLe/shapes" for kind in ("train_base", "test_new")]
     for folder in folders:
         assert (tmp_path / folder / "seed1/log.txt").is_file()
@@ -42,12 +43,13 @@ def test_base_to_novel_on_the_embedded_dataset(tmp_path, capsys):
     assert "epoch" not in again
 
 
-def test_what_was_trained_on_one_dataset_is_tested_on_another(tmp_path):
+def test_what_was_trained_on_one_dataset_is_tested_on_another(tmp_path, few_shapes):
     """By the scripts of the reference; both datasets are the embedded one, since no other is here."""
+    few_shapes(tmp_path / "data")
     bash("maple/xd_train_maple.sh", tmp_path, "shapes", "2", *SHORT)
     weights = tmp_path / "output/shapes/MaPLe/shapes_1shots"
     words = ("shapes", "2", str(weights), "SOURCE=shapes", "SHOTS=1")
-    assert "* total: 2,400" in bash("maple/reproduce_maple_xd.sh", tmp_path, *words)
+    assert "* total: 144" in bash("maple/reproduce_maple_xd.sh", tmp_path, *words)
     trained, tested = (
         json.loads((folder / "seed2/result.json").read_text())
         for folder in (weights, tmp_path / "output/evaluation/MaPLe/shapes_1shots/shapes")

@@ -229,8 +229,8 @@ SHORT = ["--options", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("swept")
+def swept(tmp_path_factory, few_shapes) -> Path:
+    folder = few_shapes(tmp_path_factory.mktemp("swept"))
     words = [
         *SHAPES,
         "--trainers",
