@@ -21,7 +21,7 @@ from experiments.figures.few_shot import draw_few_shot
 from experiments.figures.page import for_report
 from experiments.figures.per_class import class_gains, draw_gains, draw_shares
 from experiments.figures.style import COLOURS, MARKERS, look, look_of
-from experiments.methods import read_methods
+from experiments.methods import Method, read_methods
 from experiments.report.layouts import sections_of
 from experiments.results.benchmarks import ELEVEN
 from experiments.results.published import published
@@ -268,10 +268,10 @@ def test_the_report_gets_all_figures_that_results_give(invented):
     runs = read_runs(invented.write(), ["base2new", "depth", "few_shot", "zeroshot"])
     figures = for_report(runs)
     assert [figure.title for figure in figures] == [
-        "Base to novel",
+        "Base to novel, DTD",
         "Gain of each class of DTD",
-        "Accuracy over prompt depth",
-        "Few-shot accuracy",
+        "Accuracy over prompt depth, DTD",
+        "Few-shot accuracy, DTD",
     ]
     assert all(figure.png.startswith(b"\x89PNG") and figure.caption for figure in figures)
     assert for_report([replace(run, result=None) for run in runs]) == []
@@ -370,5 +370,9 @@ def test_an_average_that_nothing_has_yet_leaves_the_rest_of_the_page(invented):
 
 
 def test_listed_methods_look_different_from_each_other():
-    looks = [look_of(method) for method in read_methods()]
-    assert len({(each.colour, each.marker) for each in looks}) == len(looks)
+    listed = read_methods()
+    others = [replace(listed[0], key=f"CLIP (N_CTX {number})") for number in range(99)]
+    others += [Method(f"Mine{number}", "mine", "Mine") for number in range(99)]
+    looks = {(each.colour, each.marker) for each in map(look_of, listed)}
+    assert len(looks) == len(listed)
+    assert not looks & {(each.colour, each.marker) for each in map(look_of, others)}

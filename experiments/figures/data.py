@@ -88,9 +88,8 @@ def per_class_of(run: Run) -> list[dict[str, Any]]:
     try:
         for each in classes:
             total, correct, name = (each[key] for key in ("total", "correct", "name"))
-            if not (
-                type(total) is type(correct) is int and 0 <= correct <= total > 0 and isinstance(name, str)
-            ):
+            fits = type(total) is type(correct) is int and 0 <= correct <= total
+            if not (fits and total and isinstance(name, str)):
                 raise UserError(f"{path}: per_class holds {shortened(repr(each), 200)}.")
         return [{**each, "name": printable(each["name"])} for each in classes]
     except (TypeError, KeyError) as error:

@@ -67,8 +67,16 @@ def draw_few_shot(runs: Sequence[Run]) -> NamedFigure:
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     caption = f"Mean over {seeds_of(trained)}."
+    names = ", ".join(map(label_of, datasets))
+    title = f"Few-shot accuracy, {names if len(datasets) <= 3 else f'{len(datasets)} datasets'}"
     finish(figure, [caption, missing_footnote(runs)], list(handles.values()), list(handles))
-    return NamedFigure("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
+    return NamedFigure(
+        "few_shot",
+        title,
+        caption,
+        figure,
+        missing_lines(runs),
+    )
 
 
 def _draw_method(
