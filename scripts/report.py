@@ -31,7 +31,8 @@ def html(report: Report) -> str:
     from experiments.figures.page import for_report  # here, since drawing takes long to import
     from experiments.report.page import page
 
-    return page(report, for_report(report.runs))
+    figures = for_report(report.runs, warnings=report.warnings)
+    return page(report, figures)
 
 
 PRINTED: dict[str, tuple[str, Callable[[Report], str]]] = {
@@ -116,13 +117,13 @@ def run(args: argparse.Namespace, command: str) -> None:
     gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
     report = make_report(gathered, args.metric, command)
     is_printed = args.format in PRINTED and args.out is None
-    for warning in report.warnings if not is_printed else ():  # a printed report has them
-        print(f"warning: {warning}", file=sys.stderr)
     if is_printed:
         print(PRINTED[args.format][1](report), end="")
     else:
         names = [*PRINTED, *WRITTEN] if args.format == "all" else [args.format]
         write(report, names, args.out or args.folders[0] / "report")
+        for warning in report.warnings:  # a printed report has them
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from experiments.figures.few_shot import draw_few_shot
 from experiments.figures.page import for_report
 from experiments.figures.per_class import class_gains, draw_gains, draw_shares
 from experiments.figures.style import COLOURS, MARKERS, look, look_of
+from experiments.methods import Method, read_methods
 from experiments.report.layouts import sections_of
 from experiments.results.benchmarks import ELEVEN
 from experiments.results.published import published
 from scripts.figures import main
+from scripts.report import main as report_main
 
 GAINS = {
     "dtd": {"banded": 3, "dotted": -2, "lined": 0, "woven": 5},
@@ -266,10 +268,10 @@ def test_the_report_gets_all_figures_that_results_give(invented):
     runs = read_runs(invented.write(), ["base2new", "depth", "few_shot", "zeroshot"])
     figures = for_report(runs)
     assert [figure.title for figure in figures] == [
-        "Base to novel",
+        "Base to novel, DTD",
         "Gain of each class of DTD",
-        "Accuracy over prompt depth",
-        "Few-shot accuracy",
+        "Accuracy over prompt depth, DTD",
+        "Few-shot accuracy, DTD",
     ]
     assert all(figure.png.startswith(b"\x89PNG") and figure.caption for figure in figures)
     assert for_report([replace(run, result=None) for run in runs]) == []
@@ -301,3 +303,76 @@ def test_results_alone_are_drawn_without_torch(invented):
     code += "; assert 'torch' not in sys.modules; sys.exit(code)"
     words = ["depth", str(invented.write())]
     subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True)
+
+
+def test_tables_and_figures_take_the_same_zero_shot_run(invented):
+    """One that stands in both protocols, with other accuracies, and one in the other protocol alone."""
+    add_few_shot(invented, ("dtd", "eurosat", "shapes"))
+    invented.add("few_shot", "ZeroshotCLIP", "dtd", "all", 1, 40.0, shots=0)
+    runs = read_runs(invented.write(), ["few_shot", "zeroshot"])
+    section = next(each for each in sections_of(runs, "accuracy") if each.protocol == "few_shot")
+    average, each = section.tables
+    figure = draw_few_shot(runs).figure
+    for axis, table in ((figure.axes[0], average), (figure.axes[1], each)):
+        row = next(row for row in table.rows if row.labels[-1] == "zero-shot CLIP")
+        (line,) = [line for line in axis.lines if list(line.get_xdata()) == [0, 1]]
+        assert line.get_ydata()[0] == row.cells[0].mean
+    assert average.title == "Average over 2 datasets: DTD, EuroSAT"
+    methods = {run.method.key: run.method for run in runs}
+    for key in ("MaPLe", "CoOp"):
+        row = next(row for row in average.rows if row.labels == (key,))
+        colour = look_of(methods[key]).colour
+        drawn = [line.get_ydata()[0] for line in markers(figure.axes[0]) if line.get_color() == colour]
+        assert drawn == [cell.mean for cell in row.cells]
+
+
+def test_the_footnote_says_how_many_seeds_the_means_are_over(invented):
+    add_few_shot(invented, ("dtd",))
+    words = words_of(draw_few_shot(read_runs(invented.write(), ["few_shot"])).figure)
+    assert "Mean over 3 seeds; bars" in words
+    fewer = Invented(invented.folder.parent / "fewer")
+    fewer.jobs = [job for job in invented.jobs if job["method"] != "CoOp" or job["seed"] == 1]
+    fewer.results = {job["folder"]: invented.results[job["folder"]] for job in fewer.jobs}
+    words = words_of(draw_few_shot(read_runs(fewer.write(), ["few_shot"])).figure)
+    assert "Mean over 1 to 3 seeds" in words
+
+
+def test_a_class_gains_over_the_seeds_that_both_methods_have(invented):
+    add_base2new(invented, {"dtd": {"banded": 5, "woven": 5}})
+    ours, theirs = (f"base2new/base/dtd/{method}//seed3" for method in ("MaPLe", "CoCoOp"))
+    invented.results[ours]["per_class"][0]["correct"] = 0
+    invented.left_out = {theirs}
+    gains = class_gains(read_runs(invented.write(), ["base2new"]), ("MaPLe", "CoCoOp"))
+    assert [each.gain for each in gains["dtd"]] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [5, [5], [{}], [{"name": "a", "total": 0, "correct": 0}], [{"name": "a", "total": 1, "correct": 2}]],
+)
+def test_a_figure_that_cannot_be_drawn_is_a_warning_of_the_page(invented, classes, capsys):
+    add_base2new(invented, GAINS)
+    invented.results[next(iter(invented.results))]["per_class"] = classes
+    assert report_main([str(invented.write()), "--format", "html"]) == 0
+    told = "No figure of the gain of each class"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {told}")
+    page = (invented.folder / "report" / "report.html").read_text()
+    assert told in page
+    assert page.count("data:image/png") == 1
+
+
+def test_an_average_that_nothing_has_yet_leaves_the_rest_of_the_page(invented):
+    add_base2new(invented, GAINS)
+    invented.left_out = {job["folder"] for job in invented.jobs if job["dataset"] == "dtd"}
+    assert report_main([str(invented.write()), "--format", "html"]) == 0
+    assert "No figure of base to novel" in (invented.folder / "report" / "report.html").read_text()
+
+
+def test_listed_methods_look_different_from_each_other():
+    listed = read_methods()
+    others = [replace(listed[0], key=f"CLIP (N_CTX {number})") for number in range(99)]
+    others += [Method(f"Mine{number}", "mine", "Mine") for number in range(99)]
+    looks = {(each.colour, each.marker) for each in map(look_of, listed)}
+    assert len(looks) == len(listed)
+    assert not looks & {(each.colour, each.marker) for each in map(look_of, others)}

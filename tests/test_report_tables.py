@@ -282,7 +282,7 @@ def test_an_ablation_of_ones_own(tmp_path: Path) -> None:
     report = report_of(tmp_path)
     (table,) = report.sections[0].tables
     assert shown(table)["base", "mine", "MaPLe"] == ["81.00", "83.00"]
-    assert [figure.title for figure in for_report(report.runs)] == ["Accuracy over my_depth"]
+    assert [figure.title for figure in for_report(report.runs)] == ["Accuracy over my_depth, OxfordPets"]
 
 
 def test_a_protocol_of_ones_own(tmp_path: Path) -> None:

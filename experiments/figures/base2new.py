@@ -69,4 +69,6 @@ def draw_methods(runs: Sequence[Run], suffix: str = "") -> NamedFigure:
     caption = f"{over_what(runs)}: circles are means over the seeds, strokes the seeds."
     finish(figure, [caption, missing_footnote(runs)])
     shots = f", {setting_of(runs).shots} shots" if suffix else ""
-    return NamedFigure(f"base2new{suffix}", f"Base to novel{shots}", caption, figure, notes)
+    what = over_what(runs)
+    title = f"Base to novel, {what[0].lower() + what[1:] if len(datasets) > 1 else what}{shots}"
+    return NamedFigure(f"base2new{suffix}", title, caption, figure, notes)

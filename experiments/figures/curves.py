@@ -87,6 +87,8 @@ def draw_curves(runs: Sequence[Run], protocol: str, suffix: str = "") -> NamedFi
     labels = [label_of_curve(curve, method, several) for curve, method in curves]
     finish(figure, [caption, missing_footnote(runs)], handles, labels)
     title = f"Accuracy over {read_protocol(protocol).title if axis_label else protocol}"
+    what = over_what(runs)
+    title += f", {what[0].lower() + what[1:] if len(datasets) > 1 else what}"
     return NamedFigure(f"{protocol}{suffix}", title, caption, figure, missing_lines(runs))
 
 

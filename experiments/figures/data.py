@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from experiments.results.accuracies import Setting, average_title, averaged, dat
 from experiments.results.benchmarks import label_of
 from experiments.results.result_file import LOG, read_json
 from experiments.results.runs import Run, gather
+from prompted_clip.console import shortened
 from prompted_clip.errors import UserError
 from prompted_clip.escaping import printable
 
@@ -62,9 +64,15 @@ def over_what(runs: Sequence[Run]) -> str:
 
 
 def seeds_of(runs: Sequence[Run]) -> str:
-    """How many seeds have results, and what the bars are, if there are several."""
-    count = len({run.seed for run in runs if run.accuracy is not None and not run.method.is_zero_shot})
-    return f"{count} seeds; bars are the standard deviation over the seeds" if count > 1 else "1 seed"
+    """How many seeds the means are over, and what the bars are, if there are several."""
+    seeds: defaultdict[tuple, set[int]] = defaultdict(set)
+    for run in runs:
+        if run.accuracy is not None and not run.method.is_zero_shot:
+            seeds[run.method.key, run.dataset, run.role, run.shots, run.curve, run.value].add(run.seed)
+    counts = sorted(map(len, seeds.values())) or [1]
+    least, most = counts[0], counts[-1]
+    many = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' * (most > 1)}"
+    return f"{many}; bars are the standard deviation over the seeds" if most > 1 else many
 
 
 def per_class_of(run: Run) -> list[dict[str, Any]]:
@@ -75,7 +83,17 @@ def per_class_of(run: Run) -> list[dict[str, Any]]:
     """
     if run.result is None or run.result.source == LOG:
         return []
-    return read_json(run.result.folder / run.result.source).get("per_class") or []
+    path = run.result.folder / run.result.source
+    classes = read_json(path).get("per_class") or []
+    try:
+        for each in classes:
+            total, correct, name = (each[key] for key in ("total", "correct", "name"))
+            fits = type(total) is type(correct) is int and 0 <= correct <= total
+            if not (fits and total and isinstance(name, str)):
+                raise UserError(f"{path}: per_class holds {shortened(repr(each), 200)}.")
+        return [{**each, "name": printable(each["name"])} for each in classes]
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: per_class is no list of name, total and correct ({error!r}).") from error
 
 
 def nothing_to_draw(runs: Sequence[Run]) -> UserError:

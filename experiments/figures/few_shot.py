@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.methods import Method
+from experiments.report.layouts import zero_shot_beside
 from experiments.results.accuracies import Accuracies, Setting, averaged, datasets_of, methods_of
 from experiments.results.benchmarks import ELEVEN, label_of
 from experiments.results.published import numbers_of, published
@@ -38,7 +39,8 @@ def draw_few_shot(runs: Sequence[Run]) -> NamedFigure:
     if all(run.accuracy is None for run in trained):
         raise nothing_to_draw(trained or runs)
     datasets = datasets_of(trained)
-    runs = [run for run in runs if run.dataset in datasets]
+    few_shot = [run for run in runs if run.protocol == "few_shot" and run.dataset in datasets]
+    runs = [*few_shot, *zero_shot_beside(few_shot, runs)]
     members = averaged(datasets)
     shown = [AVERAGE, *datasets] if len(members) > 1 else datasets
     columns = min(len(shown), MOST_COLUMNS)
@@ -65,8 +67,16 @@ def draw_few_shot(runs: Sequence[Run]) -> NamedFigure:
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     caption = f"Mean over {seeds_of(trained)}."
+    names = ", ".join(map(label_of, datasets))
+    title = f"Few-shot accuracy, {names if len(datasets) <= 3 else f'{len(datasets)} datasets'}"
     finish(figure, [caption, missing_footnote(runs)], list(handles.values()), list(handles))
-    return NamedFigure("few_shot", "Few-shot accuracy", caption, figure, missing_lines(runs))
+    return NamedFigure(
+        "few_shot",
+        title,
+        caption,
+        figure,
+        missing_lines(runs),
+    )
 
 
 def _draw_method(

@@ -29,9 +29,10 @@ class ClassGain(NamedTuple):
 
 
 def class_gains(runs: Sequence[Run], methods: tuple[str, str]) -> dict[str, list[ClassGain]]:
-    """By dataset, the gain of each class, a mean over the seeds of each method; sorted, the largest first.
+    """By dataset, the gain of each class, a mean over the seeds that both have; sorted, the largest first.
 
-    A class counts if both methods have tested it; datasets without such a class are left out.
+    A class counts if both methods have tested it; datasets without such a class are left out. Zero-shot
+    methods are the same for all seeds.
 
     Args:
         methods: keys of two methods.
@@ -43,17 +44,21 @@ def class_gains(runs: Sequence[Run], methods: tuple[str, str]) -> dict[str, list
     for method in methods:
         if method not in known:
             raise UserError(f"--methods {method}: there is no run of it; there are {', '.join(known)}.")
-    accuracies: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    accuracies: defaultdict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
     for run in runs:
         if run.method.key in methods:
             for each in per_class_of(run):
                 key = (run.dataset, each["name"], run.method.key)
-                accuracies[key].append(100 * each["correct"] / each["total"])
+                accuracies[key][run.seed] = 100 * each["correct"] / each["total"]
+    zero_shot = {run.method.key for run in runs if run.method.is_zero_shot} & {*methods}
     gains: defaultdict[str, list[ClassGain]] = defaultdict(list)
     for dataset, name in dict.fromkeys(key[:2] for key in accuracies):
-        ours, theirs = (accuracies.get((dataset, name, method)) for method in methods)
+        ours, theirs = (accuracies.get((dataset, name, method), {}) for method in methods)
+        if not zero_shot:
+            both = ours.keys() & theirs
+            ours, theirs = ({seed: each[seed] for seed in both} for each in (ours, theirs))
         if ours and theirs:
-            gains[dataset].append(ClassGain(name, mean(ours) - mean(theirs)))
+            gains[dataset].append(ClassGain(name, mean(ours.values()) - mean(theirs.values())))
     return {dataset: sorted(each, key=lambda pair: -pair.gain) for dataset, each in gains.items()}
 
 

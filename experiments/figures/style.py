@@ -11,6 +11,7 @@ import textwrap
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,8 @@ COLOURS = (*OKABE_ITO, "#7F7F7F", "#5B2A86", "#8C510A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
+LISTED = 20  # methods, at most, that methods.yaml lists
+
 
 class Look(NamedTuple):
     colour: str
@@ -71,9 +74,13 @@ def look(number: int) -> Look:
 
 
 def look_of(method: Method) -> Look:
-    """A method's own look, the same in all figures: by its place in methods.yaml, else by its name."""
-    is_listed = method.place < Method.place
-    return look(method.place if is_listed else zlib.crc32(method.key.encode()))
+    """A method's own look, the same in all figures: by its place in methods.yaml, else by its name.
+
+    A method that is not listed, or has settings of its own ("MaPLe (N_CTX 8)"), looks like no listed one.
+    """
+    if method.place < LISTED and " (" not in method.key:
+        return look(method.place)
+    return look(LISTED + zlib.crc32(method.key.encode()) % (len(COLOURS) * len(MARKERS) - LISTED))
 
 
 @dataclass
@@ -153,11 +160,14 @@ def finish(
 
 
 def save(drawn: NamedFigure, folder: Path) -> list[Path]:
-    """Writes `<name>.png` and `<name>.pdf`, and returns their paths.
+    """Writes `<name>.png` and `<name>.pdf`, under the title and the date, and returns their paths.
 
     Raises:
         OSError: the folder cannot be written to.
     """
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    with matplotlib.rc_context(STYLE):
+        drawn.figure.suptitle(wrapped(f"{drawn.title}, {today}", drawn.figure.get_figwidth()))
     paths = [folder / f"{drawn.name}.{ending}" for ending in ("png", "pdf")]
     for path, content in zip(paths, (png_bytes(drawn.figure), _pdf_bytes(drawn.figure)), strict=True):
         with atomic_open(path, "wb") as file:

@@ -37,6 +37,9 @@ def sections_of(runs: Sequence[Run], metric: str) -> list[Section]:
     """A section for each protocol, number of shots and source that occurs."""
     order = {protocol: place for place, protocol in enumerate(TITLES)}
     groups = grouped(runs)
+    for group, own in groups.items():
+        if group.protocol == "few_shot":
+            own += zero_shot_beside(own, runs)
     sections = []
     for group in sorted(groups, key=lambda g: (order.get(g[0], len(order)), g[0], -g.shots, g.source)):
         title = TITLES.get(group.protocol, group.protocol)
@@ -46,6 +49,14 @@ def sections_of(runs: Sequence[Run], metric: str) -> list[Section]:
         section.tables = _builder(section)(section)
         sections.append(section)
     return sections
+
+
+def zero_shot_beside(few_shot: Sequence[Run], runs: Sequence[Run]) -> list[Run]:
+    """The runs of `zeroshot` on datasets of few-shot runs, where these have no zero-shot run themselves."""
+    datasets = {run.dataset for run in few_shot}
+    there = {(run.method.key, run.dataset) for run in few_shot}
+    beside = [run for run in runs if run.protocol == "zeroshot" and run.dataset in datasets]
+    return [run for run in beside if (run.method.key, run.dataset) not in there]
 
 
 def _builder(section: Section) -> Callable[[Section], list[Table]]:
