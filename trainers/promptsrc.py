@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.checkpoints import check_state
+from dassl.utils.checkpoint_parts import check_numbers
 from prompted_clip.errors import UserError
 
 from .clip_trainer import CLIPPromptTrainer
@@ -94,6 +96,12 @@ class SelfRegulation(CLIPPromptTrainer):
                 f"The checkpoint of {name} has no mean over its epochs and cannot be continued; test it with "
                 "--eval-only, or give another --output-dir to start a new run."
             )
+        learned, average = dict(self.model.prompt_learner.named_parameters()), checkpoint["average"]
+        where = f"The mean over the epochs in the checkpoint of {name}"
+        if not isinstance(average, Mapping):
+            raise UserError(f"{where} is not a dictionary of tensors.")
+        check_state(learned, average, "what is learned", where)
+        check_numbers(average, learned, where)
 
     def restore_state(self, name: str, checkpoint: Mapping[str, Any]) -> None:
         super().restore_state(name, checkpoint)

@@ -17,7 +17,9 @@ def default_config() -> Config:
     cfg.OUTPUT_DIR = "./output"  # folder of logs, checkpoints and results; also `--output-dir`
     # Folder of the run to continue; "": OUTPUT_DIR, if it holds a checkpoint. Also `--resume`.
     cfg.RESUME = ""
-    cfg.SEED = -1  # seed of all random numbers; negative: not seeded. Also `--seed`
+    # Seed of all random numbers. Negative: not seeded, but the few-shot images are of the number without
+    # its sign. Also `--seed`.
+    cfg.SEED = -1
     cfg.USE_CUDA = True  # takes a GPU where there is one; False: the CPU
     cfg.VERBOSE = True  # prints the dataset's sizes, and which evaluator, backbone and head are built
     cfg.INPUT = _input()
@@ -43,7 +45,7 @@ def default_config() -> Config:
             # Writes each image's prediction to OUTPUT_DIR/predictions_<split>.csv. Not a key of upstream.
             "SAVE_PREDICTIONS": False,
             "NO_TEST": False,  # trains without the test at the end
-            "SPLIT": "test",  # the part that is tested: `test`, or `val` where the dataset has one
+            "SPLIT": "test",  # the part that is tested: `test`, or `val`, which the dataset has to have
             # What is tested after a training: `last_step`, or `best_val`, the epoch with the best accuracy on
             # val.
             "FINAL_MODEL": "last_step",
@@ -151,8 +153,8 @@ def _dataloader() -> Config:
 def _model() -> Config:
     return Config(
         {
-            # A checkpoint whose tensors learning starts from; "": none. Those whose names and shapes fit are
-            # taken.
+            # A checkpoint whose tensors learning starts from; "": none. For the methods of `trainers/` it has
+            # to fit the run, as one that is tested; upstream's trainers take what fits in name and shape.
             "INIT_WEIGHTS": "",
             "BACKBONE": {
                 # For the methods of `trainers/` the CLIP: one of OpenAI's nine, such as `ViT-B/16`,
