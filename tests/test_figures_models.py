@@ -16,7 +16,7 @@ from PIL import Image
 
 from experiments.figures import attention
 from experiments.figures.attention import block_attentions, cls_attention, look_at, rollout
-from experiments.figures.tsne import choose_images, draw_tsne, embed_runs, neighbour_accuracy
+from experiments.figures.tsne import Embedded, choose_images, draw_tsne, embed_runs, neighbour_accuracy
 from experiments.load_run import labels_of, load_trainer
 from prompted_clip.model import VisionTransformer
 from prompted_clip.prompting import Prompts, replace_tokens
@@ -236,3 +236,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(trained, words, message, tmp_path
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_tsne_has_its_legend_in_columns_and_escapes_names():
+    names = ["_hidden", "a\x1b[31m", *(f"class {number}" for number in range(17))]
+    features = F.normalize(torch.randn(38, 8, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
+    embedded = [Embedded(label, features, [""] * 38, 50.0) for label in ("one", "two")]
+    figure = draw_tsne(embedded, names * 2).figure
+    assert legend_of(figure)[:3] == [" _hidden", "a\\x1b[31m", "class 0"]
+    assert len(legend_of(figure)) == 19
+    assert figure.legends[0]._ncols > 2
+
+
+def test_attention_lets_the_picture_be_seen(tmp_path):
+    looked = attention.Attention(np.array([[0.0, 0.1], [0.4, 0.5]]), 0.0, 0.0)
+    seen = [attention.ImageAttention("x", np.full((4, 4, 3), 0.5), looked, None)]
+    shown = attention.draw_attention(seen, tmp_path / "run", None, False).figure.axes[1].images[-1]
+    alphas = shown.to_rgba(shown.get_array())[..., 3]
+    assert alphas[0, 0] == 0
+    assert alphas[1, 1] > 0.9

@@ -258,6 +258,15 @@ def test_costs_are_of_whole_trainings_at_one_number_of_shots(tmp_path: Path) -> 
         ("MaPLe", "1"): ["20", "1"],
         ("MaPLe", "16"): ["85", "2"],
     }
+    for seed, time in ((5, 2000.0), (6, 3000.0)):
+        write(tmp_path / str(seed), result(80.0, seed=seed, seconds={"training": time}, device="cpu"))
+    costs = report_of(tmp_path).costs
+    assert costs is not None
+    assert [row.cells[1::3] for row in costs.rows] == [
+        ["20", "NVIDIA H100 80GB HBM3"],
+        ["85", "NVIDIA H100 80GB HBM3"],
+        ["2,500", "cpu"],
+    ]
 
 
 def test_methods_trained_on_different_images_are_warned_of(tmp_path: Path) -> None:

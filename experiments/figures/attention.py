@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor, nn
 
 from dassl.utils import read_image
@@ -24,7 +25,8 @@ from prompted_clip.prompting import Prompts
 
 from .style import NamedFigure, finish, panels, styled, wrapped
 
-OVERLAY = "viridis"
+# From clear to a strong colour: the picture is seen where attention is low.
+OVERLAY = LinearSegmentedColormap.from_list("attention", ["#D55E0000", "#D55E00F2"])
 UNIT = (0, 1, 0, 1)  # so that image and patches lie on each other
 
 
@@ -180,7 +182,7 @@ def draw_attention(
         for axis, attention, name in zip(row[1:], maps, ("plain CLIP", wrapped(label, 2.2)), strict=False):
             axis.imshow(each.pixels.mean(axis=2), cmap="gray", vmin=0, vmax=1, extent=UNIT)
             percent = 100 * attention.patches
-            shown = axis.imshow(percent, cmap=OVERLAY, alpha=0.75, vmin=0, vmax=100 * most, extent=UNIT)
+            shown = axis.imshow(percent, cmap=OVERLAY, vmin=0, vmax=100 * most, extent=UNIT)
             tokens = f", prompts {100 * attention.prompts:.1f} %" if attention is each.prompted else ""
             axis.set_title(f"{name}\npatches {100 * attention.patches.sum():.1f} %{tokens}")
         bar = figure.colorbar(shown, ax=row[-1], shrink=0.8)

@@ -134,8 +134,8 @@ def finish(
     below = LINE_HEIGHT * len(lines) + (0.06 if lines else 0)
     columns = rows = 0
     if labels:
-        longest = max(map(len, labels)) + 7  # with the sample of the line
-        columns = min(len(labels), max(1, int(width * CHARACTERS_PER_INCH * 0.9 / longest)))
+        longest = max(map(len, labels)) + 6  # with the sample of the line
+        columns = min(len(labels), max(1, int(width * CHARACTERS_PER_INCH / longest)))
         rows = -(-len(labels) // columns)
     legend = LEGEND_HEIGHT * rows + (0.08 if rows else 0)
     height += below + legend
@@ -147,7 +147,7 @@ def finish(
     if labels:
         shown = figure.legend(
             handles,
-            labels,
+            [f" {label}" if label.startswith("_") else label for label in labels],  # "_" hides an entry
             loc="lower center",
             bbox_to_anchor=(0.5, below / height),
             ncols=columns,

@@ -19,10 +19,11 @@ from sklearn.manifold import TSNE
 from dassl.data.data_manager import build_data_loader
 from experiments.load_run import eval_transform, labels_of, load_trainer
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import printable
 
 from .style import COLOURS, MARKERS, ROW_WIDTH, NamedFigure, finish, panels, styled, wrapped
 
-MOST_IN_LEGEND = 12
+MOST_IN_LEGEND = 30
 MOST_COLUMNS = 3
 PERPLEXITY = 30.0
 NEIGHBOURS = 5
@@ -113,7 +114,7 @@ def neighbour_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
 def embed_runs(
     folders: Sequence[Path],
     images: int = 1000,
-    classes: int | Sequence[str] = MOST_IN_LEGEND,
+    classes: int | Sequence[str] = 12,
     seed: int = 1,
     root: str = "",
 ) -> tuple[list[Embedded], list[str]]:
@@ -158,14 +159,16 @@ def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int
     perplexity = min(PERPLEXITY, (len(classnames) - 1) / 3)
     columns = 2 if len(embedded) == 4 else min(len(embedded), MOST_COLUMNS)
     rows = -(-len(embedded) // columns)
-    figure, axes = panels(columns, rows, max(3.6, ROW_WIDTH / 3 * columns), 2.6)
+    figure, axes = panels(columns, rows, ROW_WIDTH if columns > 1 else 4.6, 2.6 if columns == 3 else 3.2)
     places = np.array([names.index(name) for name in classnames])
+    handles: dict[str, Any] = {}
     for axis, each in zip(axes.flat, embedded, strict=False):
         plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(each.features)
         for number, name in enumerate(names):
             chosen = plane[places == number]
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
-            axis.scatter(*chosen.T, s=12, color=colour, marker=marker, linewidths=0, label=name, alpha=0.8)
+            points = axis.scatter(*chosen.T, s=12, color=colour, marker=marker, linewidths=0, alpha=0.8)
+            handles[name] = points
         axis.set_title(f"{wrapped(each.label, 2.3)}\n{NEIGHBOURS}-NN accuracy {each.neighbours:.1f} %")
         axis.set_xticks([])
         axis.set_yticks([])
@@ -180,6 +183,10 @@ def draw_tsne(embedded: Sequence[Embedded], classnames: Sequence[str], seed: int
         f"{NEIGHBOURS} nearest others by cosine, in the embedding and not in the picture, vote for "
         "their class."
     )
-    shown = axes[0][0].get_legend_handles_labels() if len(names) <= MOST_IN_LEGEND else ()
+    shown = (
+        (list(handles.values()), [printable(name) for name in handles])
+        if len(names) <= MOST_IN_LEGEND
+        else ()
+    )
     finish(figure, [caption], *shown)
     return NamedFigure("tsne", "Image embeddings by t-SNE", caption, figure)

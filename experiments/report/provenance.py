@@ -18,20 +18,21 @@ GIB = 2**30
 
 
 def costs(runs: Sequence[Run]) -> Table | None:
-    """Learned parameters, training time and memory of each method, at each number of shots.
+    """Learned parameters, training time and memory of each method, at each number of shots, on each device.
 
     The time is of runs that one process trained alone, from their start to their end.
     """
     columns = ["learned parameters", "training, seconds (median)", "whole trainings"]
     columns += ["peak memory, GiB (most)", "device"]
     table = Table("Costs", ("method", "shots"), columns, compares=False)
-    groups: defaultdict[tuple[Method, int], dict[tuple[Path, str], Result]] = defaultdict(dict)
+    groups: defaultdict[tuple[Method, int, str], dict[tuple[Path, str], Result]] = defaultdict(dict)
     for run in runs:
         if run.result:  # a run may stand in several protocols
-            groups[run.method, run.shots][run.result.folder, run.result.source] = run.result
+            key = (run.method, run.shots, run.result.device)
+            groups[key][run.result.folder, run.result.source] = run.result
     for method in methods_of(runs):
-        for shots in sorted({shots for each, shots in groups if each == method}):
-            results = list(groups[method, shots].values())
+        for shots, device in sorted(key[1:] for key in groups if key[0] == method):
+            results = list(groups[method, shots, device].values())
             parameters = _distinct(
                 f"{each.learned_parameters:,}" for each in results if each.learned_parameters is not None
             )
@@ -42,7 +43,7 @@ def costs(runs: Sequence[Run]) -> Table | None:
                 f"{median(seconds):,.0f}" if seconds else None,
                 str(len(seconds)) if seconds else None,
                 f"{max(memory) / GIB:.2f}" if memory else None,
-                ", ".join(_distinct(each.device for each in results if each.device)) or None,
+                device or None,
             ]
             if any(cells):
                 table.rows.append(Row((method.label, str(shots) if shots else ""), cells))
