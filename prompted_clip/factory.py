@@ -23,8 +23,8 @@ from . import open_clip_models
 from .errors import DownloadError, NotFiniteError, UserError
 from .model import CLIP, convert_weights
 from .simple_tokenizer import default_tokenizer
-from .tensor_files import misfit, not_finite
-from .weights import clean_state_dict, model_arguments, read_state_dict, widen_embedding
+from .tensor_files import not_finite, number_kind
+from .weights import check_plain, clean_state_dict, model_arguments, read_state_dict, widen_embedding
 
 __all__ = ["available_models", "build_model", "load", "load_model", "pixel_statistics", "tokenize"]
 
@@ -146,7 +146,8 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
         ValueError: the state dict is not of a CLIP that can be built here.
     """
     source = "The state dict"
-    own = {key: value.detach().clone() for key, value in clean_state_dict(state_dict, source).items()}
+    plain = check_plain(clean_state_dict(state_dict, source), source)
+    own = {key: value.detach().clone() for key, value in plain.items()}
     model = _build(own, source)
     convert_weights(model)
     return _finite(model, source)
@@ -184,12 +185,11 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
         for key in wanted
         if key in state_dict and wanted[key].shape != state_dict[key].shape
     ]
-    kinds = {
-        key: misfit(state_dict[key], torch.empty(0, dtype=wanted[key].dtype))
+    differing += [
+        f"{key} is of {state_dict[key].dtype}, and not of {number_kind(wanted[key].dtype)}"
         for key in wanted
-        if key in state_dict
-    }
-    differing += [f"{key} {kind}" for key, kind in kinds.items() if kind]
+        if key in state_dict and number_kind(wanted[key].dtype) != number_kind(state_dict[key].dtype)
+    ]
     if differing:
         raise UserError(
             f"{source} holds no whole CLIP ({len(differing)} differences): {'; '.join(differing[:4])}."

@@ -41,7 +41,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         check_values(content, path.stat().st_size)
     except Exception as error:  # a damaged file makes its reader raise anything
         raise UserError(f"{path} cannot be read as CLIP weights: {_reason(error)}.") from error
-    return clean_state_dict(content, str(path))
+    return check_plain(clean_state_dict(content, str(path)), str(path))
 
 
 def _read(path: Path) -> Any:
@@ -82,8 +82,6 @@ def clean_state_dict(content: Any, source: str) -> dict[str, Tensor]:
             key = key.removeprefix("text.")  # open_clip keeps some text towers in a module of their own
         if key.split(".")[-1] in NOT_WEIGHTS or not isinstance(value, Tensor):
             continue
-        if kind := unusual(value) or ("" if value.numel() else "empty"):
-            raise UserError(f"{source} holds {key} as a tensor that is {kind}; CLIP's are plain numbers.")
         if key in state_dict:
             raise UserError(f"{source} holds {key} twice, with and without a prefix such as module.")
         state_dict[key] = value
@@ -95,8 +93,21 @@ def clean_state_dict(content: Any, source: str) -> dict[str, Tensor]:
             f"{source} holds no weights of a CLIP: there is no {what}. MODEL.BACKBONE.PATH takes OpenAI's "
             "archives, and state dicts in OpenAI's or open_clip's names."
         )
-    if state_dict["logit_scale"].numel() == 1:  # some files hold it as a vector of one
-        state_dict["logit_scale"] = state_dict["logit_scale"].reshape(())
+    scale = state_dict["logit_scale"]
+    if not unusual(scale) and scale.numel() == 1:  # some files hold it as a vector of one
+        state_dict["logit_scale"] = scale.reshape(())
+    return state_dict
+
+
+def check_plain(state_dict: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The state dict, whose tensors are all in memory, and none of them empty.
+
+    Raises:
+        ValueError: names the tensor that is not.
+    """
+    for key, value in state_dict.items():
+        if kind := unusual(value) or ("" if value.numel() else "empty"):
+            raise UserError(f"{source} holds {key} as a tensor that is {kind}; CLIP's are plain numbers.")
     return state_dict
 
 

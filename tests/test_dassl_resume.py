@@ -441,3 +441,16 @@ if __name__ == "__main__":
             os._exit(0)
         ended.append(f"{run} ended with signal {os.waitpid(child, 0)[1]}")
     print("\n".join(ended))
+
+
+def test_a_kill_right_after_the_last_checkpoint_leaves_nothing_behind(tmp_path):
+    kept = {"TRAIN__CHECKPOINTS_KEPT": 1}
+    build(tmp_path, **kept).train()
+    folders = [tmp_path / "out" / name for name in ("body", "head")]
+    for folder in folders:  # the pointer and the surplus are of the epoch before
+        (folder / "model.pth.tar-3").write_bytes((folder / "model.pth.tar-4").read_bytes())
+        (folder / "checkpoint").write_text("model.pth.tar-3\n")
+    build(tmp_path, **kept).train()
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "model.pth.tar-4"]
+        assert (folder / "checkpoint").read_text() == "model.pth.tar-4\n"

@@ -259,3 +259,12 @@ def test_an_encoder_without_width_is_refused(clip_weights: StateDict, tmp_path: 
     empty = {key: value[..., :0] if value.dim() else value for key, value in clip_weights.items()}
     torch.save(empty, tmp_path / "file.pt")
     refused(read_weights, tmp_path / "file.pt", "holds ")
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_a_scale_of_another_kind_is_refused(kind: str, clip_weights: StateDict, tmp_path: Path) -> None:
+    changed = clip_weights | {"logit_scale": KINDS[kind](clip_weights["logit_scale"].reshape(1))}
+    torch.save(changed, tmp_path / "file.pt")
+    refused(read_weights, tmp_path / "file.pt", f"logit_scale as a tensor that is {kind}")
+    with pytest.raises(UserError, match=f"The state dict holds logit_scale as a tensor that is {kind}"):
+        prompted_clip.build_model(changed)
