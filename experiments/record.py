@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -73,7 +74,10 @@ class Record:
         def recorded_evaluation(*args: Any, **kwargs: Any) -> Any:
             results = evaluate(*args, **kwargs)  # type: ignore[misc]
             if isinstance(results, Mapping):
-                self.results = {str(name): float(value) for name, value in results.items()}
+                metrics = {str(name): float(value) for name, value in results.items()}
+                self.results = {name: value for name, value in metrics.items() if math.isfinite(value)}
+                if left_out := metrics.keys() - self.results.keys():
+                    print(f"Warning: not finite, and not in result.json: {', '.join(sorted(left_out))}")
             return results
 
         trainer.test = timed_test
