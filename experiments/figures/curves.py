@@ -66,7 +66,9 @@ def draw_curves(runs: Sequence[Run], protocol: str, suffix: str = "") -> NamedFi
     known = [value for each in points.values() for found in each.values() for value in found if value]
     if all(value.mean is None for value in known):
         raise nothing_to_draw(runs)
-    figure, axes = panels(len(measures), width=ROW_WIDTH if len(measures) > 1 else ROW_WIDTH / 2, sharex=True)
+    figure, axes = panels(
+        len(measures), width=ROW_WIDTH if len(measures) > 1 else ROW_WIDTH / 2, sharex=True, sharey=True
+    )
     methods, handles = [method for _, method in curves], []
     several, is_of_methods = len(set(methods)) > 1, len(set(methods)) == len(methods) > 1
     for number, ((_, method), each) in enumerate(points.items()):
