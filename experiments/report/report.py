@@ -14,6 +14,7 @@ from experiments.results.accuracies import METRICS
 from experiments.results.benchmarks import label_of
 from experiments.results.published import published
 from experiments.results.runs import Run, RunSet
+from prompted_clip.escaping import printable
 
 SEEDS_NOTE = (
     "{metric} in percent: mean ± population standard deviation over the seeds. (2/3): only two of three "
@@ -74,7 +75,7 @@ def make_report(gathered: RunSet, metric: str = "accuracy", command: str = "") -
         runs=gathered.runs,
         costs=costs(gathered.runs),
         samples=sample_table,
-        warnings=[*gathered.warnings, *unequal],
+        warnings=printable([*gathered.warnings, *unequal]),
         versions=code_versions(gathered.runs),
         command=command,
     )
