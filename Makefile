@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 endif
 
-.PHONY: demo demo-full test test-install install
+.PHONY: demo demo-full test test-install mutations kills install
 
 # Zero-shot CLIP and MaPLe, base to novel, on the embedded dataset and backbone.
 demo: install
@@ -27,6 +27,13 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# What clumsy or hostile hands make of files, and kills at any operation: as many as one likes.
+mutations: $(VENV)/installed-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m mutations --cases $(or $(CASES),3000)
+
+kills: $(VENV)/installed-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m mutations.kills --kills $(or $(KILLS),100)
 
 # The wheel in a fresh environment, beside OpenAI's clip and Hugging Face's datasets. Needs the package index.
 test-install: $(VENV)/installed-dev

@@ -195,7 +195,7 @@ def setup_cfg(args: argparse.Namespace):
         section = functools.reduce(getattr, sections, cfg)
         if isinstance(section[name], str):
             section[name] = os.path.expanduser(section[name])
-    if cfg.SEED >= 2**32:
+    if cfg.SEED is None or cfg.SEED >= 2**32:
         raise UserError(f"SEED is {cfg.SEED}; allowed is less than 2**32, or a negative number for none.")
     if not cfg.TRAINER.NAME:
         raise UserError(f"Give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}.")

@@ -13,6 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.escaping import printable
+from prompted_clip.files import remove_unfinished
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
@@ -41,11 +43,14 @@ def state(folder: Path) -> tuple[str, str]:
 def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     """Locks a folder and says beside the lock who holds it. A lock ends with its process, however that ends.
 
+    What a killed run left unfinished in the folder is removed.
+
     Raises:
         filelock.Timeout: another run holds it, after `timeout` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK_FILE, timeout=timeout):
+        remove_unfinished(folder)
         holder = folder / HOLDER_FILE
         holder.write_text(json.dumps([platform.node(), os.getpid(), _start_of(os.getpid())]))
         try:
@@ -84,12 +89,12 @@ def _start_of(process: int) -> str | None:
 
 
 def last_line(path: Path) -> str:
-    """The last line that is not empty; "" without one."""
+    """The last line that is not empty, as it can be shown; "" without one."""
     try:
         lines = read_text(path).splitlines()
     except (OSError, UserError):
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return printable(next((line.strip() for line in reversed(lines) if line.strip()), ""))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where an open file cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # of atomic_open
 
 
@@ -18,14 +23,15 @@ def atomic_open(fpath: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     """Opens a file for writing that appears under its name only when it is whole and on the disk.
 
     Its folders are made; a text file is UTF-8. Of several processes that write it, on any machine, the last
-    one counts. What a killed one leaves is found again by `remove_unfinished`.
+    one counts. What a killed one has left of the file is removed: it alone is not locked.
     """
     fpath = os.path.realpath(fpath)  # what a link points to is replaced, not the link
     folder, name = os.path.split(fpath)
     os.makedirs(folder, exist_ok=True)
+    _remove_abandoned(folder, name)
     unfinished = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with _open_locked(unfinished, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -36,6 +42,31 @@ def atomic_open(fpath: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = fpath  # a full disk does not say whose
         raise
+
+
+def _open_locked(path: str, mode: str) -> IO[Any]:
+    """Opens a new file, with a lock on it that ends with this process."""
+    while True:
+        file = open(path, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115  (the caller closes it)
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(path):
+            return file
+        file.close()  # another process has seen it before it was locked
+
+
+def _remove_abandoned(folder: str, name: str) -> None:
+    unfinished = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{32}}\.tmp")
+    for entry in filter(unfinished.fullmatch, os.listdir(folder)):
+        path = os.path.join(folder, entry)
+        with suppress(OSError):  # its writer goes on
+            if fcntl is None:
+                os.unlink(path)
+                continue
+            with open(path, "rb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:

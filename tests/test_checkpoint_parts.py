@@ -19,7 +19,8 @@ from dassl.config import get_cfg_default
 from dassl.engine import TrainerBase
 from dassl.engine.checkpoints import remove_all_but_newest
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_checkpoint, load_pretrained_weights, save_checkpoint, tools
+from dassl.utils import load_checkpoint, load_pretrained_weights, save_checkpoint
+from prompted_clip import files
 from prompted_clip.errors import NotFiniteError, UserError
 
 
@@ -252,7 +253,7 @@ def test_torch_hides_no_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         def write(self, content: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tools, "open", lambda path, mode, **words: Full(path, mode), raising=False)
+    monkeypatch.setattr(files, "open", lambda path, mode, **words: Full(path, mode), raising=False)
     with pytest.raises(OSError, match=r"No space left on device.*model\.pth\.tar-1") as caught:
         save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}, "epoch": 1}, str(tmp_path))
     assert caught.value.errno == errno.ENOSPC

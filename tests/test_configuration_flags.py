@@ -79,3 +79,9 @@ def test_a_flag_of_several_words_that_takes_the_options(flag):
         parsed(flag, "random_flip", "MODEL.BACKBONE.PATH", "x.pt")
     cfg, _ = parsed(flag, "random_flip", "--seed", "1", "OPTIM.MAX_EPOCH", "1")
     assert cfg.OPTIM.MAX_EPOCH == 1
+
+
+@pytest.mark.parametrize("seed", ["None", 2**32, 10**400])
+def test_a_seed_that_cannot_be(seed):
+    with pytest.raises(UserError, match="SEED is"):
+        parsed("SEED", str(seed))

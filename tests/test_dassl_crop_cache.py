@@ -228,6 +228,28 @@ def test_files_that_are_not_whole_are_made_anew(cfg, items, damage):
     assert np.load(file).shape == (8, 16, 16, 3)
 
 
+@pytest.mark.parametrize("where", [0, 9, 20, 60, 127, 128, 128 + CROP + 5, 128 + 8 * CROP - 1, -32, -1])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_changes_no_pixel(cfg, items, where, bit):
+    plain = images(cfg, items)
+    (file,) = stored(cfg)
+    content = bytearray(file.read_bytes())
+    content[where] ^= 1 << bit
+    file.write_bytes(content)
+    assert torch.equal(images(cfg, items), plain)
+
+
+def test_a_file_of_an_earlier_version_is_made_anew(cfg, items, decoded):
+    plain = images(cfg, items)
+    (file,) = stored(cfg)
+    np.save(file, np.load(file))  # without checksums
+    decoded()
+    assert torch.equal(images(cfg, items), plain)
+    assert decoded() == names(items)
+    assert torch.equal(images(cfg, items), plain)
+    assert decoded() == []
+
+
 def test_images_that_are_put_in_another_order_later_are_decoded(cfg, items):
     ours = loader(cfg, items)
     list(ours)

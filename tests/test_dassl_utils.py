@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import sys
 import time
@@ -350,6 +351,31 @@ def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     foreign.write_text("half")
     write_json([1], str(path))
     assert foreign.read_text() == "half"
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_now_is_not(tmp_path: Path) -> None:
+    left = [tmp_path / f".a.{number:032x}.tmp" for number in range(3)]
+    other = tmp_path / f".b.{0:032x}.tmp"  # of another file, which may be written again or not
+    for path in (*left, other):
+        path.write_text("half")
+    with atomic_open(tmp_path / "a") as file:
+        (now,) = [path for path in tmp_path.iterdir() if path != other]
+        write_json([1], str(tmp_path / "a"))
+        assert now.exists()
+        file.write("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", other.name}
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_where_the_disk_has_no_locks_nothing_is_removed(monkeypatch, tmp_path: Path) -> None:
+    def flock(file, flags) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / f".a.{1:032x}.tmp").write_text("half")
+    write_json([1], str(tmp_path / "a"))
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_what_fails_in_the_middle_changes_nothing(tmp_path: Path) -> None:

@@ -69,6 +69,20 @@ def test_damaged_hashes_are_computed_again(root, damage):
     assert content_sha256(["ant/a.jpg"], str(root)) == {"ant/a.jpg": sha256("a")}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[1]", "7", "{", "[" * 100_000, '{"ant/a.jpg": []}', '{"ant/a.jpg": [1, 1, 1, 1]}'),
+        *('{"ant/a.jpg": [1, 1, 1, "1", "x"]}', '{"ant/a.jpg": [1, 1, 1, 1, null]}', '{"ant/a.jpg": 1}'),
+    ],
+)
+def test_what_is_no_list_of_hashes_is_computed_again_whatever_its_checksum(root, text):
+    file = root / ".folder_index" / "folders_content.json"
+    file.parent.mkdir()
+    file.write_text(f"{sha256(text)}\n{text}")
+    assert content_sha256(["ant/a.jpg"], str(root)) == {"ant/a.jpg": sha256("a")}
+
+
 def test_two_roots_with_equal_paths_sizes_and_times_have_their_own(root, tmp_path):
     other = tmp_path / "other"
     (other / "ant").mkdir(parents=True)

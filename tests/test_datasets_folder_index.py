@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -236,3 +237,22 @@ def test_rows_of_class_folders(tree):
         ]
     assert rows.digest() == type(rows).pack(list(rows)).digest()
     assert listing(str(tree / "empty")) == (b"", b"")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        *(b"", b"{", b"7", b"[7]", b"[" * 100_000, b'[["one"]]', b'[["one", 1, 1, 1, 0, 0, 0, 0]]'),
+        *(b'[["one", 1, 1, "1", 0, 0, 0]]', b'[["one", 1, 1, 1, 0, 5, 9]]', b'[["one", 1, 1, 1, 2, 1, 0]]'),
+        *(b'[["one", 1, 1, 1, null, 0, 0]]', b'[["one", 1, 1, 1, -2, 0, 0]]', b'[["one", 1, 1, 1, 0, 1, 2]]'),
+    ],
+)
+def test_an_index_of_another_form_is_made_anew_whatever_its_checksum(tree, capsys, table):
+    assert look(tree) == [IMAGES, IMAGES]
+    content = len(table).to_bytes(8, "little") + table + b"\xff/"
+    digest = hashlib.sha256(content).digest()
+    place(tree).write_bytes(folder_index.MAGIC + digest + content)
+    assert look(tree) == [IMAGES, IMAGES]
+    assert "is not in its form" in capsys.readouterr().out
+    assert look(tree) == [IMAGES, IMAGES]
+    assert capsys.readouterr().out == ""

@@ -430,3 +430,10 @@ def test_files_that_are_left_out_do_not_write_lines(tmp_path, capsys):
     (tmp_path / "ant" / ".x\nFinish training\n=> result\n* accuracy: 99.99%").touch()
     open_folder(tmp_path)
     assert "* accuracy" not in [line[:10] for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("key", ["TEMPLATE", "SPLIT", "CLASS_LIST", "NOVEL_CLASSES", "PATH", "REVISION"])
+def test_a_setting_that_is_none_is_refused(tmp_path, key):
+    draw(tmp_path, {"ant": 4, "bee": 4})
+    with pytest.raises(ValueError, match=f"DATASET.OWN.{key} is None"):
+        open_folder(tmp_path, f"DATASET.OWN.{key}", "None")

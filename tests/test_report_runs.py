@@ -13,6 +13,7 @@ from fake_runs import base_to_novel_folder, plan, published_base_to_novel, resul
 from helpers import GOLDEN, ROOT
 
 from experiments.methods import read_methods
+from experiments.report.report import make_report
 from experiments.results.benchmarks import stem_of
 from experiments.results.reference_logs import read_metric
 from experiments.results.runs import Run, gather
@@ -90,6 +91,17 @@ def test_states_of_planned_runs(tmp_path: Path) -> None:
     ]
     assert runs[1].reason == "RuntimeError: out of memory"
     assert runs[4].folder == tmp_path / "e"
+
+
+@pytest.mark.parametrize("written", ["\x1b[2J", "\u202e", "\x07"])
+def test_what_a_terminal_obeys_is_escaped_in_warnings(tmp_path: Path, written: str) -> None:
+    write(tmp_path / "a", result(80.0))
+    (tmp_path / f"b{written}").mkdir()
+    (tmp_path / f"b{written}" / "error.txt").write_text(f"KeyError: {written}\n")
+    report = make_report(gather([tmp_path], read_methods()), "accuracy", "command")
+    (warning,) = [warning for warning in report.warnings if "failed" in warning]
+    assert warning.isprintable()
+    assert "KeyError: \\" in warning
 
 
 def test_a_planned_result_that_cannot_be_read_has_failed(tmp_path: Path) -> None:

@@ -126,9 +126,11 @@ def _read(place: str, *version: int) -> _Entries:
             checksum, _, content = file.read().partition(b"\n")
         if checksum.decode() != hashlib.sha256(content).hexdigest():
             return {}
-        return {key: _Entry(*fields) for key, fields in json.loads(content).items()}
-    except (OSError, ValueError):
+        entries = {key: _Entry(*fields) for key, fields in json.loads(content).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+    kinds = (int, int, int, int, str)  # somebody may have made the checksum anew
+    return entries if all(tuple(map(type, entry)) == kinds for entry in entries.values()) else {}
 
 
 def _save(root: str, new: _Entries) -> None:

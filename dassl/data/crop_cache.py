@@ -1,16 +1,19 @@
 """Test images on disk as the model's input needs them, resized and cropped, for all runs to come.
 
 A split is one file, `<DATASET.NAME>_224x224_<digest>.npy`: an array `(image height width 3)` of uint8, as it
-comes out of Pillow's resize and crop. It is written whole, then renamed, and from then on only read, as a
-memory map that all processes of a machine share. The digest stands for all that decides its pixels.
+comes out of Pillow's resize and crop, and behind it a CRC-32 of each crop. It is written whole, then renamed,
+and from then on only read, as a memory map that all processes of a machine share. The digest stands for all
+that decides its pixels. A crop that was damaged since is decoded again.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import platform
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -62,9 +65,10 @@ class CropCache:
         self._paths: Sequence[str] = ()
         self._file = ""
         self._crops: Any = None
+        self._checksums: Any = None  # `(image)`
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_crops": None}
+        return {**self.__dict__, "_crops": None, "_checksums": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a spawned worker maps the file by itself
         self.__dict__.update(state)
@@ -72,7 +76,10 @@ class CropCache:
 
     def read(self, index: int, path: str) -> np.ndarray | None:
         """The crop `(height width 3)` of the image at `path`, read-only; None if it has to be decoded."""
-        return None if self._crops is None or self._paths[index] != path else self._crops[index]
+        if self._crops is None or self._paths[index] != path:
+            return None
+        crop = self._crops[index]
+        return crop if zlib.crc32(crop) == self._checksums[index] else None
 
     def fill(self, paths: Sequence[str], crop: Callable[[str], Image.Image], threads: int) -> None:
         """Opens the split's file; where there is none, makes it.
@@ -113,23 +120,39 @@ class CropCache:
             digest.update(ascii(facts).encode())
         return f"{self.name}_{height}x{width}_{digest.hexdigest()}.npy"
 
+    def _header(self) -> bytes:
+        header = io.BytesIO()
+        about = {"descr": "|u1", "fortran_order": False, "shape": self._shape()}
+        np.lib.format.write_array_header_1_0(header, about)
+        return header.getvalue()
+
+    def _shape(self) -> tuple[int, ...]:
+        return len(self._paths), *self.settings[0], 3
+
     def _open(self) -> bool:
+        header, shape = self._header(), self._shape()
         try:
-            crops = np.load(self._file, mmap_mode="r")
-        except (OSError, ValueError):  # not there, or cut short
+            with open(self._file, "rb") as file:
+                known = file.read(len(header)) == header
+                file.seek(len(header) + math.prod(shape))
+                checksums = file.read()
+            if known and len(checksums) == 4 * len(self._paths):  # or it is damaged, or of an older version
+                self._checksums = np.frombuffer(checksums, "<u4")
+                crops = np.memmap(self._file, np.uint8, "r", len(header), shape)
+                self._crops = crops.view(np.ndarray)
+        except (OSError, ValueError):  # not there
             return False
-        if crops.shape == (len(self._paths), *self.settings[0], 3):
-            self._crops = crops.view(np.ndarray)
         return self._crops is not None
 
     def _write(self, crop: Callable[[str], Image.Image], threads: int) -> None:
-        shape = (len(self._paths), *self.settings[0], 3)
         taken = sum(file.stat().st_size for file in Path(self.folder).glob("*.npy"))
-        if taken + math.prod(shape) > self.budget:
+        if taken + math.prod(self._shape()) > self.budget:
             raise OSError(f"it is full: raise DATALOADER.TEST_CACHE_GB, now {self.budget / GB:g}")
         with atomic_open(self._file, "wb") as file, ThreadPoolExecutor(threads) as pool:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(self._header())
+            checksums = []
             crops = pool.map(lambda path: np.asarray(crop(path)), self._paths)
             for pixels in tqdm(crops, "Decoding", len(self._paths), delay=2, leave=False, disable=None):
                 file.write(np.ascontiguousarray(pixels).data)
+                checksums.append(zlib.crc32(np.ascontiguousarray(pixels).data))
+            file.write(np.array(checksums, "<u4").tobytes())

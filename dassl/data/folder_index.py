@@ -216,13 +216,27 @@ class Index:
             print(f"The index {path} is damaged or of another version; the folders are listed again.")
             self.changed = True
             return False
-        end = 8 + int.from_bytes(content[:8], "little")
-        self._names = content[end:]
-        self._cached = {
-            key: _Entry((changed, touched), *rest)
-            for key, changed, touched, *rest in json.loads(bytes(content[8:end]))
-        }
-        return True
+        try:
+            end = 8 + int.from_bytes(content[:8], "little")
+            self._cached = {
+                key: _Entry((changed, touched), *rest)
+                for key, changed, touched, *rest in json.loads(bytes(content[8:end]))
+            }
+            self._names = content[end:]
+            whole_names = all(self._is_whole(entry) for entry in self._cached.values())
+        except (ValueError, TypeError, RecursionError):
+            whole_names = False
+        if not whole_names:  # somebody has made the checksum anew
+            print(f"The index {path} is not in its form; the folders are listed again.")
+            self._cached, self.changed = {}, True
+        return whole_names
+
+    def _is_whole(self, entry: _Entry) -> bool:
+        """Whether an entry's numbers are some, and what they point to is text; a ValueError says no, too."""
+        numbers = (*entry.times, *entry[1:])
+        ordered = 0 <= entry.start <= entry.middle <= entry.end <= len(self._names)
+        str(bytes(self._names[entry.start : entry.end]), "utf-8", "surrogatepass")
+        return ordered and all(type(number) is int for number in numbers)
 
     def _names_of(self, entry: _Entry) -> Listing:
         images, others = self._names[entry.start : entry.middle], self._names[entry.middle : entry.end]

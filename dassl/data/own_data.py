@@ -220,6 +220,9 @@ class OwnDataset(FewShotDataset):
         return sorted({labels[name] for name in novel})
 
     def _check_settings(self) -> None:
+        unset = next((key for key, value in self.own.items() if value is None), None)
+        if unset is not None:
+            raise UserError(f"DATASET.OWN.{unset} is None. Leave it out for the default.")
         if self.own.TEMPLATE.count("{}") != 1:
             raise UserError(
                 f"DATASET.OWN.TEMPLATE is {self.own.TEMPLATE!r}; it needs {{}} once, where the class name "

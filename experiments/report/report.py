@@ -76,7 +76,7 @@ def make_report(gathered: RunSet, metric: str = "accuracy", command: str = "") -
         runs=gathered.runs,
         costs=costs(gathered.runs),
         samples=sample_table,
-        warnings=[*gathered.warnings, *unequal],
+        warnings=printable([*gathered.warnings, *unequal]),
         versions=code_versions(gathered.runs),
         command=command,
     )

@@ -1,1 +1,4 @@
-"""Mutated inputs: what a hostile or clumsy hand makes of files that the project reads, each from a seed."""
+"""Mutated inputs, and kills: what clumsy or hostile hands make of files that the project reads.
+
+Each case has a number, its seed. The commands are `make mutations` and `make kills`.
+"""

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 CONTROL = ("\x00", "\n", "\r\n", "\x1b]0;title\x07", "\x1b[2J", "\u202e", "\u2028", "\ud800")
 NAMES = (
     *("", " ", "\t", "-", "_", ".", "..", "../../outside", "/etc/passwd", "a" * 5000, "é" * 300, "犬", "🐕"),
-    *("=cmd|' /C calc'!A0", "@SUM(1)", "\\input{x}", "$x$", "[x](javascript:1)", "<script>", "|", "{}", "%s"),
-    *(
-        "None",
-        "nan",
-        "NaN",
-        "inf",
-        "no",
-        "012",
-        "1:30",
-        "R&amp;B",
-        "R&B",
-        "ＤＯＧ",
-        "dog",
-        "DOG",
-        "do\u00a0g",
-    ),
+    *("=cmd|' /C calc'!A0", "@SUM(1)", "\\input{x}", "$x$", "[x](javascript:1)", "<script>alert(1)", "|"),
+    *("{}", "%s", "None", "nan", "NaN", "inf", "no", "012", "1:30", "R&amp;B", "R&B", "<|endoftext|>"),
+    *("ＤＯＧ", "dog", "DOG", "do\u00a0g", "cat", "Cat ", "c&#97;t"),
     *(f"x{each}y" for each in CONTROL),
 )
 NUMBERS = (0, 1, -1, 2, 2**31, 2**63, -(2**64), 10**400, 0.0, -0.5, 1e308, 1e-320, float("nan"), float("inf"))
 VALUES = (None, True, False, [], {}, [[]], [None], {"a": 1}, {"": {}}, *NUMBERS, *NAMES)
+# In JSON alone, where `as_json` writes them out: Python itself could not.
+WRITTEN_OUT = {"<deep>": "[" * 100_000 + "]" * 100_000, "<digits>": "9" * 5000}
+
+
+def as_json(value: Any) -> str:
+    text = json.dumps(value)
+    for word, written in WRITTEN_OUT.items():
+        text = text.replace(f'"{word}"', written)
+    return text
 
 
 def mutated(rng: random.Random, value: Any, values: tuple[Any, ...] = VALUES) -> Any:
@@ -41,7 +38,7 @@ def mutated(rng: random.Random, value: Any, values: tuple[Any, ...] = VALUES) ->
         if not places:
             return rng.choice(values)
         holder, key = rng.choice(places)
-        change = rng.choice(("replace", "replace", "delete", "double", "wrap", "near"))
+        change = rng.choice(("replace", "replace", "delete", "double", "wrap", "near", "near", "order"))
         if change == "delete":
             del holder[key]
         elif change == "double" and isinstance(holder, list):
@@ -49,15 +46,23 @@ def mutated(rng: random.Random, value: Any, values: tuple[Any, ...] = VALUES) ->
         elif change == "double":
             holder[rng.choice(NAMES)] = copy.deepcopy(holder[key])
         elif change == "wrap":
-            holder[key] = _deep(holder[key], rng.choice((1, 3, 2000)))
+            holder[key] = rng.choice(([holder[key]], [[[holder[key]]]], {"a": holder[key]}))
         elif change == "near" and isinstance(holder[key], (int, float, str)):
-            holder[key] = _near(rng, holder[key])
+            holder[key] = near(rng, holder[key])
+        elif change == "order" and isinstance(holder[key], list):
+            rng.shuffle(holder[key])
         else:
             holder[key] = copy.deepcopy(rng.choice(values))
     return value
 
 
-def _places(value: Any) -> Any:
+def mutated_json(rng: random.Random, value: Any) -> str:
+    """The JSON of a mutated value; sometimes the text is mutated, too."""
+    text = as_json(mutated(rng, value, (*VALUES, *WRITTEN_OUT)))
+    return mutated_text(rng, text) if rng.random() < 0.15 else text
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, dict):
         for key, each in list(value.items()):
             yield value, key
@@ -68,20 +73,18 @@ def _places(value: Any) -> Any:
             yield from _places(each)
 
 
-def _deep(value: Any, depth: int) -> Any:
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def _near(rng: random.Random, value: Any) -> Any:
+def near(rng: random.Random, value: Any) -> Any:
+    """A value that a tired hand writes instead."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return value
     if isinstance(value, str):
         changes: tuple[Callable[[str], str], ...] = (
             *(str.upper, str.lower, str.title, lambda text: f" {text} ", lambda text: text.replace(" ", "_")),
             *(lambda text: text + rng.choice(CONTROL), lambda text: text.replace("a", "&#97;")),
+            *(lambda text: f"{text}x", lambda text: f"{text[::-1]}x"),
         )
         return rng.choice(changes)(value)
-    return rng.choice((-value, value + 1, value * 1000, str(value), float(value), bool(value)))
+    return rng.choice((-value, value + 1, value * 2, value * 1000, str(value), float(value), bool(value)))
 
 
 def mutated_bytes(rng: random.Random, content: bytes) -> bytes:
@@ -110,20 +113,18 @@ def mutated_bytes(rng: random.Random, content: bytes) -> bytes:
 
 def mutated_text(rng: random.Random, text: str) -> str:
     """Replaces a word, a number or a line, or mutates the bytes."""
-    kind = rng.choice(("word", "word", "number", "line", "bytes"))
+    kind = rng.choice(("word", "word", "number", "line", "line", "bytes"))
     if kind == "bytes":
         return mutated_bytes(rng, text.encode()).decode("latin-1")
     if kind == "line":
         lines = text.splitlines(keepends=True)
         at = rng.randrange(len(lines))
-        lines[at : at + 1] = rng.choice(
-            ([], [lines[at], lines[at]], [str(rng.choice(VALUES)), "\n"], lines[:at])
-        )
-        return "".join(lines)
+        line, other = lines[at], f"{rng.choice(VALUES)}\n"
+        lines[at : at + 1] = rng.choice(([], [line, line], [other], [line, "\n"], [line, "# a remark\n"]))
+        return "".join(lines) if rng.random() < 0.8 else "".join(lines[: at + 1])
     found = list(re.finditer(r"-?\d+(\.\d+)?" if kind == "number" else r"[\w./]+", text))
     if not found:
-        return text + str(rng.choice(VALUES))
+        return f"{text}{rng.choice(VALUES)}"
     match = rng.choice(found)
-    return (
-        text[: match.start()] + str(rng.choice(NUMBERS if kind == "number" else VALUES)) + text[match.end() :]
-    )
+    values = (*NUMBERS, *range(3, 9)) if kind == "number" else (*VALUES, near(rng, match[0]))
+    return f"{text[: match.start()]}{rng.choice(values)}{text[match.end() :]}"

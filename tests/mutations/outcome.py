@@ -14,12 +14,10 @@ from typing import NamedTuple
 
 from prompted_clip.console import MOST, explain
 
+from .nonsense import Nonsense
+
 SECONDS = 20  # a case that takes longer hangs
 FINE = ("taken", "refused")
-
-
-class Nonsense(Exception):
-    """Something was taken that cannot be meant; says what."""
 
 
 class Outcome(NamedTuple):
