@@ -85,3 +85,25 @@ def test_a_flag_of_several_words_that_takes_the_options(flag):
 def test_a_seed_that_cannot_be(seed):
     with pytest.raises(UserError, match="SEED is"):
         parsed("SEED", str(seed))
+
+
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [
+        ("INPUT.SIZE", "['a', 224]"),
+        ("INPUT.SIZE", "[None, 224]"),
+        ("INPUT.SIZE", "[[224], 224]"),
+        ("INPUT.PIXEL_MEAN", "['0.5', 0.5, 0.5]"),
+        ("OPTIM.STEPSIZE", "[True]"),
+        ("OPTIM.LR", "1" + "0" * 400),
+        ("OPTIM.WEIGHT_DECAY", "-1" + "0" * 400),
+    ],
+)
+def test_what_is_no_number_in_a_list_of_numbers_or_too_large_is_refused(key, written):
+    with pytest.raises(UserError, match=key):
+        parsed(key, written)
+
+
+def test_a_list_of_numbers_may_be_another_one():
+    cfg, _ = parsed("INPUT.SIZE", "[32, 32]", "OPTIM.STEPSIZE", "(10, 20)", "INPUT.PIXEL_MEAN", "[0, 0, 1]")
+    assert (cfg.INPUT.SIZE, cfg.OPTIM.STEPSIZE, cfg.INPUT.PIXEL_MEAN) == ((32, 32), (10, 20), [0, 0, 1])

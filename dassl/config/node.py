@@ -113,19 +113,23 @@ def _coerce(new: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
         return None
     if known is None:
         return _checked_type(value, path, source)
-    if type(value) is type(known):
+    if isinstance(known, (list, tuple)) and isinstance(value, (list, tuple)):
+        wrong = [each for each in value if known and _are_numbers(known) and not _are_numbers([each])]
+        if not wrong:
+            return type(known)(value)
+    elif type(value) is type(known):
         return value
-    if isinstance(known, tuple) and isinstance(value, list):
-        return tuple(value)
-    if isinstance(known, list) and isinstance(value, tuple):
-        return list(value)
-    if isinstance(known, float) and type(value) is int:
+    if isinstance(known, float) and type(value) is int and abs(value) < 2**63:
         return float(value)
     quotes = "; yaml takes off, on, yes, no and numbers for values: write a text in quotes"
     raise UserError(
         f"{'.'.join(path)} is {_brief(value)} ({type(value).__name__}) in {source};"
         f" expected {type(known).__name__}, as in {_brief(known)}{quotes if isinstance(known, str) else ''}"
     )
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
 
 
 def _checked_type(value: Any, path: tuple[str, ...], source: str) -> Any:

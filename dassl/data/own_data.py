@@ -264,7 +264,7 @@ def _no_class(name: str, known: Sequence[str]) -> str:
 def own_path(cfg: Any) -> str:
     """`DATASET.OWN.PATH` as an absolute path; a relative one starts from DATASET.ROOT."""
     root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
-    return os.path.normpath(os.path.join(root, os.path.expanduser(cfg.DATASET.OWN.PATH)))
+    return os.path.normpath(os.path.join(root, os.path.expanduser(cfg.DATASET.OWN.PATH or "")))
 
 
 @register_as("folder")
