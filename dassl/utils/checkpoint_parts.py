@@ -23,6 +23,7 @@ READ_BY_STEP = {
     torch.optim.RAdam: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.RMSprop: ("step", "square_avg"),
 }
+TENSORS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg")
 
 
 def check_parts(checkpoint: Mapping[str, Any], path: str) -> None:
@@ -113,6 +114,8 @@ def _state_fault(state: Mapping[Any, Any], tensor: Tensor, read: tuple[str, ...]
     if missing := [name for name in read if state and name not in state]:
         return f" has no {missing[0]}"
     for name, value in state.items():
+        if name in TENSORS and not isinstance(value, Tensor) and (value is not None or name in read):
+            return f".{name} is no tensor"
         value = number_in(value)
         if isinstance(value, Tensor):
             if value.shape != tensor.shape:
