@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import random
 import sys
 import time
@@ -395,3 +396,10 @@ def test_what_fails_in_the_middle_changes_nothing(tmp_path: Path) -> None:
 def test_an_unknown_name_says_whose_it_is() -> None:
     with pytest.raises(ValueError, match=r"OPTIM.NAME is 'sdg'; did you mean 'sgd'\? available: adam, sgd"):
         check_availability("sdg", ["adam", "sgd"], "OPTIM.NAME")
+
+
+def test_a_log_takes_what_is_no_text_in_utf_8(tmp_path: Path) -> None:
+    with Logger(str(tmp_path / "log.txt")) as log:
+        log.console = io.StringIO()
+        log.write("a name \ud800\n")
+    assert (tmp_path / "log.txt").read_text() == "a name \\ud800\n"

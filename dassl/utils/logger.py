@@ -104,7 +104,8 @@ def _open_new(fpath: str) -> IO[str]:
     stamped, attempt = fpath, 0
     while True:
         try:
-            return open(stamped, "x", encoding="utf-8", buffering=1)  # a killed run keeps its lines
+            # Line by line: a killed run keeps its lines. What is no text in UTF-8 is escaped.
+            return open(stamped, "x", encoding="utf-8", errors="backslashreplace", buffering=1)
         except FileExistsError:
             stamped = fpath + time.strftime("-%Y-%m-%d-%H-%M-%S") + (f"-{attempt}" if attempt else "")
             attempt += 1
