@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.escaping import printable
-from prompted_clip.files import remove_unfinished
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
@@ -43,14 +42,11 @@ def state(folder: Path) -> tuple[str, str]:
 def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     """Locks a folder and says beside the lock who holds it. A lock ends with its process, however that ends.
 
-    What a killed run left unfinished in the folder is removed.
-
     Raises:
         filelock.Timeout: another run holds it, after `timeout` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK_FILE, timeout=timeout):
-        remove_unfinished(folder)
         holder = folder / HOLDER_FILE
         holder.write_text(json.dumps([platform.node(), os.getpid(), _start_of(os.getpid())]))
         try:

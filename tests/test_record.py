@@ -160,15 +160,6 @@ def test_a_killed_run_frees_its_folder(tmp_path):
         assert is_in_use(tmp_path)
 
 
-def test_what_a_killed_run_left_unfinished_is_removed_once_its_folder_is_locked(tmp_path):
-    (tmp_path / "Learner").mkdir()
-    left = [tmp_path / f".cmat.pt.{1:032x}.tmp", tmp_path / "Learner" / f".model.pth.tar-1.{2:032x}.tmp"]
-    for path in left:
-        path.write_text("half")
-    with locked(tmp_path):
-        assert not any(path.exists() for path in left)
-
-
 def test_looking_at_a_lock_does_not_take_it(tmp_path, monkeypatch):
     """Else a run that starts in that moment says that its folder is in use."""
     with locked(tmp_path):
