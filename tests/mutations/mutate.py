@@ -115,7 +115,7 @@ def mutated_text(rng: random.Random, text: str) -> str:
     """Replaces a word, a number or a line, or mutates the bytes."""
     kind = rng.choice(("word", "word", "number", "line", "line", "bytes"))
     if kind == "bytes":
-        return mutated_bytes(rng, text.encode()).decode("latin-1")
+        return mutated_bytes(rng, text.encode("utf-8", "surrogatepass")).decode("latin-1")
     if kind == "line":
         lines = text.splitlines(keepends=True)
         at = rng.randrange(len(lines))

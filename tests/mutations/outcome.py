@@ -57,7 +57,7 @@ def _run(case: object, rng: random.Random, folder: Path, marker: Path) -> Outcom
         known = explain(error)
         if known is None:
             return Outcome("traceback", "".join(traceback.format_exception(error)[-3:]))
-        if "\n" in known[1].strip() or len(str(error)) > 2 * MOST:
+        if "\n" in known[1].strip() or len(known[1]) > 2 * MOST:
             return Outcome("traceback", f"a message of {len(str(error))} characters: {known[1][:200]!r}")
         return Outcome("refused", known[1])
     return Outcome("taken")
