@@ -8,7 +8,7 @@ import pytest
 from helpers import GOLDEN
 
 from experiments.methods import read_methods
-from experiments.results.reference_logs import read_logs
+from experiments.results.reference_logs import read_logs, read_metric
 from experiments.results.result_file import Training
 from experiments.results.runs import gather
 from scripts.report import main
@@ -150,3 +150,9 @@ def test_texts_that_look_like_yaml_do_no_harm(tmp_path: Path) -> None:
 def test_logs_of_other_programs(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="holds no configuration"):
         read_logs(log(tmp_path, text))
+
+
+def test_a_percentage_of_many_digits_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(f"Finish training\n=> result\n* accuracy: 81.5%\n* accuracy: 1{'0' * 400}%\n")
+    assert read_metric(str(path)) == 81.5

@@ -37,7 +37,7 @@ def read_metric(fpath: str, keyword: str = "accuracy", test_log: bool = False) -
         keyword: the line's name: accuracy, error, macro_f1.
         test_log: any result counts, that of an unfinished training too.
     """
-    wanted = re.compile(rf"^\* {re.escape(keyword)}: (\d+(?:\.\d+)?)%")
+    wanted = re.compile(rf"^\* {re.escape(keyword)}: (\d{{1,3}}(?:\.\d+)?)%")
     value, in_result, training = None, False, False
     if not os.path.isfile(fpath):  # a named pipe has no end
         raise MissingFileError(f"{fpath} is no file.")
