@@ -54,6 +54,7 @@ class Invented:
             "shots": self.jobs[-1]["shots"],
             "seed": seed,
             "results": {"accuracy": accuracy},
+            "identity": {"run": folder, "cell": "c", "parts": {}, "settings": {}},
             "per_class": [
                 {"label": label, "name": name, "total": 100, "correct": correct}
                 for label, (name, correct) in enumerate(per_class.items())

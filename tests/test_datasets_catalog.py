@@ -186,7 +186,10 @@ def test_eval_only_on_a_dataset_without_training_images(name, tmp_path, golden_c
     assert command_line([*options.split(), "INPUT.SIZE", "(32, 32)"]) == 0
     assert "* total: 21" in capsys.readouterr().out
 
-    training = [word.replace("ZeroshotCLIP", "CoOp") for word in options.split() if word != "--eval-only"]
+    options = options.replace("ZeroshotCLIP", "CoOp").replace(
+        str(tmp_path / "run"), str(tmp_path / "training")
+    )
+    training = [word for word in options.split() if word != "--eval-only"]
     assert command_line([*training, "INPUT.SIZE", "(32, 32)"]) == 2
     assert f"CoOp needs train_x images; {name} has none." in capsys.readouterr().err
 

@@ -110,7 +110,9 @@ def test_own_data_can_be_read_without_the_benchmarks(tmp_path):
     """As where the project is installed: its folder `datasets` is not, and another `datasets` may be."""
     program = """
 import sys
-from types import ModuleType, SimpleNamespace as Config
+from types import ModuleType
+from yacs.config import CfgNode
+def Config(**values): return CfgNode(values)
 sys.modules["datasets"] = ModuleType("datasets")  # somebody else's
 from dassl.data import own_hub
 from dassl.data.datasets import DATASET_REGISTRY
