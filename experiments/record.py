@@ -54,6 +54,7 @@ class Record:
         self.start = time.monotonic()
         self.commit, self.commit_is_clean = _commit()  # now: a run may take longer than the next commit
         self.identity: dict[str, Any] | None = None
+        self.changed: dict[str, Any] = {}
         self.results: dict[str, float] = {}
         self.split = ""
         self.testing = 0.0  # seconds of the last test
@@ -105,6 +106,7 @@ class Record:
         identity = getattr(self.trainer, "run_identity", None)
         if identity is None:  # a trainer on the engine's lowest base
             return
+        self.changed = self._changed()
         self.identity = identity(tests_only=bool(self.args.eval_only and self.trainer.get_model_names()))
         path = self._path()
         found = result_differences(path, self.identity)
@@ -116,7 +118,8 @@ class Record:
 
     def _changed(self) -> dict[str, Any]:
         """Settings that flags and options changed in what the configuration files say, as [file's, run's]."""
-        files = setup_cfg(argparse.Namespace(**{**vars(self.args), "opts": [], "transforms": None}))
+        flags = {**vars(self.args), "trainer": self.trainer.cfg.TRAINER.NAME, "opts": [], "transforms": None}
+        files = setup_cfg(argparse.Namespace(**flags))
         here, there = (influencing(plain(each), trains=True) for each in (self.trainer.cfg, files))
         return {key: [there[key], value] for key, value in here.items() if there.get(key, value) != value}
 
@@ -168,7 +171,7 @@ class Record:
             "commit_is_clean": self.commit_is_clean,
             "command": self.command,
             "identity": self.identity,
-            "changed": self._changed(),
+            "changed": self.changed,
             "settings": plain(cfg),
         }
 

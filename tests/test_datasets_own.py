@@ -352,7 +352,7 @@ def test_folders_that_are_numbers_are_named_in_a_file(tmp_path):
         ("SPLIT", [0.5, 0.5], ("SPLIT is [0.5, 0.5]", "three shares")),
         ("SPLIT", [0.5, 0.2, 0.2], ("SPLIT is [0.5, 0.2, 0.2]", "add up to 1")),
         ("SPLIT", [1.0, 0, 0], ("SPLIT is [1.0, 0, 0]", "test above 0")),
-        ("SPLIT", [0.5, "a", 0.5], ("SPLIT is [0.5, 'a', 0.5]", "three shares")),
+        ("SPLIT", [0.5, "a", 0.5], ("SPLIT is [0.5, 'a', 0.5]", "as in [0.5, 0.2, 0.3]")),
     ],
 )
 def test_settings_that_cannot_be(key, value, expected, tmp_path):

@@ -121,10 +121,11 @@ def _coerce(new: Any, known: Any, path: tuple[str, ...], source: str) -> Any:
         return value
     if isinstance(known, float) and type(value) is int and abs(value) < 2**63:
         return float(value)
+    kind = "numbers" if type(value) is type(known) else type(known).__name__
     quotes = "; yaml takes off, on, yes, no and numbers for values: write a text in quotes"
     raise UserError(
         f"{'.'.join(path)} is {_brief(value)} ({type(value).__name__}) in {source};"
-        f" expected {type(known).__name__}, as in {_brief(known)}{quotes if isinstance(known, str) else ''}"
+        f" expected {kind}, as in {_brief(known)}{quotes if isinstance(known, str) else ''}"
     )
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from prompted_clip.console import shortened
 from prompted_clip.errors import UserError
+from prompted_clip.escaping import JOINERS, UNSAFE
 
-JOINERS = "\u200c\u200d"  # between letters of Persian and Hindi, and in emoji
-NOT_PRINTED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half of a pair, line and paragraph separator
 UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Two classes each, in ImageNet's list as published and in its halves.
 PUBLISHED_TWICE, LEAST_CLASSES = ("missile", "sunglasses"), 500
@@ -69,7 +68,7 @@ def check_name(name: object, what: str, way_out: str) -> None:
             '1.50 as something else: write such a name in quotes, as in "no".'
         )
     wrong = next(
-        (each for each in name if unicodedata.category(each) in NOT_PRINTED and each not in JOINERS), None
+        (each for each in name if unicodedata.category(each) in UNSAFE and each not in JOINERS), None
     )
     if wrong is not None:
         kind = "a byte that is no UTF-8" if unicodedata.category(wrong) == "Cs" else "a control character"
@@ -83,11 +82,6 @@ def check_path(path: str, where: str) -> None:
             f"{where}: the path {brief(path, 200)} holds a control character or a byte that is no UTF-8. "
             "Rename the file or folder."
         )
-
-
-def printable(text: str) -> str:
-    """The text with what a terminal or a log would obey escaped."""
-    return UNPRINTED.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def brief(value: object, most: int = 80) -> str:

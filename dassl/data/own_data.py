@@ -17,12 +17,13 @@ from typing import Any, NamedTuple, TypeVar
 from yacs.config import CfgNode
 
 from dassl.data import splits
-from dassl.data.class_names import brief, check_class_names, check_name, check_path, few, printable
+from dassl.data.class_names import brief, check_class_names, check_name, check_path, few
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
 from dassl.data.folder_index import IMAGE_SUFFIXES
 from dassl.data.splits import Row, Shuffle, Split
 from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.escaping import printable
 
 Kind = TypeVar("Kind")
 

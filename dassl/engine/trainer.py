@@ -86,7 +86,6 @@ class SimpleTrainer(TrainerBase):
         broadcast_initial_state(self._models.values())
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = float("-inf")
-        self._identities: dict[bool, dict[str, Any]] = {}
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raises a ValueError for settings that the trainer cannot work with; a subclass overrides it."""
@@ -148,14 +147,16 @@ class SimpleTrainer(TrainerBase):
         Args:
             tests_only: the run tests what `load_model` loaded.
         """
-        if tests_only not in self._identities:
+        identities = vars(self).setdefault("_identities", {})
+        if tests_only not in identities:
             trains = not tests_only and self.has_something_to_train()
             tested = (self.loaded_parts or {}) if tests_only else {}
-            parts = {**self.model_parts(), **data_parts(self.cfg, self.dm.dataset, trains), **tested}
-            if trains and self.cfg.MODEL.INIT_WEIGHTS:
+            dataset = getattr(getattr(self, "dm", None), "dataset", None)  # a foreign trainer may have none
+            parts = {**self.model_parts(), **data_parts(self.cfg, dataset, trains), **tested}
+            if trains and osp.isfile(self.cfg.MODEL.INIT_WEIGHTS):
                 parts["init_weights"] = sha256_of_file(self.cfg.MODEL.INIT_WEIGHTS)
-            self._identities[tests_only] = identity_of(settings_of(type(self), self.cfg, trains), parts)
-        return self._identities[tests_only]
+            identities[tests_only] = identity_of(settings_of(type(self), self.cfg, trains), parts)
+        return identities[tests_only]
 
     def checkpoint_state(self, name: str) -> dict[str, Any]:
         return {**super().checkpoint_state(name), "identity": self.run_identity()}

@@ -50,13 +50,13 @@ class Wanted:
         return self._once(("data", trains, str(sorted(read.items()))), parts)
 
     def _model(self, trainer: Any, cfg: Any) -> dict[str, Any]:
-        if not issubclass(trainer, CLIPPromptTrainer):  # its model is not known before it is built
+        if not _is_ours(trainer):  # its model is not known before it is built
             return {}
         names = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PATH
         return self._once(("model", *names), lambda: {"model": fingerprint(load_model(*names))})
 
     def _tested(self, trainer: Any, folder: Path, epoch: int | None) -> dict[str, Any]:
-        if not issubclass(trainer, CLIPPromptTrainer):
+        if not _is_ours(trainer):
             return {}
         name = trainer.model_name
 
@@ -74,3 +74,7 @@ class Wanted:
         if key not in self._known:
             self._known[key] = parts()
         return self._known[key]
+
+
+def _is_ours(trainer: Any) -> bool:
+    return isinstance(trainer, type) and issubclass(trainer, CLIPPromptTrainer)
