@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import math
 import platform
 import subprocess
@@ -28,7 +27,7 @@ from dassl.engine.identity import identity_differences
 from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
 from experiments.configuration import setup_cfg
-from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE
+from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE, read_json
 from prompted_clip.errors import UserError
 from prompted_clip.factory import is_published
 from trainers.checkpoints import shots_of
@@ -120,7 +119,7 @@ class Record:
         """Settings that flags and options changed in what the configuration files say, as [file's, run's]."""
         flags = {**vars(self.args), "trainer": self.trainer.cfg.TRAINER.NAME, "opts": [], "transforms": None}
         files = setup_cfg(argparse.Namespace(**flags))
-        here, there = (influencing(plain(each), trains=True) for each in (self.trainer.cfg, files))
+        here, there = (influencing(each, trains=True) for each in (self.trainer.cfg, files))
         return {key: [there[key], value] for key, value in here.items() if there.get(key, value) != value}
 
     def content(self) -> dict[str, Any]:
@@ -225,17 +224,17 @@ def result_differences(path: Path, identity: Mapping[str, Any]) -> list[str]:
     A result of an earlier version has no identity: its settings are compared, as far as both know them.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         earlier = content.get("identity") or {"settings": flat(content.get("settings") or {})}
         return identity_differences(earlier, identity)
-    except (OSError, ValueError, AttributeError, RecursionError):  # nothing that could be taken for a result
+    except (OSError, UserError, AttributeError):  # nothing that could be taken for a result
         return []
 
 
 def _is_of_a_training(path: Path) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("eval_only") is False
-    except (OSError, ValueError, AttributeError):
+        return read_json(path).get("eval_only") is False
+    except (OSError, UserError):
         return False
 
 

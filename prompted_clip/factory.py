@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import http.client
 import os
 import re
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from . import open_clip_models
 from .errors import DownloadError, NotFiniteError, UserError
+from .files import sha256_of_file
 from .model import CLIP, convert_weights
 from .simple_tokenizer import default_tokenizer
 from .tensor_files import not_finite, number_kind
@@ -70,7 +70,7 @@ def _download(url: str, root: str | None = None) -> str:
     expected = url.split("/")[-2]
     target = folder / url.split("/")[-1]
     if target.is_file():
-        if _sha256(target) == expected:
+        if sha256_of_file(target) == expected:
             return str(target)
         print(f"{target} has another sha256 than {expected}: it is downloaded again")
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _download(url: str, root: str | None = None) -> str:
                     progress.update(len(chunk))
         if partial.stat().st_size < size:
             raise DownloadError(f"it broke off after {partial.stat().st_size} of {size} bytes")
-        found = _sha256(partial)
+        found = sha256_of_file(partial)
         if found != expected:
             raise UserError(
                 f"{url} gave a file with sha256 {found} instead of {expected}: not kept; {by_hand}."
@@ -109,15 +109,7 @@ def is_published(name: str, path: str = "") -> bool:
     """
     if not path:
         return name in _MODELS
-    return name in _MODELS and f"/{_sha256(Path(path).expanduser())}/" in _MODELS[name]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return name in _MODELS and f"/{sha256_of_file(Path(path).expanduser())}/" in _MODELS[name]
 
 
 def _transform(
@@ -211,7 +203,7 @@ def _finite(model: CLIP, source: str) -> CLIP:
 
 def _with_sum(path: Path, expected: str) -> Path:
     """The path of a file that has a sha256."""
-    if _sha256(path) != expected:
+    if sha256_of_file(path) != expected:
         raise UserError(f"{path} is damaged: its sha256 is not {expected}. Delete it, and fetch it again.")
     return path
 

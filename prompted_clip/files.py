@@ -1,7 +1,8 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and tells one from another."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import uuid
@@ -77,3 +78,12 @@ def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     for path in (*Path(folder).glob(".*.tmp"), *Path(folder).glob("*/.*.tmp")):
         if UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dassl.data.folder_index import SETTLED, places
 from dassl.data.locks import sole_maker
-from dassl.utils.tools import atomic_open
+from prompted_clip.files import atomic_open, sha256_of_file
 
 THREADS = 8  # hashlib and the disk work outside of Python's lock
 
@@ -91,12 +91,8 @@ def _key(path: str, root: str) -> str:
 def _hash(files: dict[str, tuple[str, os.stat_result]], root: str) -> _Entries:
     def entry(path: str) -> tuple[str, _Entry]:
         file, status = files[path]
-        now, digest = time.time_ns(), hashlib.sha256()
-        with open(file, "rb") as content:
-            while chunk := content.read(1 << 20):
-                digest.update(chunk)
-        times = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        return _key(path, root), _Entry(*times, now, digest.hexdigest())
+        now, times = time.time_ns(), (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return _key(path, root), _Entry(*times, now, sha256_of_file(file))
 
     with ThreadPoolExecutor(THREADS) as pool:
         hashed = pool.map(entry, files)

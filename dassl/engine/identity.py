@@ -105,14 +105,6 @@ def tested_parts(
     return {"tested_model": sha256_of_tensors(tensors), "tested_training": sha256_of([cells, epoch])}
 
 
-def sha256_of_file(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def identity_of(settings: Mapping[str, Any], parts: Mapping[str, str | None]) -> dict[str, Any]:
     """A run's identity: `run`, `cell`, and all that they are of.
 

@@ -19,7 +19,7 @@ from dassl.data import DataManager
 from dassl.engine.bounds import check_numbers
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
 from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
-from dassl.engine.identity import data_parts, identity_differences, identity_of, settings_of, sha256_of_file
+from dassl.engine.identity import data_parts, identity_differences, identity_of, settings_of
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
 from dassl.evaluation import FiniteScores, Predictions, build_evaluator
@@ -29,6 +29,7 @@ from dassl.utils.distributed import all_reduce_mean, get_world_size, is_rank_zer
 from dassl.utils.logger import check_log
 from dassl.utils.meters import DeferredMetrics
 from prompted_clip.errors import MissingFileError, NotFiniteError, UserError
+from prompted_clip.files import sha256_of_file
 
 __all__ = [
     "AverageMeter",

@@ -50,13 +50,18 @@ def unlike_published(run: Run) -> str:
         return f"configuration {result.config} and not {wanted}"
     if result.backbone_is_published is False:
         return "other weights than OpenAI's"
-    file = Config(new_allowed=True)
-    path = CONFIGS / run.method.trainer / f"{result.config}.yaml"
-    if path.is_file():
-        file.merge_from_file(str(path))
     changed = {key: values[0] for key, values in result.changed.items()}
-    for key, value in sorted({**changed, **influencing(file, trains=True)}.items()):
+    for key, value in sorted({**changed, **_published_settings(run.method.trainer, result.config)}.items()):
         here = result.settings.get(key, value)
         if here != value and not is_among(key, OF_A_PROTOCOL):
             return f"{key} {here} and not {value}"
     return ""
+
+
+@functools.cache
+def _published_settings(trainer: str, config: str) -> dict[str, Any]:
+    """What a file of configs/trainers says; nothing where there is no such file."""
+    file, path = Config(new_allowed=True), CONFIGS / trainer / f"{config}.yaml"
+    if path.is_file():
+        file.merge_from_file(str(path))
+    return influencing(file, trains=True)

@@ -11,10 +11,11 @@ from dassl.config.influence import DRAWN, flat, is_among, plain
 from dassl.data.datasets import build_dataset
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import file_to_load
-from dassl.engine.identity import data_parts, identity_of, settings_of, sha256_of_file, tested_parts
+from dassl.engine.identity import data_parts, identity_of, settings_of, tested_parts
 from dassl.utils import load_checkpoint
 from experiments.sweeps.job import Job
 from prompted_clip import load_model
+from prompted_clip.files import sha256_of_file
 from trainers.checkpoints import fingerprint, learned_tensors
 from trainers.clip_trainer import CLIPPromptTrainer
 
