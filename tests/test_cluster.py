@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_slurm
@@ -144,6 +147,30 @@ def test_over_its_time_a_job_is_requeued_and_goes_on(cluster_of, tmp_path: Path)
     assert status.finished == {"train", "test"}
     assert events[0] == "submitted 0 Slurm jobs"
     assert (attempts_of(output, "train"), attempts_of(output, "test")) == (1, 2)
+
+
+def test_two_sweeps_at_once_submit_a_run_once(cluster_of, tmp_path: Path, monkeypatch) -> None:
+    """The second one looks at what is submitted when the first has done so."""
+    monkeypatch.setattr(
+        "experiments.cluster.cluster._ctrl_c_ignored", contextlib.nullcontext
+    )  # of the main thread
+    first, second, looked = cluster_of(), cluster_of(), threading.Event()
+
+    def look_slowly(live=first._live) -> list[str]:
+        found = list(live())
+        looked.wait(1.0)  # long enough for the second one, were it not kept out
+        return found
+
+    def look(live=second._live) -> list[str]:
+        looked.set()
+        return list(live())
+
+    monkeypatch.setattr(first, "_live", look_slowly)
+    monkeypatch.setattr(second, "_live", look)
+    unit = (script_job("slow", SLEEP),)
+    with ThreadPoolExecutor() as pool:
+        submitted = [pool.submit(cluster.submit, [unit]) for cluster in (first, second)]
+    assert sorted(len(each.result()) for each in submitted) == [0, 1]
 
 
 def test_ctrl_c_leaves_the_jobs_in_slurm_and_says_so(cluster_of, tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""How a command ends: one line and an exit code for what is no bug, a traceback for what is one."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+
+from prompted_clip.console import MOST, run_command
+from prompted_clip.errors import DownloadError, MissingFileError, NotFiniteError, UserError
+
+
+def ended(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    def run() -> None:
+        raise error
+
+    code = run_command("command", run)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [UserError, MissingFileError, NotFiniteError])
+def test_what_the_user_has_to_mend_is_one_line(error, capsys):
+    assert ended(error("OPTIM.LR is x"), capsys) == (2, "command: OPTIM.LR is x\n")
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EIO", "ESTALE", "EMFILE", "EDQUOT", "ENFILE"])
+def test_what_may_pass_has_the_exit_code_of_another_attempt(name, capsys):
+    number = getattr(errno, name)
+    code, line = ended(OSError(number, os.strerror(number), "/data/file"), capsys)
+    assert code == 1
+    assert "/data/file" in line
+
+
+def test_a_server_that_is_away_may_be_back(capsys):
+    assert ended(DownloadError("no answer"), capsys) == (1, "command: no answer\n")
+
+
+def test_a_missing_permission_is_the_user_s(capsys):
+    code, line = ended(PermissionError(errno.EACCES, "Permission denied", "/data/file"), capsys)
+    assert code == 2
+    assert "/data/file" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("x: not enough memory: y")],
+)
+def test_out_of_memory_names_what_takes_less(error, capsys):
+    code, line = ended(error, capsys)
+    assert code == 1
+    assert "BATCH_SIZE" in line
+
+
+def test_a_killed_worker_is_said(capsys):
+    code, line = ended(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), capsys)
+    assert code == 1
+    assert "DATALOADER.NUM_WORKERS" in line
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, TypeError, RuntimeError, AttributeError, OSError])
+def test_a_bug_keeps_its_traceback(error, capsys):
+    with pytest.raises(error):
+        ended(error("a bug"), capsys)
+
+
+def test_a_message_stays_short_and_one_line(capsys):
+    _, line = ended(UserError("a" * 10_000 + "\n\x1b[2J"), capsys)
+    assert len(line) < MOST + 100
+    assert line.count("\n") == 1
+    assert "\x1b" not in line
