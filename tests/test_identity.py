@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,7 +234,7 @@ def test_an_interrupted_run_goes_on_with_its_settings(interrupted, run):
     assert result["resumed_from_epoch"] == 1
 
 
-def test_a_sweep_takes_no_result_of_another_run(run, tmp_path):
+def test_a_sweep_takes_no_result_of_another_run(run, tmp_path, golden_checkpoint):
     """The same folders and settings: other photos, other weights, another tested model."""
     photos, others = draw(tmp_path / "photos"), draw(tmp_path / "others", seed=1)
     assert run("MaPLe", photos, "a/own")[0] == 0
@@ -250,7 +251,9 @@ def test_a_sweep_takes_no_result_of_another_run(run, tmp_path):
         return Job(planned, tuple(map(str, flags)), options, weights)
 
     check([job(photos, "own")], tmp_path / "a")
-    for other in (job(others, "own"), job(photos, "published")):
+    own = other_weights(golden_checkpoint("tiny_public"), "visual.proj", tmp_path / "own.pt")
+    with_own = replace(job(photos, "own"), options=(*options, "MODEL.BACKBONE.PATH", str(own)))
+    for other in (job(others, "own"), job(photos, "published"), with_own):
         with pytest.raises(ValueError, match="1 folders hold results of other runs"):
             check([other], tmp_path / "a")
 
@@ -303,6 +306,8 @@ def test_seeds_of_other_settings_are_two_rows_with_a_warning(tmp_path):
             write(tmp_path / classes / f"seed{seed}", content)
     gathered = found(tmp_path)
     assert {run.method.label for run in gathered.runs} == {"MaPLe", "MaPLe (MAX_EPOCH 5)"}
+    beside_published = {run.method.label for run in gathered.runs if run.method.published}
+    assert beside_published == {"MaPLe"}, "the published settings are those of one row"
     assert (
         sum("seeds 1 have other settings than the rest (MAX_EPOCH 5)" in each for each in gathered.warnings)
         == 2
