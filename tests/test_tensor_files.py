@@ -22,6 +22,7 @@ import prompted_clip
 from dassl.utils import load_checkpoint, rng_state, save_checkpoint
 from prompted_clip import factory
 from prompted_clip.errors import NotFiniteError, UserError
+from prompted_clip.files import sha256_of_file
 from prompted_clip.tensor_files import check_pickle
 
 StateDict = dict[str, Tensor]
@@ -93,7 +94,7 @@ def test_a_flipped_bit_in_the_hub_s_cache_is_found(
     clip_weights: StateDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file(clip_weights, tmp_path / "whole")
-    blob = tmp_path / factory._sha256(tmp_path / "whole")
+    blob = tmp_path / sha256_of_file(tmp_path / "whole")
     shutil.move(tmp_path / "whole", blob)
     link = tmp_path / "model.safetensors"
     link.symlink_to(blob)
