@@ -11,20 +11,23 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from tqdm import tqdm
 
-from . import open_clip_models
 from .errors import DownloadError, NotFiniteError, UserError
 from .files import sha256_of_file
 from .model import CLIP, convert_weights
 from .simple_tokenizer import default_tokenizer
 from .tensor_files import not_finite, number_kind
 from .weights import check_plain, clean_state_dict, model_arguments, read_state_dict, widen_embedding
+
+if TYPE_CHECKING:
+    from torchvision.transforms import Compose
 
 __all__ = ["available_models", "build_model", "load", "load_model", "pixel_statistics", "tokenize"]
 
@@ -47,6 +50,8 @@ _MODELS = {
 # Weights that are part of the project: see docs/embedded_default.md.
 EMBEDDED = {"ViT-Shapes/8": Path(__file__).parent / "embedded" / "vit_shapes_8.safetensors"}
 EMBEDDED_SHA256 = {"ViT-Shapes/8": "c6e4b6ef3a88180700976e7e4c447dc9f06057245a3cf47980b11822a0002d1f"}
+
+OPEN_CLIP = "open_clip:"  # begins the names of open_clip's models
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -116,6 +121,9 @@ def _transform(
     n_px: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, interpolation: str = "bicubic"
 ) -> Compose:
     """A model's preprocessing of an image, for a square of `n_px` pixels; OpenAI's by default."""
+    # Here, as it takes seconds to import.
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
     return Compose(
         [
             Resize(n_px, interpolation=InterpolationMode(interpolation)),
@@ -160,7 +168,7 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
             f"{source} embeds {arguments['vocab_size']} words, and CLIP's tokenizer has {vocabulary}: "
             "it was trained with another tokenizer."
         )
-    if name.startswith(open_clip_models.PREFIX):
+    if open_clip_models := _open_clip_models(name):
         options = open_clip_models.model_options(name)
         open_clip_models.check_widths(name, arguments)
         arguments |= options
@@ -223,7 +231,7 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
         ConnectionError: a download failed.
         ValueError: the name is not known, or the file does not fit or is damaged.
     """
-    if name.startswith(open_clip_models.PREFIX):
+    if open_clip_models := _open_clip_models(name):
         open_clip_models.model_options(name)  # refuse before anything is downloaded
         if not path:
             path = open_clip_models.fetch_weights(name)
@@ -246,16 +254,25 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
     return _finite(model, str(path)).float()
 
 
+def _open_clip_models(name: str) -> ModuleType | None:
+    """The module of open_clip's models, if `name` is of one; imported here, as it takes seconds."""
+    if not name.startswith(OPEN_CLIP):
+        return None
+    from . import open_clip_models
+
+    return open_clip_models
+
+
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of each colour by which a model's images are normalised; OpenAI's for most."""
-    known = open_clip_models.pixel_statistics(name) if name.startswith(open_clip_models.PREFIX) else None
-    return known or (MEAN, STD)
+    open_clip_models = _open_clip_models(name)
+    return (open_clip_models.pixel_statistics(name) if open_clip_models else None) or (MEAN, STD)
 
 
 def interpolation(name: str) -> str:
     """How a model's images are resized; "bicubic" for most."""
-    known = open_clip_models.interpolation(name) if name.startswith(open_clip_models.PREFIX) else None
-    return known or "bicubic"
+    open_clip_models = _open_clip_models(name)
+    return (open_clip_models.interpolation(name) if open_clip_models else None) or "bicubic"
 
 
 def load(

@@ -13,9 +13,8 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from torch import nn
 
 from .errors import DownloadError, UserError
+from .factory import OPEN_CLIP
 from .mlp import QuickGELU
-
-PREFIX = "open_clip:"
 
 # Options of open_clip's configs that this CLIP has, or that do not matter to a frozen encoder; of all others
 # it has the default only.
@@ -31,7 +30,7 @@ TEXT_OPTIONS = {
 
 def split_name(name: str) -> tuple[str, str]:
     """`"open_clip:ViT-B-16/laion2b_s34b_b88k"` → architecture and tag; the tag may be missing."""
-    architecture, _, tag = name.removeprefix(PREFIX).partition("/")
+    architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
     return architecture, tag
 
 
@@ -43,8 +42,8 @@ def model_options(name: str) -> dict[str, Any]:
     """
     architecture, tag = split_name(name)
     if architecture not in open_clip.list_models():
-        near = difflib.get_close_matches(name.removeprefix(PREFIX), open_clip.list_models(), n=1)
-        hint = f"Did you mean {PREFIX}{near[0]}? " if near else ""
+        near = difflib.get_close_matches(name.removeprefix(OPEN_CLIP), open_clip.list_models(), n=1)
+        hint = f"Did you mean {OPEN_CLIP}{near[0]}? " if near else ""
         raise UserError(
             f"MODEL.BACKBONE.NAME is {name!r}; open_clip has no model {architecture!r}. {hint}"
             "Its models are listed by: python -c 'import open_clip; print(*open_clip.list_models())'"

@@ -6,16 +6,35 @@ out gets the published ids.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 
-import open_clip.tokenizer
 import regex
+
+
+def _tokenizer_of_open_clip() -> ModuleType:
+    """open_clip's file, without the package around it, which imports timm and torchvision for seconds."""
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).with_name("tokenizer.py")
+    spec = importlib.util.spec_from_file_location("prompted_clip.open_clip_tokenizer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+open_clip_tokenizer = _tokenizer_of_open_clip()
 
 SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
 
-class SimpleTokenizer(open_clip.tokenizer.SimpleTokenizer):
+class SimpleTokenizer(open_clip_tokenizer.SimpleTokenizer):  # type: ignore[name-defined]
     """OpenAI's tokenizer: `encode(text)` → ids, `decode(ids)` → text, `encoder` and `decoder`.
 
     Args:
@@ -23,7 +42,7 @@ class SimpleTokenizer(open_clip.tokenizer.SimpleTokenizer):
     """
 
     def __init__(self, bpe_path: str | None = None) -> None:
-        super().__init__(bpe_path or open_clip.tokenizer.default_bpe())
+        super().__init__(bpe_path or open_clip_tokenizer.default_bpe())
         pattern = self.pat.pattern  # type: ignore[has-type]
         for theirs, ours in SPECIAL_TOKENS.items():
             self.encoder[ours] = self.encoder.pop(theirs)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import prompted_clip
 from dassl.utils import load_checkpoint, rng_state, save_checkpoint
-from prompted_clip import factory
+from prompted_clip import factory, open_clip_models
 from prompted_clip.errors import NotFiniteError, UserError
 from prompted_clip.files import sha256_of_file
 from prompted_clip.tensor_files import check_pickle
@@ -98,8 +98,8 @@ def test_a_flipped_bit_in_the_hub_s_cache_is_found(
     shutil.move(tmp_path / "whole", blob)
     link = tmp_path / "model.safetensors"
     link.symlink_to(blob)
-    monkeypatch.setattr(factory.open_clip_models, "fetch_weights", lambda name: link)
-    monkeypatch.setattr(factory.open_clip_models, "check_widths", lambda *words: None)
+    monkeypatch.setattr(open_clip_models, "fetch_weights", lambda name: link)
+    monkeypatch.setattr(open_clip_models, "check_widths", lambda *words: None)
     name = "open_clip:ViT-B-16/laion2b_s34b_b88k"
     with pytest.raises(UserError, match=r"differences|heads"):  # whole: only its widths are not that model's
         prompted_clip.load_model(name)

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.config import key_or_default
-from dassl.data import DataManager
 from dassl.engine.bounds import check_numbers
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
 from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
@@ -93,6 +92,8 @@ class SimpleTrainer(TrainerBase):
 
     def build_data_loader(self) -> None:
         """Builds the loaders and what else has to do with data."""
+        from dassl.data import DataManager  # here, as it imports torchvision, which takes seconds
+
         dm = DataManager(self.cfg)
         self.train_loader_x = dm.train_loader_x
         self.train_loader_u = dm.train_loader_u

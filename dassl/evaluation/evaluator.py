@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
 from dassl.utils.checkpoint import save_whole
@@ -132,6 +131,8 @@ class Classification(EvaluatorBase):
             self._gather()
         if not self._total:
             raise UserError("there is nothing to evaluate: the test split is empty")
+        from sklearn.metrics import f1_score  # here, as it takes seconds to import
+
         accuracy = 100.0 * self._correct / self._total
         with _any_number_of_classes():
             macro_f1 = 100.0 * f1_score(
@@ -182,6 +183,8 @@ class Classification(EvaluatorBase):
     def _save_confusion_matrix(self) -> None:
         if not is_rank_zero():
             return
+        from sklearn.metrics import confusion_matrix
+
         labels = range(1 + max(chain(self._y_true, self._y_pred, self._lab2cname or ())))
         with _any_number_of_classes():
             matrix = confusion_matrix(self._y_true, self._y_pred, labels=labels, normalize="true")

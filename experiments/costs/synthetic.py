@@ -21,9 +21,9 @@ from dassl.utils import Registry
 from datasets.shapes import Shapes, class_table
 from prompted_clip import available_models, load_model, tokenize
 from prompted_clip.errors import MissingFileError, UserError
-from prompted_clip.factory import EMBEDDED
+from prompted_clip.factory import EMBEDDED, OPEN_CLIP
 from prompted_clip.model import CLIP
-from prompted_clip.open_clip_models import PREFIX, model_options, split_name
+from prompted_clip.open_clip_models import model_options, split_name
 from trainers.templates import DEFAULT_TEMPLATE
 
 # --- images -----------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def architecture(backbone: str) -> dict[str, Any]:
     Raises:
         ValueError: the name is not known, or not of a CLIP that takes prompts here.
     """
-    if backbone.startswith(PREFIX):
+    if backbone.startswith(OPEN_CLIP):
         options, name = model_options(backbone), split_name(backbone)[0]
     elif backbone in EMBEDDED:
         raise UserError(f"--random-weights: {backbone} comes with its own weights; leave the option out.")
@@ -128,7 +128,7 @@ def architecture(backbone: str) -> dict[str, Any]:
         options, name = {}, backbone.replace("/", "-").replace("@336px", "-336")
     else:
         allowed = ", ".join(available_models())
-        raise UserError(f"--backbone is {backbone!r}; allowed are {allowed} and {PREFIX}ARCHITECTURE/TAG.")
+        raise UserError(f"--backbone is {backbone!r}; allowed are {allowed} and {OPEN_CLIP}ARCHITECTURE/TAG.")
     config = open_clip.get_model_config(name)
     vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
     text = open_clip.CLIPTextCfg(**config["text_cfg"])

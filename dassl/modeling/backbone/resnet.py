@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torchvision.models import get_model, get_model_weights
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
@@ -20,6 +19,8 @@ class ResNet(Backbone):
     """
 
     def __init__(self, name: str, pretrained: bool) -> None:
+        from torchvision.models import get_model, get_model_weights  # here, as it takes seconds
+
         super().__init__()
         weights = get_model_weights(name)["IMAGENET1K_V1"] if pretrained else None
         network = get_model(name, weights=weights)
