@@ -12,11 +12,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from .errors import DownloadError, NotFiniteError, UserError
@@ -173,7 +174,7 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
         open_clip_models.check_widths(name, arguments)
         arguments |= options
     try:
-        with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
+        with _NoRandomNumbers():  # for values that are replaced at once
             model = CLIP(**arguments)
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"{source} holds encoders that do not divide into heads: {error}.") from error
@@ -197,6 +198,18 @@ def _build(state_dict: dict[str, Tensor], source: str, name: str = "") -> CLIP:
     model.load_state_dict({key: state_dict[key].to(wanted[key].dtype) for key in wanted}, assign=True)
     model.embedded_words = embedded_words
     return model.eval()
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Within, tensors that would be drawn stay empty, so that the system gives no memory for them either.
+
+    On "meta" there would be none, too, but torch imports its compiler for that, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def _finite(model: CLIP, source: str) -> CLIP:

@@ -27,13 +27,10 @@ from tqdm import tqdm
 from dassl.data.locks import sole_maker
 from dassl.data.packed_rows import END, Row, Rows, pack_names, unpack_names
 from dassl.utils.tools import atomic_open
+from prompted_clip.images import IMAGE_SUFFIXES
 
 Item = TypeVar("Item")
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".mpo", ".avif"),
-    *(".jp2", ".j2k", ".jpx", ".apng", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
-)
 LEAST = 10_000  # names: datasets with fewer have no index
 MAGIC = b"maple folder index, version 2\n"
 SETTLED = 2_000_000_000  # nanoseconds after which a further change of a folder changes its times

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import random
-import stat
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -15,15 +14,11 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from PIL import Image
-from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
-from PIL.TiffImagePlugin import TiffImageFile
 
 from prompted_clip.console import shortened
-from prompted_clip.errors import MissingFileError, UserError
+from prompted_clip.errors import UserError
 from prompted_clip.files import atomic_open, remove_unfinished
-
-MOST_ELONGATED = 500  # an image's longer side by its shorter one: resizing by the shorter enlarges both
+from prompted_clip.images import read_image
 
 __all__ = [
     "atomic_open",
@@ -86,58 +81,6 @@ def set_random_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def read_image(path: str) -> Image.Image:
-    """Reads an image as RGB, as it lies in the file: a rotation in its EXIF data is not applied.
-
-    Grey values of 16 bits are scaled to 8.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged or no image, or one that cannot be meant: too large, a thin line, or
-            of pixels without a known range.
-    """
-    try:
-        # A named pipe or a device would be waited for.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"image {path} is no regular file. Take it out of the list of images.")
-        with Image.open(path) as image:
-            if max(image.size) > MOST_ELONGATED * min(image.size):
-                raise UserError(
-                    f"image {path} has {image.width} x {image.height} pixels; one side may have up to "
-                    f"{MOST_ELONGATED} times as many as the other. Crop it, or take it out of the list."
-                )
-            return _as_rgb(image, path)
-    except (UserError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise MissingFileError(f"image {path} does not exist") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"image {path} cannot be read: {error}. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS "
-            "in a file that --plugin names."
-        ) from error
-    except Exception as error:  # Pillow's readers raise what they stumble over, also RuntimeErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"image {path} cannot be read: {reason}. Fetch it again, or take it out of the list of images."
-        ) from error
-
-
-def _as_rgb(image: Image.Image, path: str) -> Image.Image:
-    # Pillow cuts what is above 255 off, so that 16 bits become white.
-    is_of_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,)) if isinstance(image, TiffImageFile) else (16,)
-    if is_of_16_bits and tuple(bits) == (16,):
-        pixels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
-    elif image.mode.startswith(("I", "F")):
-        raise UserError(
-            f"image {path} has pixels of mode {image.mode}, whose range is not known. "
-            "Save it with 8 or 16 bits."
-        )
-    return image.convert("RGB")
 
 
 def collect_env_info() -> str:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision import transforms as T
+
+from prompted_clip.images import to_normalized_tensor
 
 
 class Compose(T.Compose):
@@ -47,18 +48,3 @@ def _is_rgb(img: Any) -> bool:
     if isinstance(img, np.ndarray):
         return img.dtype == np.uint8 and img.ndim == 3 and img.shape[-1] == 3
     return isinstance(img, Image.Image) and img.mode == "RGB"
-
-
-def to_normalized_tensor(img: Image.Image | np.ndarray, mean: Any, std: Any) -> Tensor:
-    """The image `(channel height width)` in float32, scaled to [0, 1] and normalised by mean and std.
-
-    Args:
-        img: of three channels; an array of uint8 is `(height width channel)`.
-    """
-    pixels = np.asarray(img).transpose(2, 0, 1)
-    output = np.empty(pixels.shape, dtype=np.float32)
-    np.copyto(output, pixels)
-    output /= np.float32(255)
-    output -= np.array(mean, dtype=np.float32)[:, None, None]
-    output /= np.array(std, dtype=np.float32)[:, None, None]
-    return torch.from_numpy(output)
