@@ -17,26 +17,16 @@ from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from dassl.utils.logger import check_log
 from dassl.utils.tools import remove_unfinished
-from experiments.configuration import build_parser, extend_cfg, load_plugin, reset_cfg, setup_cfg
+from experiments.configuration import build_parser, reset_cfg, setup_cfg
 from experiments.record import Record
 from experiments.run_folder import IN_USE, LOCK_FILE, locked
 from prompted_clip.console import run_command
 from prompted_clip.errors import UserError
-from prompted_clip.factory import EMBEDDED
+from trainers.configuration import extend_cfg, load_plugin, set_threads
 
 __all__ = ["build_parser", "command_line", "extend_cfg", "load_plugin", "main", "reset_cfg", "setup_cfg"]
 
 LOOK = 1.0  # seconds; a sweep on another machine that looks whether a run goes on holds its lock for a moment
-
-
-def set_threads(cfg) -> None:
-    """Has the embedded CLIP computed by one thread, unless OMP_NUM_THREADS says otherwise.
-
-    Its operations are so small that threads mostly wait for each other: on two busy cores, a step was seen to
-    take 10 to 100 times as long with two threads as with one.
-    """
-    if cfg.MODEL.BACKBONE.NAME in EMBEDDED and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def print_args(args: argparse.Namespace, cfg) -> None:

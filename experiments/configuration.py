@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
-from yacs.config import CfgNode
-
 import datasets  # noqa: F401  (registers the datasets)
-import trainers  # noqa: F401  (registers the methods)
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from datasets.own import ClassNames
 from prompted_clip.errors import MissingFileError, UserError
+from trainers.configuration import extend_cfg  # importing trainers registers the methods
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATASET = "shapes"  # embedded: needs no download
@@ -63,71 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--plugin", action="append", default=[], help="module or file that registers more; may be repeated")
     add("opts", nargs=argparse.REMAINDER, default=None, help="KEY VALUE pairs that change the configuration")
     return parser
-
-
-def load_plugin(name: str) -> None:
-    """Imports a module by its name, or a file by its path.
-
-    Raises:
-        FileNotFoundError: there is no such module or file.
-        ValueError: the file has the name of another module.
-    """
-    path = Path(name).expanduser()
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise MissingFileError(f"--plugin {name}: there is no such file.")
-        # Workers that are spawned import it by its name, from the same sys.path.
-        sys.path.append(str(path.resolve().parent))
-        importlib.invalidate_caches()
-        known = path.stem in sys.modules or "." in path.stem
-        spec = None if known else importlib.util.find_spec(path.stem)
-        if spec is None or not spec.origin or not path.samefile(spec.origin):
-            raise UserError(
-                f"--plugin {name}: {path.stem} stands for another module; give the file another name."
-            )
-        importlib.import_module(path.stem)
-        return
-    try:
-        found = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # the package that it should be in
-        found = None
-    if found is None:
-        raise MissingFileError(
-            f"--plugin {name}: there is no such module; for a file, give a path that ends in .py."
-        )
-    importlib.import_module(name)
-
-
-def extend_cfg(cfg) -> None:
-    """Adds the keys that datasets and trainers of this project read; a trainer's `settings` say its own."""
-    cfg.DATASET.ROOT = "data"  # folder that holds the datasets; also `--root`
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # `all`, or the `base` or `new` half of the classes
-    cfg.DATASET.FEW_SHOT_LIST = ""  # the few_shot.json of a run, to train on the same images; "": draws them
-    cfg.DATASET.REBUILD_INDEX = False  # lists the folders of images anew, whatever an index on disk says
-    cfg.DATASET.OWN = CfgNode()  # own data, see configs/datasets/folder.yaml, csv.yaml and hub.yaml
-    # Own data: the folder, the table, or the id of a dataset of the Hugging Face hub. Relative paths start
-    # from DATASET.ROOT; "": DATASET.ROOT itself.
-    cfg.DATASET.OWN.PATH = ""
-    cfg.DATASET.OWN.TEMPLATE = "a photo of a {}."  # the sentence of a class; `{}` is its name
-    cfg.DATASET.OWN.CLASS_NAMES = ClassNames(new_allowed=True)  # names that differ: {folder or label: name}
-    cfg.DATASET.OWN.CLASS_LIST = []  # all names, for the sorted folders or labels, instead of CLASS_NAMES
-    # The classes that SUBSAMPLE_CLASSES `new` keeps; `base` keeps the others. Empty: base is the first half.
-    cfg.DATASET.OWN.NOVEL_CLASSES = []
-    cfg.DATASET.OWN.SPLIT = [0.5, 0.2, 0.3]  # shares of train, val and test, where the data does not say
-    cfg.DATASET.OWN.PATH_COLUMN = "path"  # column of a table or of the hub that names or holds the image
-    cfg.DATASET.OWN.LABEL_COLUMN = "label"  # column of a table or of the hub that names the class
-    cfg.DATASET.OWN.SPLIT_COLUMN = "split"  # column of a table that says train, val or test; may be missing
-    cfg.DATASET.OWN.SUBSET = ""  # subset of a dataset of the hub that has several
-    cfg.DATASET.OWN.REVISION = ""  # branch, tag or commit of a dataset of the hub; "": the newest
-    cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP's weights; "": those that NAME stands for
-    # Classes that run through the text encoder at once: fewer take less memory and more time. 0: 2,048;
-    # -1: all.
-    cfg.MODEL.TEXT_CHUNK = 0
-    cfg.TRAIN.CUDA_GRAPHS = "auto"  # `auto`: replays the training step on a GPU where it can; `off`: never
-    for name in TRAINER_REGISTRY.registered_names():
-        settings = getattr(TRAINER_REGISTRY.get(name), "settings", None)
-        if settings is not None:
-            cfg.TRAINER[name.upper()] = CfgNode({"PREC": "fp32", **settings})
 
 
 def reset_cfg(cfg, args: argparse.Namespace) -> None:

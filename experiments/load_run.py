@@ -13,9 +13,10 @@ from typing import Any
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
-from experiments.configuration import build_parser, extend_cfg, load_plugin
+from experiments.configuration import build_parser
 from experiments.results.result_file import content_of
 from prompted_clip.errors import MissingFileError, UserError
+from trainers.configuration import extend_cfg, load_plugin
 
 
 def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:

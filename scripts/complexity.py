@@ -20,10 +20,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from experiments.configuration import load_plugin
 from experiments.costs.complexity import Complexity, build_cfg, complexity_of, find_method
 from experiments.costs.synthetic import class_names, image_size, random_weights, tokens_of_names
 from prompted_clip.console import run_command
+from trainers.configuration import load_plugin
 
 DEFAULT_TRAINERS = ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe"]
 TABLES = {"text": "simple", "markdown": "github"}

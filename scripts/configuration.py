@@ -23,8 +23,8 @@ from yacs.config import CfgNode
 
 from dassl.config import defaults, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from experiments.configuration import extend_cfg
 from prompted_clip.errors import UserError
+from trainers.configuration import extend_cfg
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration

@@ -6,8 +6,9 @@ import functools
 
 import pytest
 
-from experiments.configuration import PATH_FLAGS, PATH_KEYS, build_parser, load_plugin, setup_cfg
+from experiments.configuration import PATH_FLAGS, PATH_KEYS, build_parser, setup_cfg
 from prompted_clip.errors import UserError
+from trainers.configuration import load_plugin
 
 
 def parsed(*argv):

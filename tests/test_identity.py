@@ -19,7 +19,6 @@ from dassl.config import get_cfg_default
 from dassl.config.influence import DRAWN, WITHOUT_INFLUENCE, flat, influencing, is_among, plain
 from dassl.engine.identity import identity_differences, identity_of
 from experiments import record
-from experiments.configuration import extend_cfg
 from experiments.methods import read_methods
 from experiments.plans import Planned
 from experiments.report.report import make_report
@@ -27,6 +26,7 @@ from experiments.results.runs import RunSet, gather
 from experiments.sweeps.job import Job
 from experiments.sweeps.preflight import check
 from train import command_line
+from trainers.configuration import extend_cfg
 
 CONFIG = ROOT / "configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.catalog_dataset import CatalogDataset
-from experiments.configuration import build_parser, load_plugin, setup_cfg
+from experiments.configuration import build_parser, setup_cfg
 from experiments.record import result_differences
 from experiments.run_folder import RESULT_FILE
 from experiments.sweeps.job import Job
 from experiments.sweeps.wanted import Wanted
 from prompted_clip.errors import MissingFileError, UserError
+from trainers.configuration import load_plugin
 
 MANY = 5  # results of other runs that are listed
 

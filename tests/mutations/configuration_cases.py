@@ -9,7 +9,8 @@ from typing import Any
 
 from dassl.config import get_cfg_default
 from dassl.config.influence import flat
-from experiments.configuration import build_parser, extend_cfg, setup_cfg
+from experiments.configuration import build_parser, setup_cfg
+from trainers.configuration import extend_cfg
 
 from .mutate import NUMBERS, VALUES, mutated_text, near
 from .nonsense import check_settings
