@@ -31,6 +31,7 @@ from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE, read_js
 from prompted_clip.errors import UserError
 from prompted_clip.factory import is_published
 from trainers.checkpoints import shots_of
+from trainers.templates import template_of
 
 MOST_LISTED = 6  # differences in a message
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
@@ -136,6 +137,8 @@ class Record:
             "dataset": cfg.DATASET.NAME,
             "dataset_config": Path(args.dataset_config_file).stem,
             "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "classnames": list(getattr(trainer.dm.dataset, "classnames", [])),
+            "template": template_of(trainer.dm.dataset),
             "split": self.split,
             "shots": shots_of(cfg, trainer.dm.dataset),
             "seed": cfg.SEED,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from os import PathLike
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+from .errors import UserError
 from .model import CLIP
+from .predictions import Images, predict
 from .prompt_learner import PromptLearner, at_least_float32
 from .shared_prefix import AUTOMATIC, SharedPrefixText
 
 # Text that depends on the image is encoded for as many images at once as make this many tokens of classes.
 MOST_TOKENS = 1 << 15
+Model = TypeVar("Model", bound="PromptedCLIP")
 
 
 class PromptedCLIP(nn.Module):
@@ -23,9 +29,24 @@ class PromptedCLIP(nn.Module):
     The learner's parameters have the names of published checkpoints: `prompt_learner.ctx`, ... It is moved to
     CLIP's device. CLIP stays in evaluation mode: what a ResNet's batch norms have counted is frozen, too.
 
+    A model of a method's `from_clip`, of `trainers.load`, or of a trainer, also predicts, is trained on a
+    folder of photos, and is saved: see `predict`, `fit`, `save_pretrained` and `push_to_hub`.
+
     Args:
         text_chunk: classes that run through the text encoder at once, see `SharedPrefixText`.
+
+    Attributes:
+        classnames: of the classes, in the order of the logits.
+        preprocess: PIL image → `(3 height width)`, as the backbone wants it.
+        method: what made the model, `trainers.pretrained.Method`; None for one put together by hand.
+        temperature: what `predict` divides logits by.
     """
+
+    classnames: Sequence[str] = ()
+    preprocess: Callable[[Image.Image], Tensor] | None = None
+    method: Any = None
+    temperature: float = 1.0
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, clip_model: CLIP, prompt_learner: PromptLearner, text_chunk: int = AUTOMATIC) -> None:
         super().__init__()
@@ -35,6 +56,8 @@ class PromptedCLIP(nn.Module):
         self.prompt_learner = prompt_learner.to(clip_model.logit_scale.device)
         self.clip_model = clip_model
         self._text_features: Tensor | None = None
+        self._kept_features: tuple[Any, Tensor] | None = None
+        self._kept_model: tuple[Any, PromptedCLIP] | None = None
 
     def train(self, mode: bool = True) -> PromptedCLIP:
         super().train(mode)
@@ -77,3 +100,128 @@ class PromptedCLIP(nn.Module):
             yield
         finally:
             self._text_features = None
+
+    # --- use ------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        images: Images,
+        classnames: Sequence[str] | None = None,
+        *,
+        batch_size: int = 64,
+        skip_broken: bool = False,
+        progress: bool | None = None,
+    ) -> Any:
+        """Classes and their probabilities, the best first.
+
+        Args:
+            images: one image, as a path, a PIL image or a tensor `(3 height width)` that `preprocess` made;
+                or many: a folder of any depth, a tensor `(batch 3 height width)`, or an iterable of images.
+            classnames: other classes than the model's own, without training. A method that learned something
+                for each class refuses them.
+            batch_size: images that run through the encoder at once.
+            skip_broken: whether a photo that cannot be read gets a `Prediction` with an `error` instead of
+                ending the whole.
+            progress: whether a progress bar is shown; by default on a terminal, if it takes over 2 seconds.
+
+        Returns:
+            A `Prediction` for one image, a list of them for many. A folder's are in the order of the paths.
+
+        Raises:
+            FileNotFoundError: there is no such image or folder.
+            ValueError: an image cannot be read, or a class name cannot be meant.
+            FloatingPointError: a model whose weights are not finite.
+        """
+        model = self if classnames is None else self._for(classnames)
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), model._kept_text_features():
+                return predict(model, images, batch_size, skip_broken, progress)
+        finally:
+            model.train(training)
+
+    def with_classnames(self: Model, classnames: Sequence[str]) -> Model:
+        """The model for other classes: the same CLIP, and a copy of what was learned.
+
+        Raises:
+            ValueError: something was learned for each class, or a class name cannot be meant.
+        """
+        return self._known_method().with_classnames(self, classnames)
+
+    def fit(self: Model, photos: str | PathLike[str], **options: Any) -> Model:
+        """Trains on photos, and returns the model itself. It starts anew, whatever was learned before.
+
+        Args:
+            photos: a folder with a folder of photos for each class, or a table (csv); docs/own_data.md.
+            options: see `trainers.pretrained.Method.fit`: `shots`, `epochs`, `seed`, ...
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: the photos are not of the model's classes, or a setting cannot be meant.
+        """
+        self._known_method().fit(self, photos, **options)
+        return self
+
+    def save_pretrained(self, folder: str | PathLike[str], **options: Any) -> None:
+        """Writes what was learned, and all that using it takes, into a folder: docs/sharing.md.
+
+        Args:
+            options: see `trainers.pretrained.Method.save_pretrained`.
+
+        Raises:
+            FloatingPointError: what was learned is not finite. Nothing is written then.
+        """
+        self._known_method().save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face hub, and returns its address.
+
+        Args:
+            options: see `trainers.pretrained.Method.push_to_hub`.
+
+        Raises:
+            ConnectionError: the hub cannot be reached, or refuses.
+        """
+        return self._known_method().push_to_hub(self, repo_id, **options)
+
+    def _known_method(self) -> Any:
+        if self.method is None:
+            raise UserError(
+                "This PromptedCLIP was put together by hand, so that its method is not known. Make it by "
+                "from_clip, such as trainers.MaPLe.from_clip, or by trainers.load."
+            )
+        return self.method
+
+    def _for(self, classnames: Sequence[str]) -> PromptedCLIP:
+        """`with_classnames`, whose last model is kept."""
+        key = (tuple(classnames), self._state())
+        if self._kept_model is None or self._kept_model[0] != key:
+            self._kept_model = (key, self.with_classnames(classnames))
+        return self._kept_model[1]
+
+    @contextmanager
+    def _kept_text_features(self) -> Iterator[None]:
+        """As `cached_text_features`; they are kept until something in the model changes."""
+        if self.prompt_learner.conditional:
+            yield
+            return
+        key = self._state()
+        if self._kept_features is None or self._kept_features[0] != key:
+            with self.autocast():
+                self.keep_text_features(self.encode_text())
+        assert self._kept_features is not None
+        self._text_features = self._kept_features[1]
+        try:
+            yield
+        finally:
+            self._text_features = None
+
+    def keep_text_features(self, features: Tensor) -> None:
+        """Has `predict` use these normalised text features, `(class feature)`, until the model changes."""
+        self._kept_features = (self._state(), features)
+
+    def _state(self) -> list[tuple[int, int, torch.dtype]]:
+        """Changes with each tensor that is replaced, or written into."""
+        tensors = (*self.parameters(), *self.buffers())
+        return [(each.data_ptr(), each._version, each.dtype) for each in tensors]

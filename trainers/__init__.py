@@ -9,6 +9,7 @@ from .coop import CoOp
 from .ivlp import IVLP
 from .kgcoop import KgCoOp
 from .maple import MaPLe
+from .pretrained import load
 from .promptsrc import MaPLeSRC, PromptSRC
 from .vpt import VPT
 from .zsclip import ZeroshotCLIP, ZeroshotCLIP2
@@ -28,4 +29,5 @@ __all__ = [
     "PromptSRC",
     "ZeroshotCLIP",
     "ZeroshotCLIP2",
+    "load",
 ]

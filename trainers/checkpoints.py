@@ -15,6 +15,8 @@ from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP
 from prompted_clip.prompted_clip import PromptedCLIP
 
+from .templates import template_of
+
 if TYPE_CHECKING:
     from .clip_trainer import CLIPPromptTrainer
 
@@ -39,6 +41,7 @@ def identity_of(trainer: CLIPPromptTrainer, clip_model: CLIP) -> dict[str, Any]:
         "projections_sha256": old_fingerprint(clip_model),  # what earlier versions wrote in its place
         "settings": {key: value for key, value in trainer.own_settings.items() if key != "PREC"},
         "classnames": list(dataset.classnames),
+        "template": template_of(dataset),
         "own_path": own_path(cfg.DATASET),
         "data": {
             "DATASET.NAME": cfg.DATASET.NAME,

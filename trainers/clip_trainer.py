@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dassl.engine import TrainerX
-from dassl.engine.ddp import Losses, wrap_ddp
+from dassl.engine import TrainerBase, TrainerX
+from dassl.engine.bounds import check_numbers
+from dassl.engine.ddp import Losses, select_device, wrap_ddp
 from dassl.engine.identity import sha256_of
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
@@ -27,8 +29,10 @@ from prompted_clip.tensor_files import misfit, unusual
 
 from .checkpoints import IDENTITY, check_fit, check_same_run, identity_of, learned_tensors
 from .precision import PRECISIONS, Precision
+from .pretrained import Method, from_clip, preprocessing
 from .settings import check_input, check_settings
 from .step_graph import GraphedStep, cuda_graph_safe, graphed_step_of
+from .templates import template_of
 
 SAMPLE_FILE = "few_shot.json"
 
@@ -56,6 +60,9 @@ class CLIPPromptTrainer(TrainerX):
     takes_views: ClassVar[bool] = False
     # Nothing is learned, and no shots are drawn: seed and shots do not matter.
     is_zero_shot: ClassVar[bool] = False
+    # What `from_clip` and `fit` take where nothing else is said, beside `configuration.COMMON`: the settings
+    # published for base to novel, by their dotted keys.
+    recipe: ClassVar[dict[str, Any]] = {}
 
     model: PromptedCLIP  # type: ignore[assignment]  # the engine's own is a SimpleNet
 
@@ -120,6 +127,44 @@ class CLIPPromptTrainer(TrainerX):
         """This trainer's node, cfg.TRAINER.<NAME>."""
         return self.cfg.TRAINER[self.settings_key()]
 
+    @classmethod
+    def from_clip(cls, backbone: str, classnames: Sequence[str], **options: Any) -> PromptedCLIP:
+        """CLIP with this method for some classes, untrained; frozen, and in evaluation mode.
+
+        >>> from trainers import MaPLe
+        >>> model = MaPLe.from_clip("ViT-Shapes/8", ["red circle", "blue square"])
+        >>> model.classnames
+        ['red circle', 'blue square']
+
+        Args:
+            backbone: one of `prompted_clip.available_models()`, or "open_clip:ARCHITECTURE/TAG".
+            classnames: one or more; no two may be one sentence for CLIP.
+            options: see `trainers.pretrained.from_clip`: `weights`, `device`, `precision`, `template`,
+                `config`, `settings`.
+
+        Raises:
+            FileNotFoundError: there is no such file of weights.
+            ConnectionError: the weights could not be downloaded.
+            ValueError: a name, a class name or a setting cannot be meant.
+        """
+        return from_clip(cls, backbone, classnames, **options)
+
+    @classmethod
+    def without_data(cls, cfg: Any, classnames: Sequence[str], template: str) -> CLIPPromptTrainer:
+        """A trainer that knows classes and no images: it builds models, and can neither train nor test.
+
+        Raises:
+            ValueError: a setting that cannot be meant.
+        """
+        trainer = cls.__new__(cls)
+        TrainerBase.__init__(trainer)
+        check_numbers(cfg)
+        trainer.check_cfg(cfg)
+        trainer.cfg, trainer.device = cfg, select_device(cfg)
+        dataset = SimpleNamespace(classnames=list(classnames), template=template)
+        trainer.dm = SimpleNamespace(dataset=dataset)  # type: ignore[assignment]
+        return trainer
+
     def _needs_vit_message(self, backbone: str) -> str:
         return (
             f"{backbone}, a ResNet: {type(self).__name__} puts tokens into the image encoder and needs a "
@@ -128,21 +173,23 @@ class CLIPPromptTrainer(TrainerX):
 
     # --- building ---------------------------------------------------------------------------------------
 
-    def build_model(self) -> None:
-        cfg = self.cfg
-        backbone = cfg.MODEL.BACKBONE
+    def load_clip(self) -> CLIP:
+        """The frozen CLIP that the configuration names, in float32."""
+        backbone = self.cfg.MODEL.BACKBONE
         weights = f", weights: {backbone.PATH}, heads and activation of the name" if backbone.PATH else ""
         print(f"Loading CLIP (backbone: {backbone.NAME}{weights})")
         clip_model = load_model(backbone.NAME, backbone.PATH).requires_grad_(False)
-        if self.has_image_tokens(cfg) and not isinstance(clip_model.visual, VisionTransformer):
+        if self.has_image_tokens(self.cfg) and not isinstance(clip_model.visual, VisionTransformer):
             raise UserError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {backbone.PATH} is"))
-        check_input(cfg, clip_model)
+        return clip_model
 
+    def build_clip(self, clip_model: CLIP) -> nn.Module:
+        """Puts CLIP and the learner together as `self.model`; returns the module whose tensors are saved."""
+        cfg = self.cfg
+        check_input(cfg, clip_model)
         print("Building custom CLIP")
         learner = self.build_learner(clip_model, self.dm.dataset.classnames)
         learner.identity = identity_of(self, clip_model)
-        # Not the whole model: what is saved and optimised is what is learned.
-        saved = nn.ModuleDict({"prompt_learner": learner}) if self.prefixed_keys else learner
 
         print("Turning off gradients in both the image and the text encoder")
         self.precision = Precision(self.own_settings.PREC, self.device)
@@ -151,6 +198,17 @@ class CLIPPromptTrainer(TrainerX):
             print("Warning: fp16 is slow on a CPU; bf16 or fp32 is meant for it")
         self.precision.cast(clip_model)
         self.model = self.model_class(clip_model, learner, cfg.MODEL.TEXT_CHUNK).to(self.device)
+        self.model.classnames = list(self.dm.dataset.classnames)
+        self.model.preprocess = preprocessing(cfg)
+        self.model.autocast = self.precision.autocast
+        self.model.method = Method(type(self), cfg, template_of(self.dm.dataset))
+        # Not the whole model: what is saved and optimised is what is learned.
+        return nn.ModuleDict({"prompt_learner": learner}) if self.prefixed_keys else learner
+
+    def build_model(self) -> None:
+        cfg = self.cfg
+        saved = self.build_clip(self.load_clip())
+        learner = self.model.prompt_learner
         learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")

@@ -69,6 +69,13 @@ class CoCoOp(CLIPPromptTrainer):
         "META_NET_LAYERS": 2,  # linear layers of the Meta-Net, 1 or more; 2 as published
     }
     prefixed_keys = False
+    recipe: ClassVar = {
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
+        "OPTIM.LR": 0.002,
+        "OPTIM.MAX_EPOCH": 10,
+        "TRAINER.COCOOP.N_CTX": 4,
+        "TRAINER.COCOOP.CTX_INIT": "a photo of a",
+    }
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)

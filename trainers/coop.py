@@ -104,6 +104,12 @@ class CoOp(CLIPPromptTrainer):
         "CLASS_TOKEN_POSITION": "end",  # of the class name, from the context: `end`, `middle` or `front`
     }
     prefixed_keys = False
+    recipe: ClassVar = {
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 32,
+        "OPTIM.LR": 0.002,
+        "OPTIM.MAX_EPOCH": 200,
+        "TRAINER.COOP.CTX_INIT": "a photo of a",
+    }
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)

@@ -31,6 +31,12 @@ class IVLP(CLIPPromptTrainer):
         "PROMPT_DEPTH_TEXT": 9,  # blocks of the text encoder that get learned tokens, 1 or more
     }
     model_name = "VLPromptLearner"
+    recipe: ClassVar = {
+        "OPTIM.LR": 0.0035,
+        "OPTIM.MAX_EPOCH": 5,
+        "TRAINER.IVLP.PROMPT_DEPTH_VISION": 12,
+        "TRAINER.IVLP.PROMPT_DEPTH_TEXT": 12,
+    }
 
     def has_image_tokens(self, cfg) -> bool:
         own = cfg.TRAINER[self.settings_key()]

@@ -28,6 +28,11 @@ class KgCoOp(CoOp):
         "CTX_INIT": "a photo of a",
         "W": 8.0,  # weight of the knowledge-guided loss, 0 or more; 0 is CoOp
     }
+    recipe: ClassVar = {
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 128,
+        "OPTIM.LR": 0.002,
+        "OPTIM.MAX_EPOCH": 100,
+    }
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)

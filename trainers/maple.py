@@ -122,6 +122,7 @@ class MaPLe(CLIPPromptTrainer):
         "DEEP_INIT": "noise",  # deep prompts start from `noise`, or from the `words` of CTX_INIT
     }
     model_name = "MultiModalPromptLearner"
+    recipe: ClassVar = {"OPTIM.LR": 0.0035, "OPTIM.MAX_EPOCH": 5}
 
     def has_image_tokens(self, cfg) -> bool:
         return True

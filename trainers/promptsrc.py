@@ -133,6 +133,7 @@ class PromptSRC(SelfRegulation, IVLP):
         "N_CTX_VISION": 4,
         "N_CTX_TEXT": 4,
     }
+    recipe: ClassVar = {"OPTIM.LR": 0.0025, "OPTIM.MAX_EPOCH": 20}
 
 
 @TRAINER_REGISTRY.register()
@@ -140,3 +141,4 @@ class MaPLeSRC(SelfRegulation, MaPLe):
     """PromptSRC's losses and mean on MaPLe's coupled prompts."""
 
     settings: ClassVar = {**MaPLe.settings, **SelfRegulation.regulation}
+    recipe: ClassVar = {"OPTIM.LR": 0.0035, "OPTIM.MAX_EPOCH": 20}

@@ -27,6 +27,12 @@ class VPT(CLIPPromptTrainer):
         "PREC": "fp16",
         "PROMPT_DEPTH_VISION": 1,  # blocks of the image encoder that get learned tokens, 1 or more
     }
+    recipe: ClassVar = {
+        "OPTIM.LR": 0.0025,
+        "OPTIM.MAX_EPOCH": 5,
+        "TRAINER.VPT.N_CTX_VISION": 8,
+        "TRAINER.VPT.PROMPT_DEPTH_VISION": 12,
+    }
 
     def has_image_tokens(self, cfg) -> bool:
         return True
