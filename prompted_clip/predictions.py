@@ -105,7 +105,7 @@ def predict(
 def stream(
     model: PromptedCLIP, items: Sequence[One], batch_size: int, skip_broken: bool
 ) -> Iterator[Prediction]:
-    """The predictions of images, a batch at a time; the next batch is read meanwhile."""
+    """The predictions of images, one after the other; the next batch is read while one is computed."""
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
 
     def read(item: One) -> Tensor | str:
@@ -129,32 +129,20 @@ def _of_batch(
     model: PromptedCLIP, items: Sequence[One], tensors: Sequence[Tensor | str]
 ) -> Iterator[Prediction]:
     good = [each for each in tensors if isinstance(each, Tensor)]
-    probabilities = iter(probabilities_of(model, torch.stack(good)) if good else ())
-    for item, tensor in zip(items, tensors, strict=True):
-        path = str(item) if isinstance(item, (str, PathLike)) else ""
-        if isinstance(tensor, str):
-            yield Prediction([], [], path, tensor)
-            continue
-        values, order = next(probabilities).sort(descending=True, stable=True)
-        yield Prediction([model.classnames[index] for index in order.tolist()], values.tolist(), path)
-
-
-@torch.no_grad()
-def probabilities_of(model: PromptedCLIP, images: Tensor) -> Tensor:
-    """`(batch 3 height width)` → probabilities in float32 on the CPU, `(batch class)`.
-
-    Raises:
-        FloatingPointError: they are not finite.
-    """
-    with model.autocast():
-        logits = model(images.to(model.clip_model.logit_scale.device)).float()
-    probabilities = (logits / model.temperature).softmax(dim=-1).cpu()
+    probabilities = model.probabilities(torch.stack(good)).cpu() if good else torch.empty(0)
     if not probabilities.isfinite().all():
         raise NotFiniteError(
             "The probabilities of an image are not finite. float16 may have overflowed: give "
             'precision="fp32"; or the weights are damaged.'
         )
-    return probabilities
+    rows = iter(probabilities)
+    for item, tensor in zip(items, tensors, strict=True):
+        path = str(item) if isinstance(item, (str, PathLike)) else ""
+        if isinstance(tensor, str):
+            yield Prediction([], [], path, tensor)
+            continue
+        values, order = next(rows).sort(descending=True, stable=True)
+        yield Prediction([model.classnames[index] for index in order.tolist()], values.tolist(), path)
 
 
 def tensor_of(model: PromptedCLIP, item: One) -> Tensor:

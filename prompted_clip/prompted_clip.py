@@ -133,13 +133,7 @@ class PromptedCLIP(nn.Module):
             FloatingPointError: a model whose weights are not finite.
         """
         model = self if classnames is None else self._for(classnames)
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), model._kept_text_features():
-                return predict(model, images, batch_size, skip_broken, progress)
-        finally:
-            model.train(training)
+        return predict(model, images, batch_size, skip_broken, progress)
 
     def with_classnames(self: Model, classnames: Sequence[str]) -> Model:
         """The model for other classes: the same CLIP, and a copy of what was learned.
@@ -200,25 +194,29 @@ class PromptedCLIP(nn.Module):
             self._kept_model = (key, self.with_classnames(classnames))
         return self._kept_model[1]
 
-    @contextmanager
-    def _kept_text_features(self) -> Iterator[None]:
-        """As `cached_text_features`; they are kept until something in the model changes."""
-        if self.prompt_learner.conditional:
-            yield
-            return
-        key = self._state()
-        if self._kept_features is None or self._kept_features[0] != key:
-            with self.autocast():
-                self.keep_text_features(self.encode_text())
-        assert self._kept_features is not None
-        self._text_features = self._kept_features[1]
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """`(batch 3 height width)` → probabilities in float32, `(batch class)`; in evaluation mode.
+
+        Text features are kept until something in the model changes.
+        """
+        training = self.training
+        self.eval()
         try:
-            yield
+            with self.autocast():
+                if not self.prompt_learner.conditional:
+                    if self._kept_features is None or self._kept_features[0] != self._state():
+                        self.keep_text_features(self.encode_text())
+                    assert self._kept_features is not None
+                    self._text_features = self._kept_features[1]
+                logits = self(images.to(self.clip_model.logit_scale.device)).float()
         finally:
             self._text_features = None
+            self.train(training)
+        return (logits / self.temperature).softmax(dim=-1)
 
     def keep_text_features(self, features: Tensor) -> None:
-        """Has `predict` use these normalised text features, `(class feature)`, until the model changes."""
+        """Has `probabilities` use these text features, `(class feature)`, until the model changes."""
         self._kept_features = (self._state(), features)
 
     def _state(self) -> list[tuple[int, int, torch.dtype]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from prompted_clip.errors import DownloadError, MissingFileError, UserError
 
+from .saved_folder import FILES
+
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
@@ -33,8 +35,6 @@ def download(repo_id: str, revision: str | None, token: str | None) -> Path:
         FileNotFoundError: the hub has no such model, or it is private.
         ConnectionError: the hub cannot be reached.
     """
-    from .saved_folder import FILES
-
     with _in_one_line(f"{repo_id} is no folder here, and"):
         from huggingface_hub import snapshot_download
 
@@ -52,7 +52,12 @@ def upload(folder: str, repo_id: str, private: bool | None, token: str | None, m
 
         api = HfApi(token=token)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message)
+        api.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=list(FILES),  # of an earlier model, as far as this one does not have them
+        )
         return str(url)
 
 

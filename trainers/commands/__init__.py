@@ -1,0 +1,1 @@
+"""The commands that are installed with the package; `scripts/` of the project forwards to them."""
