@@ -322,3 +322,15 @@ def test_a_small_embedding_that_does_not_fit_is_refused(case, small_weights, tmp
         changed.pop("token_embedding.values")
     torch.save(changed, tmp_path / "small.pt")
     refuses(tmp_path / "small.pt", "token_embedding.rows are not the words of token_embedding.values")
+
+
+@pytest.mark.parametrize("name", ["ViT-Shapes/8", "RN50"])
+def test_loading_draws_no_random_numbers(name: str, tmp_path: Path) -> None:
+    """What is learned starts from the numbers of the seed, whichever CLIP was loaded before."""
+    path = "" if name == "ViT-Shapes/8" else str(tmp_path / "resnet.pt")
+    if path:
+        options = {"vision_layers": (1, 1, 1, 1), "vision_width": 8, "image_resolution": 64}
+        torch.save(tiny_clip(1, 1, torch.float32, **options).state_dict(), path)
+    before = torch.get_rng_state()
+    prompted_clip.load_model(name, path)
+    assert torch.equal(torch.get_rng_state(), before)
