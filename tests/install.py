@@ -21,9 +21,11 @@ PROGRAM = """
 import sys
 import clip, datasets                                        # OpenAI's and Hugging Face's
 import dassl, prompted_clip, trainers
+from pathlib import Path
 import torch
 from PIL import Image
 from prompted_clip import PromptedCLIP, load
+from trainers import load as load_trained
 from trainers.maple import MaPLe, MultiModalPromptLearner
 
 environment = sys.prefix
@@ -42,6 +44,21 @@ image = preprocess(Image.new("RGB", (64, 64), "red"))[None]
 loss = torch.nn.functional.cross_entropy(classifier(image), torch.tensor([0]))
 loss.backward()
 assert all(each.grad is not None for each in (learner.ctx, learner.proj.weight))
+
+depth = {"TRAINER.MAPLE.PROMPT_DEPTH": 4, "DATALOADER.TRAIN_X.BATCH_SIZE": 2}
+photos = Path("photos")
+for name in names:
+    (photos / name).mkdir(parents=True)
+    for number in range(6):
+        colour = (200 + 9 * number, 0, 0) if name.startswith("red") else (0, 0, 200 + 9 * number)
+        Image.new("RGB", (64, 64), colour).save(photos / name / f"{number}.png")
+trained = MaPLe.from_clip("ViT-Shapes/8", names, device="cpu", settings=depth).fit(photos, shots=2, epochs=2)
+found = trained.predict(photos)
+assert len(found) == 12
+trained.save_pretrained("saved")
+again = load_trained("saved", device="cpu").predict(photos)
+assert [each.probabilities for each in again] == [each.probabilities for each in found]
+assert trained.predict(photos, classnames=["green star"])[0].name == "green star"
 print(f"{MaPLe.__name__}: {[round(each, 3) for each in classifier(image).softmax(dim=-1)[0].tolist()]}")
 """
 
@@ -58,6 +75,7 @@ def main() -> None:
         run(*install, "setuptools<70", "wheel")
         run(*install, "--no-build-isolation", "openai-clip")
         run(python, "-c", PROGRAM, cwd=folder)
+        run(python.with_name(f"maple-classify{python.suffix}"), "saved", "photos", "--top", "1", cwd=folder)
 
 
 def environment(folder: Path) -> Path:

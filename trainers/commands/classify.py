@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int | None:
     if names:
         model = model.with_classnames(names)
     labels = {_comparable(name): name for name in model.classnames}
-    write = _Csv(args.top) if args.csv else _json if args.json else _text
+    write = _Csv(min(args.top, len(labels))) if args.csv else _json if args.json else _text
     broken, right, labelled = [], 0, 0
     found = stream(model, photos, args.batch_size, skip_broken=True)
     for prediction in tqdm(found, total=len(photos), unit="photo", delay=2, leave=False, disable=None):
@@ -104,9 +104,10 @@ def run(args: argparse.Namespace) -> int | None:
         with tqdm.external_write_mode(file=sys.stdout):
             write(prediction.path, best, label)
     if labelled:
-        others = f", {len(photos) - labelled:,} without" if labelled < len(photos) else ""
+        unlabelled = len(photos) - len(broken) - labelled
+        others = f", {unlabelled:,} without" if unlabelled else ""
         print(
-            f"accuracy: {100 * right / labelled:.2f}% of {labelled:,} photos in folders of classes{others}",
+            f"accuracy: {100 * right / labelled:.2f}% of {counted(labelled)} in folders of classes{others}",
             file=sys.stderr,
         )
     for prediction in broken[:MOST_LISTED]:
@@ -116,6 +117,11 @@ def run(args: argparse.Namespace) -> int | None:
     if len(broken) == len(photos):
         raise UserError("no photo could be read.")
     return None
+
+
+def counted(number: int) -> str:
+    """ "1 photo", "2 photos"."""
+    return f"{number:,} photo{'s' * (number != 1)}"
 
 
 def find_photos(places: Sequence[str]) -> list[str]:
