@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import pickle
 import signal
 import subprocess
 import threading
@@ -103,6 +105,24 @@ def test_a_sweep_that_wants_more_of_a_unit_gets_it(cluster_of, tmp_path: Path) -
     status, _ = run(longer, (train, test))
     assert status.finished == {"train", "test"}
     assert attempts_of(tmp_path / "output", "train") == 1
+
+
+def test_another_ones_files_run_no_code(cluster_of, tmp_path: Path) -> None:
+    """A results folder may be somebody else's, with a job of theirs that runs."""
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    cluster = cluster_of()
+    folder = tmp_path / "output" / "cluster" / "earlier"
+    folder.mkdir(parents=True)
+    (tmp_path / "slurm" / "hold").touch()
+    fake_slurm_job = {"script": "", "process": 0, "state": "RUNNING", "exit": str(tmp_path / "none")}
+    (tmp_path / "slurm" / "7.json").write_text(json.dumps(fake_slurm_job))
+    (folder / "7_submitted.pkl").write_bytes(pickle.dumps(Attack()))
+    assert len(cluster.submit([(script_job("a"),)])) == 1
+    assert not (tmp_path / "attacked").exists()
 
 
 def test_what_was_cancelled_is_submitted_by_the_next_call_only(cluster_of, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
     status = Cluster(output, options, retries=1).run(units, View(output))
 
-Slurm knows what waits and runs, submitit's pickles in `<output>/cluster` hold the runs of each job, and
-results are in the runs' folders. So the same command, or another sweep, submits nothing twice.
+Slurm knows what waits and runs, `<output>/cluster` which runs each job has, and results are in the runs'
+folders. So the same command, or another sweep, submits nothing twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -16,23 +17,25 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from filelock import FileLock
 
 from experiments.cluster import slurm
 from experiments.cluster.chunk import Chunk
 from experiments.cluster.options import ClusterOptions
-from experiments.run_folder import ERROR_FILE, ROOT, last_line, read_result
+from experiments.run_folder import ERROR_FILE, FORMAT, ROOT, last_line, read_json, read_result
 from experiments.sweeps.job import Job
 from experiments.sweeps.queue import STDERR_FILE, Status, kind_of, says_accuracy
 from prompted_clip.errors import UserError
+from prompted_clip.files import atomic_open
 
 # A job whose time is over is requeued; so often that only one that never gets anywhere is given up.
 MAX_TIMEOUTS = 50
 # Why jobs wait that are to wait; what else Slurm says may be something to mend, such as PartitionTimeLimit.
 ORDINARY = {"", "BeginTime", "Dependency", "JobArrayTaskLimit", "Prolog", "Priority", "Resources"}
 SUBMITTED = "_submitted.pkl"  # submitit's, behind the job's id
+RUNS_FILE = "runs.json"  # of a submission: the folders of the runs of each of its jobs
 
 Unit = tuple[Job, ...]
 
@@ -76,7 +79,7 @@ class Cluster:
         self.gone_since: dict[str, float] = {}  # by the folder of a unit's first run
         self.submitted_again: Counter[str] = Counter()
         self.printed = set(ORDINARY)
-        self._runs_of: dict[Path, tuple[str, ...]] = {}  # by submitit's pickle
+        self._runs_of: dict[Path, list[list[str]]] = {}  # of each job, by the folder of a submission
 
     def run(self, units: Sequence[Unit], changed: Callable[[Status, str], None]) -> Status:
         """Submits units and watches them; returns how it ended. As `experiments.sweeps.queue.Queue.run`.
@@ -191,14 +194,26 @@ class Cluster:
                 self.ended[id] = state.state
         return live
 
-    def _runs(self, pickle: Path) -> tuple[str, ...]:
-        """The folders of the runs of a Slurm job."""
-        from submitit.core.utils import DelayedSubmission
+    def _runs(self, submitted: Path) -> list[str]:
+        """The folders of the runs of a Slurm job.
 
-        if pickle not in self._runs_of:
-            chunk = cast(Chunk, DelayedSubmission.load(pickle).function)
-            self._runs_of[pickle] = tuple(job.folder for job in chunk.jobs)
-        return self._runs_of[pickle]
+        submitit's pickle has them, too, but would run code of whoever wrote it.
+        """
+        folder = submitted.parent
+        if folder not in self._runs_of:
+            try:
+                self._runs_of[folder] = [
+                    list(map(str, runs)) for runs in read_json(folder / RUNS_FILE)["jobs"]
+                ]
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+            ):  # not of this project, or of an earlier version
+                self._runs_of[folder] = []
+        place = int(submitted.name.removesuffix(SUBMITTED).partition("_")[2] or 0)
+        return next(iter(self._runs_of[folder][place : place + 1]), [])
 
     def _once(self, what: str) -> Iterator[str]:
         if what not in self.printed:
@@ -245,6 +260,9 @@ class Cluster:
         folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
         executor.update_parameters(**self.options.parameters())
+        content = {"format": FORMAT, "jobs": [[run.folder for run in chunk.jobs] for chunk in chunks]}
+        with atomic_open(folder / RUNS_FILE) as file:
+            json.dump(content, file)
         try:
             with _submission_environment(), executor.batch():
                 submitted = [executor.submit(chunk) for chunk in chunks]
