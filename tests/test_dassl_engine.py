@@ -512,6 +512,11 @@ def test_missing_checkpoint_names_the_epochs_there_are(cfg, tmp_path):
         trainer.load_model(cfg.OUTPUT_DIR, epoch=7)
     with pytest.raises(FileNotFoundError, match=r"model-best.pth.tar \(no epoch is saved there\)"):
         trainer.load_model(str(tmp_path / "nothing"))
+    inner = out(cfg.OUTPUT_DIR, LEARNER)
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"{inner} holds a model: give the run's folder above")
+    ):
+        trainer.load_model(inner)
 
 
 def test_checkpoint_without_result_or_epoch_loads(cfg, capsys):

@@ -74,7 +74,10 @@ def file_to_load(folders: Sequence[str], epoch: int | None = None) -> str:
         if not os.path.isfile(path):
             epochs = ", ".join(map(str, saved_epochs([folder])))
             there = f"epochs there: {epochs}" if epochs else "no epoch is saved there"
-            raise MissingFileError(f"No model at {path} ({there}).")
+            above = os.path.dirname(folder)
+            is_inside = not os.path.isdir(folder) and (saved_epochs([above]) or has_best([above]))
+            hint = f" {above} holds a model: give the run's folder above it." if is_inside else ""
+            raise MissingFileError(f"No model at {path} ({there}).{hint}")
     return name
 
 
