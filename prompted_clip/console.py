@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ MAY_PASS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT),
 }
+# A DataLoader raises a worker's error again with the worker's traceback as its message.
+OF_WORKER = re.compile(r"(?<=Error: )\[Errno (\d+)\] .*(?=\s*\Z)")
 
 
 def prepare_stdout() -> None:
@@ -62,8 +65,12 @@ def run_command(name: str, run: Callable[[], int | None], speaks: Callable[[], b
 def explain(error: BaseException) -> tuple[int, str] | None:
     """Exit code and message of an error that is no bug: bad input, or a machine that lacks something."""
     message = printable(shortened(str(error)))
-    if isinstance(error, OSError) and error.errno is not None:
-        return (FAILED if error.errno in MAY_PASS else USERS_MISTAKE), message
+    if isinstance(error, OSError):
+        number = error.errno
+        if number is None and (found := OF_WORKER.search(str(error))):
+            number, message = int(found[1]), printable(shortened(found[0]))
+        if number is not None:
+            return (FAILED if number in MAY_PASS else USERS_MISTAKE), message
     if isinstance(error, DownloadError):
         return FAILED, message
     if isinstance(error, UserError):

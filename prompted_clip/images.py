@@ -14,6 +14,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from .console import MAY_PASS
 from .errors import MissingFileError, UserError
 
 MOST_ELONGATED = 500  # an image's longer side by its shorter one: resizing by the shorter enlarges both
@@ -83,6 +84,7 @@ def read_image(path: str) -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
+        OSError: the disk or the system failed, as its errno says, and not the file.
         ValueError: the file is damaged or no image, or one that cannot be meant: too large, a thin line, or
             of pixels without a known range.
     """
@@ -107,6 +109,9 @@ def read_image(path: str) -> Image.Image:
             "in a file that --plugin names."
         ) from error
     except Exception as error:  # Pillow's readers raise what they stumble over, also RuntimeErrors
+        if isinstance(error, OSError) and error.errno in MAY_PASS:
+            error.filename = error.filename or path
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"image {path} cannot be read: {reason}. Fetch it again, or take it out of the list of images."

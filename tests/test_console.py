@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
 from prompted_clip.console import MOST, run_command
 from prompted_clip.errors import DownloadError, MissingFileError, NotFiniteError, UserError
@@ -31,6 +32,19 @@ def test_what_may_pass_has_the_exit_code_of_another_attempt(name, capsys):
     code, line = ended(OSError(number, os.strerror(number), "/data/file"), capsys)
     assert code == 1
     assert "/data/file" in line
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 1), (errno.EACCES, 2)])
+def test_an_error_of_a_worker_is_one_line(number, code, capsys):
+    """A DataLoader raises it again without its number, and with the worker's traceback as its message."""
+    try:
+        raise OSError(number, os.strerror(number), "/data/a file")
+    except OSError:
+        error = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(OSError, match="Caught") as raised:
+        error.reraise()
+    line = f"command: [Errno {number}] {os.strerror(number)}: '/data/a file'\n"
+    assert ended(raised.value, capsys) == (code, line)
 
 
 def test_a_server_that_is_away_may_be_back(capsys):

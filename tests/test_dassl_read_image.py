@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, features
 from dassl.utils import read_image
 from datasets.contact_sheet import thumbnail
 from datasets.verify import decoding_problem
+from prompted_clip.console import FAILED, explain
 from prompted_clip.errors import UserError
 
 RAMP = np.linspace(0, 1, 64, dtype=np.float64).reshape(8, 8)
@@ -88,6 +90,24 @@ def test_what_is_no_regular_file_is_not_waited_for(name, tmp_path):
     else:
         path.symlink_to("/dev/zero")
     assert "no regular file" in message(str(path))
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "EMFILE"])
+@pytest.mark.parametrize("of", ["stat", "open", "read"])
+def test_a_failing_disk_is_no_damaged_image(of, name, tmp_path, monkeypatch):
+    """A sweep tries such a run again: exit code 1, not 2."""
+    path = save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    number = getattr(errno, name)
+
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    place = {"stat": "os.stat", "open": "builtins.open", "read": "PIL.Image.Image.convert"}[of]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        with pytest.raises(OSError, match=r"a\.png") as raised:
+            read_image(path)
+    assert explain(raised.value) == (FAILED, str(raised.value))
 
 
 @pytest.mark.parametrize(

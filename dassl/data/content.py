@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dassl.data.folder_index import SETTLED, places
 from dassl.data.locks import sole_maker
+from prompted_clip.console import MAY_PASS
 from prompted_clip.files import atomic_open, sha256_of_file
 
 THREADS = 8  # hashlib and the disk work outside of Python's lock
@@ -68,7 +69,11 @@ def content_sha256(paths: Sequence[str], root: str, hash_missing: bool = True) -
         file = os.path.join(root, path)
         try:
             status = os.stat(file)
-        except (OSError, ValueError):  # not there, or no path at all
+        except ValueError:  # no path at all
+            continue
+        except OSError as error:  # not there
+            if error.errno in MAY_PASS:
+                raise
             continue
         if not stat.S_ISREG(status.st_mode):
             continue
