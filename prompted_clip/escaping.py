@@ -31,6 +31,13 @@ def printable(value: T) -> T:
     return made
 
 
+def first_unsafe(text: str) -> str | None:
+    """The first character of a text that `printable` escapes; None without one."""
+    if text.isprintable():  # which is faster for millions of paths
+        return None
+    return next((sign for sign in text if _is_unsafe(sign)), None)
+
+
 def csv_cell(value: Any) -> Any:
     """A cell of a CSV file; a text that a spreadsheet would calculate begins with an apostrophe."""
     if value is None or isinstance(value, (bool, int, float)):
@@ -40,6 +47,8 @@ def csv_cell(value: Any) -> Any:
 
 
 def _escaped(sign: str) -> str:
-    if sign in JOINERS or unicodedata.category(sign) not in UNSAFE:
-        return sign
-    return sign.encode("unicode_escape").decode()
+    return sign.encode("unicode_escape").decode() if _is_unsafe(sign) else sign
+
+
+def _is_unsafe(sign: str) -> bool:
+    return sign not in JOINERS and unicodedata.category(sign) in UNSAFE

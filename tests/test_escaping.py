@@ -8,7 +8,7 @@ import pytest
 
 from prompted_clip.console import run_command
 from prompted_clip.errors import UserError
-from prompted_clip.escaping import csv_cell, printable
+from prompted_clip.escaping import csv_cell, first_unsafe, printable
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,12 @@ def test_an_error_writes_one_line_on_the_terminal(capsys: pytest.CaptureFixture[
 
     assert run_command("report", fail) == 2
     assert capsys.readouterr().err == "report: no class \\x1b]0;owned\\x07\\nAll is well.\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "Ünal", "a\u200db", "a\u00a0b", "犬", "a\x1bb", "a\u202eb", "a\u200bb", "\udce9"]
+)
+def test_the_first_unsafe_character_is_one_that_is_escaped(text):
+    found = first_unsafe(text)
+    assert (found is None) == (printable(text) == text)
+    assert found is None or found in text

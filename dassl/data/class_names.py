@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -10,9 +9,8 @@ from typing import Any
 
 from prompted_clip.console import shortened
 from prompted_clip.errors import UserError
-from prompted_clip.escaping import JOINERS, UNSAFE
+from prompted_clip.escaping import first_unsafe
 
-UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Two classes each, in ImageNet's list as published and in its halves.
 PUBLISHED_TWICE, LEAST_CLASSES = ("missile", "sunglasses"), 500
 
@@ -67,9 +65,7 @@ def check_name(name: object, what: str, way_out: str) -> None:
             f"{what} is {brief(name)} ({type(name).__name__}), not a text. yaml reads no, on, null and "
             '1.50 as something else: write such a name in quotes, as in "no".'
         )
-    wrong = next(
-        (each for each in name if unicodedata.category(each) in UNSAFE and each not in JOINERS), None
-    )
+    wrong = first_unsafe(name)
     if wrong is not None:
         kind = "a byte that is no UTF-8" if unicodedata.category(wrong) == "Cs" else "a control character"
         raise UserError(f"{what} is {brief(name)}, with {kind} ({wrong!a}). {way_out}")
@@ -77,7 +73,7 @@ def check_name(name: object, what: str, way_out: str) -> None:
 
 def check_path(path: str, where: str) -> None:
     """Checks that the path of an image can be printed, and written into a file of UTF-8."""
-    if UNPRINTED.search(path):
+    if first_unsafe(path) is not None:
         raise UserError(
             f"{where}: the path {brief(path, 200)} holds a control character or a byte that is no UTF-8. "
             "Rename the file or folder."
