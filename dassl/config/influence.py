@@ -58,8 +58,11 @@ def plain(value: Any) -> Any:
 
 def own_path(dataset: Mapping[str, Any]) -> str:
     """The folder or table of own data, from the section DATASET; "" for other datasets."""
-    if str(dataset.get("NAME")) not in OWN_DATA:
-        return ""
+    return place_of_own_data(dataset) if str(dataset.get("NAME")) in OWN_DATA else ""
+
+
+def place_of_own_data(dataset: Mapping[str, Any]) -> str:
+    """`DATASET.OWN.PATH` as an absolute path; a relative one starts from DATASET.ROOT."""
     root, path = str(dataset.get("ROOT") or ""), str((dataset.get("OWN") or {}).get("PATH") or "")
     return os.path.abspath(os.path.join(os.path.expanduser(root), os.path.expanduser(path)))
 

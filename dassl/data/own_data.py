@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from yacs.config import CfgNode
 
+from dassl.config.influence import place_of_own_data
 from dassl.data import splits
 from dassl.data.class_names import brief, check_class_names, check_name, check_path, few
 from dassl.data.datasets import DATASET_REGISTRY
@@ -262,12 +263,6 @@ def _no_class(name: str, known: Sequence[str]) -> str:
     return f"there is no such class. {hint}"
 
 
-def own_path(cfg: Any) -> str:
-    """`DATASET.OWN.PATH` as an absolute path; a relative one starts from DATASET.ROOT."""
-    root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
-    return os.path.normpath(os.path.join(root, os.path.expanduser(cfg.DATASET.OWN.PATH or "")))
-
-
 @register_as("folder")
 class OwnFolder(OwnDataset):
     """One folder of photos per class, or such folders in each of train, val and test.
@@ -279,7 +274,7 @@ class OwnFolder(OwnDataset):
     split_file = "split_own.json"
 
     def __init__(self, cfg: Any) -> None:
-        self.dataset_dir = own_path(cfg)
+        self.dataset_dir = place_of_own_data(cfg.DATASET)
         if not os.path.isdir(self.dataset_dir):
             raise MissingFileError(
                 f"DATASET.OWN.PATH is {cfg.DATASET.OWN.PATH!r} and DATASET.ROOT {cfg.DATASET.ROOT!r}: there "

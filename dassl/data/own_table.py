@@ -6,8 +6,9 @@ import csv
 import os
 from typing import Any
 
+from dassl.config.influence import place_of_own_data
 from dassl.data.class_names import brief, few
-from dassl.data.own_data import PARTS, OwnDataset, Photo, own_path, plain, register_as
+from dassl.data.own_data import PARTS, OwnDataset, Photo, plain, register_as
 from prompted_clip.errors import MissingFileError, UserError
 
 
@@ -26,7 +27,7 @@ class OwnTable(OwnDataset):
         super().__init__(cfg)
 
     def find_table(self, cfg: Any) -> str:
-        table = own_path(cfg)
+        table = place_of_own_data(cfg.DATASET)
         if not os.path.isfile(table):
             raise MissingFileError(
                 f"DATASET.OWN.PATH is {cfg.DATASET.OWN.PATH!r} and DATASET.ROOT {cfg.DATASET.ROOT!r}: there "
