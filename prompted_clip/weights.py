@@ -46,7 +46,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        return load_file(path)
+        # Copied: safetensors maps the file, and whoever writes into it would change the model during a run.
+        return {key: value.clone() for key, value in load_file(path).items()}
     if is_archive(path):
         return read_archive(path)
     check_file(path)

@@ -48,6 +48,17 @@ def refuses(path: Path, *parts: str, name: str = "ViT-B/16") -> str:
     return message
 
 
+def test_writing_into_a_file_of_weights_changes_no_model_that_was_read_from_it(clip_weights, tmp_path):
+    path = tmp_path / "clip.safetensors"
+    save_file({key: value.float() for key, value in clip_weights.items()}, path)
+    model = prompted_clip.load_model("ViT-B/16", path)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with open(path, "rb+") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(path.stat().st_size // 2))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
 # --- kinds of files -------------------------------------------------------------------------------------
 
 
