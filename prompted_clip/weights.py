@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .archive import is_archive, read_archive
+from .console import MAY_PASS
 from .errors import MissingFileError, UserError
 from .tensor_files import check_file, check_values, number_kind, unusual, without_wrappers
 
@@ -40,6 +41,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         content = _read(path)
         check_values(content, path.stat().st_size)
     except Exception as error:  # a damaged file makes its reader raise anything
+        if isinstance(error, OSError) and error.errno in MAY_PASS:  # the disk's fault, not the file's
+            raise
         raise UserError(f"{path} cannot be read as CLIP weights: {_reason(error)}.") from error
     return check_plain(clean_state_dict(content, str(path)), str(path))
 

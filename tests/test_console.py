@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
-from prompted_clip.console import MOST, run_command
+from dassl.utils.safe_load import safe_load
+from prompted_clip.console import MOST, explain, run_command
 from prompted_clip.errors import DownloadError, MissingFileError, NotFiniteError, UserError
+from prompted_clip.weights import read_state_dict
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
@@ -45,6 +47,20 @@ def test_an_error_of_a_worker_is_one_line(number, code, capsys):
         error.reraise()
     line = f"command: [Errno {number}] {os.strerror(number)}: '/data/a file'\n"
     assert ended(raised.value, capsys) == (code, line)
+
+
+@pytest.mark.parametrize("read", [safe_load, read_state_dict])
+def test_a_disk_that_fails_is_no_damaged_file(read, tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(1)}, path)
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError, match="Errno") as raised:
+        read(str(path))
+    assert explain(raised.value) == (1, str(raised.value))
 
 
 def test_a_server_that_is_away_may_be_back(capsys):

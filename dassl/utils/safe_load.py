@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from prompted_clip.console import MAY_PASS
 from prompted_clip.errors import UserError
 from prompted_clip.tensor_files import check_file, check_values
 
@@ -95,6 +96,8 @@ def safe_load(fpath: str) -> Any:
         check_values(content, os.path.getsize(fpath), opaque=(Placeholder,))
         return content
     except Exception as error:  # a damaged file can break anything on the way
+        if isinstance(error, OSError) and error.errno in MAY_PASS:  # the disk's fault, not the file's
+            raise
         raise UserError(
             f"{fpath} is damaged or not a checkpoint, and was not loaded: {_reason(error)}. "
             "Where you trust the file, load it with torch and save its state dict alone."
