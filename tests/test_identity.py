@@ -308,14 +308,30 @@ def test_seeds_of_other_settings_are_two_rows_with_a_warning(tmp_path):
     assert {run.method.label for run in gathered.runs} == {"MaPLe", "MaPLe (MAX_EPOCH 5)"}
     beside_published = {run.method.label for run in gathered.runs if run.method.published}
     assert beside_published == {"MaPLe"}, "the published settings are those of one row"
-    assert (
-        sum("seeds 1 have other settings than the rest (MAX_EPOCH 5)" in each for each in gathered.warnings)
-        == 2
+    (warning,) = [each for each in gathered.warnings if "settings" in each]  # for base and new
+    assert warning == (
+        "dtd: seed 1 of MaPLe has other settings than the rest (MAX_EPOCH 5). Shown as a row of its own, in "
+        "no mean with the rest."
     )
     (section,) = make_report(gathered, "accuracy", "").sections
     (table, *_) = [each for each in section.tables if each.title == "Each dataset"]
     shown = {row.labels[1]: row.cells[0].mean for row in table.rows}
     assert shown == {"MaPLe": 85.0, "MaPLe (MAX_EPOCH 5)": 70.0}
+
+
+def test_other_settings_are_one_warning_for_each_dataset(tmp_path):
+    for seed, tokens, epochs in ((1, 2, 5), (2, 2, 5), (3, 2, 5), (4, 8, 5), (5, 8, 5), (6, 2, 1)):
+        own = {"TRAINER.MAPLE.N_CTX": tokens, "OPTIM.MAX_EPOCH": epochs}
+        for dataset in ("dtd", "eurosat"):
+            name = f"{tokens} {epochs}"
+            content = result(70.0 + seed, dataset, "base", seed, identity=identity(seed, name, **own))
+            write(tmp_path / dataset / f"seed{seed}", content)
+    first, second = found(tmp_path).warnings
+    assert first == (
+        "dtd: seeds 4, 5 of MaPLe have other settings than the rest (N_CTX 8); seed 6 of MaPLe has other "
+        "settings than the rest (MAX_EPOCH 1). Shown as rows of their own, in no mean with the rest."
+    )
+    assert second == first.replace("dtd", "eurosat")
 
 
 def test_results_of_earlier_versions_are_told_apart_by_their_settings(tmp_path):

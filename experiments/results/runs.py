@@ -236,6 +236,7 @@ def settings_apart(runs: Sequence[Run], warnings: list[str]) -> list[Run]:
     for run in finished:
         places[run.identity[:5] + run.identity[6:]].append(run)  # all but the seed
     methods: dict[int, Method] = {}
+    apart: defaultdict[str, defaultdict[tuple[str, str], set[int]]] = defaultdict(lambda: defaultdict(set))
     for place in places.values():
         cells = list(_cells(place).values())
         first, *others = sorted(cells, key=lambda each: (-len(each), min(run.seed for run in each)))
@@ -245,17 +246,28 @@ def settings_apart(runs: Sequence[Run], warnings: list[str]) -> list[Run]:
                 method = run.method
                 key, label = (f"{name} ({words})" for name in (method.key, method.label))
                 methods[id(run)] = replace(method, key=key, label=label, published={})
-            seeds, run = ", ".join(str(each.seed) for each in other), first[0]
-            warnings.append(
-                f"{run.method.label} on {run.dataset}, {run.role}: seeds {seeds} have other settings than "
-                f"the rest ({words}); they are a row of their own, in no mean with the rest."
-            )
+            apart[first[0].dataset][first[0].method.label, words] |= {each.seed for each in other}
+    for dataset, groups in apart.items():
+        parts = [
+            f"{_seeds_have(seeds, label)} other settings than the rest ({words})"
+            for (label, words), seeds in groups.items()
+        ]
+        rows = "a row of its own" if len(parts) == 1 else "rows of their own"
+        warnings.append(f"{dataset}: {'; '.join(parts)}. Shown as {rows}, in no mean with the rest.")
     if without := sum(1 for run in finished if run.result and not run.result.cell):
+        have = "1 result has" if without == 1 else f"{without} results have"
         warnings.append(
-            f"{without} results have no identity: an earlier version wrote them. Only their settings tell "
-            "which seeds belong together."
+            f"{have} no identity, as an earlier version wrote. Only settings tell which of their seeds "
+            "belong together."
         )
     return [replace(run, method=methods.get(id(run), run.method)) for run in runs]
+
+
+def _seeds_have(seeds: Iterable[int], label: str) -> str:
+    """ "seed 1 of MaPLe has", or "seeds 1, 2 of MaPLe have"."""
+    listed = [str(seed) for seed in sorted(seeds)]
+    one = len(listed) == 1
+    return f"{'seed' if one else 'seeds'} {', '.join(listed)} of {label} {'has' if one else 'have'}"
 
 
 def _cells(runs: Sequence[Run]) -> dict[str, list[Run]]:
