@@ -53,6 +53,7 @@ class Record:
         self.command = list(command)
         self.start = time.monotonic()
         self.commit, self.commit_is_clean = _commit()  # now: a run may take longer than the next commit
+        self.backbone_is_published: bool | None = None
         self.identity: dict[str, Any] | None = None
         self.changed: dict[str, Any] = {}
         self.results: dict[str, float] = {}
@@ -103,6 +104,8 @@ class Record:
         Raises:
             ValueError: the folder holds the result of another run.
         """
+        backbone = self.trainer.cfg.MODEL.BACKBONE
+        self.backbone_is_published = is_published(backbone.NAME, backbone.get("PATH", ""))
         identity = getattr(self.trainer, "run_identity", None)
         if identity is None:  # a trainer on the engine's lowest base
             return
@@ -143,9 +146,7 @@ class Record:
             "shots": shots_of(cfg, trainer.dm.dataset),
             "seed": cfg.SEED,
             "backbone": cfg.MODEL.BACKBONE.NAME,
-            "backbone_is_published": is_published(
-                cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.get("PATH", "")
-            ),
+            "backbone_is_published": self.backbone_is_published,
             "eval_only": args.eval_only,
             "model_dir": args.model_dir,
             "trained_on": self._trained_on(),

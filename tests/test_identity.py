@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from experiments.report.report import make_report
 from experiments.results.runs import RunSet, gather
 from experiments.sweeps.job import Job
 from experiments.sweeps.preflight import check
+from prompted_clip import factory
+from prompted_clip.files import sha256_of_file
 from train import command_line
 from trainers.configuration import extend_cfg
 
@@ -174,6 +177,24 @@ def test_another_clip_is_another_run(run, tmp_path, golden_checkpoint, key):
     assert code == 2
     assert "other CLIP weights" in error
     assert not (tmp_path / "tested" / "result.json").exists()
+
+
+def test_weights_that_are_replaced_during_a_run_change_nothing_of_what_it_says(
+    run, tmp_path, golden_checkpoint, monkeypatch
+):
+    """Whether they are the published ones is said of those that were read."""
+    weights = Path(shutil.copy(golden_checkpoint("tiny_public"), tmp_path))
+    url = f"https://host/{sha256_of_file(weights)}/ViT-B-16.pt"
+    monkeypatch.setitem(factory._MODELS, "ViT-B/16", url)
+    identify = record.Record.identify
+
+    def replace_weights(of: record.Record) -> None:
+        identify(of)
+        weights.write_bytes(b"")
+
+    monkeypatch.setattr(record.Record, "identify", replace_weights)
+    code, _, said = run("ZeroshotCLIP", draw(tmp_path / "photos"), "out", weights=weights)
+    assert (code, said["backbone_is_published"]) == (0, True)
 
 
 def test_another_model_or_epoch_is_another_test(run, tmp_path):
