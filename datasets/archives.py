@@ -22,7 +22,8 @@ MAX_RATIO, MAX_SMALL = 50, 1 << 30
 MAX_MEMBERS = 5_000_000
 MAX_HEADER = 1 << 20  # bytes that tarfile reads at once: names, never what a file holds
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-OF_THE_DISK = {*MAY_PASS, errno.EACCES, errno.EPERM, errno.EROFS}  # else it is the archive's fault
+# Else it is the archive's fault.
+OF_THE_DISK = {*MAY_PASS, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
 Member = tuple[str, int, IO[bytes] | None]  # name, size, content; None for a folder
 
@@ -54,6 +55,7 @@ def unpack(archive: Path, folder: Path) -> None:
         raise
     except Exception as error:  # tarfile, zipfile and the decompressors raise what they stumble over
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            error.filename = error.filename or str(archive)
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{archive.name} is damaged, unsafe or no archive ({reason})") from error

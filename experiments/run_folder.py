@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.escaping import printable
+from prompted_clip.files import named_in_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the project's JSON files
@@ -48,8 +49,9 @@ def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK_FILE, timeout=timeout):
         holder = folder / HOLDER_FILE
-        holder.write_text(json.dumps([platform.node(), os.getpid(), _start_of(os.getpid())]))
         try:
+            with named_in_errors(holder):
+                holder.write_text(json.dumps([platform.node(), os.getpid(), _start_of(os.getpid())]))
             yield
         finally:
             holder.unlink(missing_ok=True)

@@ -32,16 +32,25 @@ def atomic_open(fpath: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     _remove_abandoned(folder, name)
     unfinished = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
-        with _open_locked(unfinished, mode) as file:
+        with named_in_errors(fpath), _open_locked(unfinished, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, fpath)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             os.unlink(unfinished)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = fpath  # a full disk does not say whose
+        raise
+
+
+@contextmanager
+def named_in_errors(fpath: str | os.PathLike[str]) -> Iterator[None]:
+    """Within, an OSError that names no file names this one: a full disk does not say what was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(fpath)
         raise
 
 
