@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os.path as osp
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,21 @@ def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
     """TensorBoard's writer, imported when it is used: the import takes seconds, and may fail."""
     from torch.utils.tensorboard import SummaryWriter as Writer
 
+    if not isinstance(threading.excepthook, _NotOfTensorBoard):
+        threading.excepthook = _NotOfTensorBoard(threading.excepthook)
     return Writer(*args, **kwargs)
+
+
+class _NotOfTensorBoard:
+    """Has TensorBoard's thread print no traceback where the disk is full: who writes next is told."""
+
+    def __init__(self, hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, args: threading.ExceptHookArgs) -> None:
+        is_its_own = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_its_own and isinstance(args.exc_value, OSError)):
+            self.hook(args)
 
 
 class TrainerBase:
@@ -447,16 +462,26 @@ class TrainerBase:
             print("TensorBoard is not installed: curves are not logged")
             return
         except Exception as error:  # a full disk, or versions that do not go together: training goes on
-            print(f"TensorBoard cannot be used: curves are not logged ({' '.join(str(error).split())})")
+            self._drop_writer(error)
             return
         print(f"Initialize tensorboard (log_dir={log_dir})")
 
     def close_writer(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._drop_writer(error)
             self._writer = None
 
     def write_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None) -> None:
         """Logs a number to TensorBoard, if its log is open."""
         if self._writer is not None:
-            self._writer.add_scalar(tag, scalar_value, global_step)
+            try:
+                self._writer.add_scalar(tag, scalar_value, global_step)
+            except OSError as error:  # a full disk
+                self._drop_writer(error)
+
+    def _drop_writer(self, error: Exception) -> None:
+        print(f"TensorBoard cannot be used: curves are not logged ({' '.join(str(error).split())})")
+        self._writer = None
