@@ -266,19 +266,19 @@ class Killed:
         if not self.start.exists():
             fill(command, self.folder)
             self.folder.rename(self.start)
-        self._begin()
+        self.begin()
         code, self.operations, printed = run(COMMANDS[command], self.folder)
         assert code == 0, f"{command} ends with {code}: {printed}"
         self.left = left_in(self.folder)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(self.start, self.folder)
 
     def fault(self, number: int) -> str:
         """What differs after a kill and the same command again; "" for nothing."""
         at = random.Random(f"{self.command} {number}").randint(1, self.operations)
-        self._begin()
+        self.begin()
         try:
             run(COMMANDS[self.command], self.folder, at)
             code, _, printed = run(COMMANDS[self.command], self.folder)
