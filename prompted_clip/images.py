@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
@@ -113,6 +113,11 @@ def read_image(path: str) -> Image.Image:
             error.filename = error.filename or path
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        if path.lower().endswith((".heic", ".heif", ".hif")) and isinstance(error, UnidentifiedImageError):
+            raise UserError(
+                f"image {path} is of a kind that Pillow reads with a plugin only. Convert it to .jpg, or "
+                "give --plugin a file that calls pillow_heif.register_heif_opener()."
+            ) from error
         raise UserError(
             f"image {path} cannot be read: {reason}. Fetch it again, or take it out of the list of images."
         ) from error

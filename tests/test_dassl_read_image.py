@@ -68,6 +68,12 @@ def test_a_rotation_is_applied_nowhere(tmp_path):
     assert np.asarray(thumbnail(Path(path)))[:60].mean() > 240
 
 
+def test_a_kind_that_needs_a_plugin_says_which(tmp_path):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic")
+    assert "pillow_heif" in message(str(path))
+
+
 @pytest.mark.parametrize("shape", [(1, 65000), (65000, 1), (2, 8000)])
 def test_lines_are_refused(shape, tmp_path):
     assert "Crop it" in message(save(tmp_path / "a.png", np.zeros(shape, np.uint8)))

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.folder_index import IMAGE_SUFFIXES
+from dassl.data.own_data import OTHER_KINDS
 from train import extend_cfg
 
 
@@ -384,6 +387,25 @@ def test_a_class_of_no_readable_kind_is_an_error(tmp_path, suffix):
     draw(tmp_path, {"cat": 4, "dog": 4})
     draw(tmp_path, {"ant": 4}, suffix)
     assert f"{tmp_path}/ant holds no images of a kind that is read" in refused(tmp_path)
+
+
+def test_images_of_a_kind_that_is_not_read_are_named_beside_those_that_are(tmp_path, capsys):
+    draw(tmp_path, {"cat": 4, "dog": 4})
+    assert open_folder(tmp_path)
+    assert "Warning" not in capsys.readouterr().out
+    for name in ("b.heic", "a.HEIC", "c.psd", "notes.txt"):
+        (tmp_path / "dog" / name).touch()
+    open_folder(tmp_path)
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
+    assert warning.startswith("Warning: not used, as of a kind that is not read: dog/a.HEIC (3 in all).")
+    assert "Convert them" in warning
+
+
+def test_every_kind_that_pillow_opens_is_taken_or_named():
+    Image.init()
+    opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    no_images = {".bufr", ".grib", ".h5", ".hdf", ".mpg", ".mpeg"}  # weather, tables and films
+    assert opened - {*IMAGE_SUFFIXES, *OTHER_KINDS} <= no_images
 
 
 def test_a_class_of_named_pipes_is_an_error(tmp_path):

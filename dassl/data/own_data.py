@@ -29,6 +29,43 @@ from prompted_clip.escaping import printable
 Kind = TypeVar("Kind")
 
 PARTS = Split._fields  # train, val, test
+# Images that are not read: of phones, cameras and drawing programs, and the rest of what Pillow opens.
+OTHER_KINDS = (
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".svg",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".rw2",
+        ".raf",
+    ),
+    *(
+        ".avifs",
+        ".jpf",
+        ".j2c",
+        ".jpc",
+        ".psd",
+        ".ico",
+        ".icns",
+        ".cur",
+        ".pcx",
+        ".dcx",
+        ".pcd",
+        ".eps",
+        ".ps",
+    ),
+    *(".sgi", ".rgb", ".rgba", ".bw", ".ras", ".dds", ".pfm", ".xbm", ".xpm", ".wmf", ".emf", ".blp", ".icb"),
+    *(".vda", ".vst", ".fit", ".fits", ".ftc", ".ftu", ".gbr", ".im", ".iim", ".msp", ".pxr", ".fli", ".flc"),
+)
+OTHER = "images of a kind that is not read"
+CONVERT = "Convert them, as with ImageMagick: magick mogrify -format jpg *.heic (which needs libheif)"
 FEWSHOT_FOLDER = "split_fewshot"  # the cache of `FewShotDataset`, which is no class
 
 
@@ -300,6 +337,9 @@ class OwnFolder(OwnDataset):
                 f"with files such as *.jpg ({', '.join(IMAGE_SUFFIXES)}), or the same in train, val and test."
             )
         print(f"{len(photos)} photos of {len({p.label for p in photos})} classes in {place}{skipped}")
+        if others := skipped.names.get(OTHER):
+            first = f"{printable(min(others))} ({len(others)} in all)"
+            print(f"Warning: not used, as of a kind that is not read: {first}. {CONVERT}.")
         return photos
 
     def _subfolders(self, place: str, skipped: Skipped) -> list[str]:
@@ -337,7 +377,8 @@ class OwnFolder(OwnDataset):
             if entry.name.startswith("."):
                 skipped.add("hidden", where)
             elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
-                skipped.add("no images", where)
+                is_other = entry.name.lower().endswith(OTHER_KINDS) and entry.is_file()
+                skipped.add(OTHER if is_other else "no images", where)
                 others += [] if entry.is_dir() else [where]
             elif entry.is_file():
                 photos.append(Photo(where, plain(name), part))
@@ -349,8 +390,7 @@ class OwnFolder(OwnDataset):
         if others and not photos:
             raise UserError(
                 f"{os.path.join(self.dataset_dir, path)} holds no images of a kind that is read "
-                f"({', '.join(IMAGE_SUFFIXES)}), but {brief(others[0])}. Convert its files, or take the "
-                "folder out."
+                f"({', '.join(IMAGE_SUFFIXES)}), but {brief(min(others))}. {CONVERT}; or take the folder out."
             )
         if not photos:
             skipped.add("classes without photos", path)
