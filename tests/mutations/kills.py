@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from fake_runs import result, write
+from file_server import FileServer
 from tabulate import tabulate
 
 import train
@@ -36,6 +37,7 @@ from dassl.data import folder_index
 from dassl.data.few_shot_dataset import FewShotDataset
 from datasets.prepare import prepare
 from datasets.sources import Entry, File
+from prompted_clip.files import sha256_of_file
 from scripts import report
 
 from .configuration_cases import default
@@ -46,6 +48,7 @@ SECONDS = 120  # of a command
 MAY_DIFFER = ("finished", "seconds", "peak_memory_bytes", "resumed_from_epoch", "command", "versions")
 # Logs of each attempt, and locks, which are empty and stay.
 NOT_COMPARED = re.compile(r"log\.txt.*|events\.out\.tfevents.*|\.lock|lock|.*\.lock")
+TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
 CROPS = re.compile(r"(?<=_)[0-9a-f]{16}(?=\.npy)")  # of the test cache: made of the images' times, too
 
 
@@ -112,6 +115,21 @@ def report_(folder: Path) -> int:
     return sum(report.main([*words, "--format", kind]) for kind in ("text", "markdown", "latex", "csv"))
 
 
+def html_(folder: Path) -> int:
+    """The report on some runs, as a page."""
+    return report.main([str(folder / "runs"), "--format", "html", "--out", str(folder / "report")])
+
+
+def download_(folder: Path) -> int:
+    """An archive that is fetched from a server, and laid out."""
+    server = FileServer({"a.tar.gz": (folder.parent / "served").read_bytes()})
+    content = "sha256:" + sha256_of_file(folder.parent / "served")
+    file = File("a.tar.gz", content, (server.url("plain", "a.tar.gz"),), take={"a/images": "images"})
+    lines = prepare(Entry("Small", "small", "images", None, None, files=(file,)), folder)
+    server.stop()
+    return len(lines)
+
+
 COMMANDS: dict[str, Callable[[Path], int]] = {
     "train": train_,
     "test": test,
@@ -119,6 +137,8 @@ COMMANDS: dict[str, Callable[[Path], int]] = {
     "draw": draw,
     "prepare": prepare_,
     "report": report_,
+    "html": html_,
+    "download": download_,
 }
 
 
@@ -136,7 +156,10 @@ def fill(command: str, folder: Path) -> None:
         members = {f"a/images/{index}.txt": b"image" for index in range(3)}
         (folder / "small" / "a.tar.gz").write_bytes(tar_of({**members, "a/list.txt": b"list"}))
         (folder / "small" / "split.json").write_text("{}")
-    if command == "report":
+    if command == "download":
+        members = {f"a/images/{index}.txt": random.Random(index).randbytes(100_000) for index in range(3)}
+        (folder.parent / "served").write_bytes(tar_of(members))
+    if command in ("report", "html"):
         for seed in (1, 2, 3):
             write(folder / "runs" / f"seed{seed}", result(80.0 + seed, "dtd", "base", seed))
 
@@ -235,6 +258,8 @@ def _content(path: Path) -> Any:
         return {key: entry[-1] for key, entry in entries.items()}
     if path.name == "folders.bin":
         return path.stat().st_size
+    if path.name == "report.html":  # says when it was made
+        return TIME.sub("", path.read_text())
     return path.read_bytes() if ".npy" not in path.name else path.stat().st_size
 
 
