@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 @pytest.mark.parametrize(
     ("command", "kills"),
-    [("train", 2), ("draw", 2), ("prepare", 2), ("report", 2), ("html", 1), ("download", 1)],
+    [("train", 2), ("draw", 2), ("prepare", 2), ("report", 2), ("html", 1), ("download", 1), ("sweep", 1)],
 )
 def test_after_a_kill_the_same_command_leaves_what_an_undisturbed_one_leaves(command, kills, tmp_path):
     killed = Killed(command, tmp_path)

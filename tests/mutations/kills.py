@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from fake_runs import result, write
 from file_server import FileServer
+from script_jobs import script_job
 from tabulate import tabulate
 
 import train
@@ -37,6 +38,8 @@ from dassl.data import folder_index
 from dassl.data.few_shot_dataset import FewShotDataset
 from datasets.prepare import prepare
 from datasets.sources import Entry, File
+from experiments.sweeps.devices import Devices
+from experiments.sweeps.queue import Queue
 from prompted_clip.files import sha256_of_file
 from scripts import report
 
@@ -46,8 +49,8 @@ from .tensor_cases import WORDS, weights_of_clip
 
 SECONDS = 120  # of a command
 MAY_DIFFER = ("finished", "seconds", "peak_memory_bytes", "resumed_from_epoch", "command", "versions")
-# Logs of each attempt, and locks, which are empty and stay.
-NOT_COMPARED = re.compile(r"log\.txt.*|events\.out\.tfevents.*|\.lock|lock|.*\.lock")
+# Logs of each attempt, and locks, which are empty and stay; what the runs of a sweep say of their attempts.
+NOT_COMPARED = re.compile(r"pid|attempts|log\.txt.*|events\.out\.tfevents.*|\.lock|lock|.*\.lock")
 TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
 CROPS = re.compile(r"(?<=_)[0-9a-f]{16}(?=\.npy)")  # of the test cache: made of the images' times, too
 
@@ -130,6 +133,14 @@ def download_(folder: Path) -> int:
     return len(lines)
 
 
+def sweep_(folder: Path) -> int:
+    """A sweep of three runs of a few lines, whose process alone is killed: its runs go on."""
+    jobs = [script_job("a"), script_job("b", "time.sleep(0.2)"), script_job("c", needs="a")]
+    status = Queue(jobs, folder / "out", Devices(workers=2), 1).run(lambda status, event: None)
+    time.sleep(0.3)  # for runs of the killed sweep
+    return len(status.failed)
+
+
 COMMANDS: dict[str, Callable[[Path], int]] = {
     "train": train_,
     "test": test,
@@ -139,6 +150,7 @@ COMMANDS: dict[str, Callable[[Path], int]] = {
     "report": report_,
     "html": html_,
     "download": download_,
+    "sweep": sweep_,
 }
 
 
