@@ -38,7 +38,9 @@ class MLP(nn.Sequential):
         if not c_fc.weight.dtype == c_proj.weight.dtype == x.dtype:
             return super().forward(x)
         hidden = F.silu(linear(QUICK_GELU_ALPHA * x, c_fc.weight, QUICK_GELU_ALPHA * c_fc.bias))
-        return torch.add(c_proj.bias, linear(hidden, c_proj.weight), alpha=1 / QUICK_GELU_ALPHA)
+        out = linear(hidden, c_proj.weight, QUICK_GELU_ALPHA * c_proj.bias)
+        # In place for the reason that `add_to` tells; no view that an autograd function returns may be.
+        return out / QUICK_GELU_ALPHA if out._is_view() else out.div_(QUICK_GELU_ALPHA)
 
     def parts_are_unmodified(self) -> bool:
         """Whether this is an activation between two linear layers, none of them hooked or replaced."""

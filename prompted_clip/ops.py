@@ -136,6 +136,19 @@ class _DifferentiableOnce(torch.autograd.Function):
         return tangent.view_as(tangent)
 
 
+def add_to(out: Tensor, residual: Tensor) -> Tensor:
+    """`residual + out`, in the memory of `out`, which nobody else may hold.
+
+    A tensor that is freed between two that the backward pass keeps leaves a hole in a CPU's heap, into which
+    an aligned tensor of the same size does not fit. Without this, and the early release of what was normed,
+    a step of MaPLe with 19 classes takes 0.42 GiB instead of 0.38.
+    """
+    # Autocast multiplies in half precision, and the residual is float32; no view that an autograd function
+    # returns may be written to.
+    in_place = out.dtype == residual.dtype and not out._is_view()
+    return out.add_(residual) if in_place else residual + out
+
+
 def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module does what its class does, and nothing more.
 

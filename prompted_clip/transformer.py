@@ -13,12 +13,13 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .adapters import BlockAdapter
 from .errors import UserError
 from .mlp import MLP, QuickGELU, can_use_silu
 from .norm import LayerNorm
-from .ops import attention, differentiable_once, is_unmodified, linear
+from .ops import add_to, attention, differentiable_once, is_unmodified, linear
 
 Activation = Callable[[], nn.Module]
 Positions = Sequence[int] | Tensor
@@ -97,9 +98,17 @@ class ResidualAttentionBlock(nn.Module):
         """
         adapter = adapter or BlockAdapter()
         x = x.transpose(0, 1)
+        residual = take(x, positions)
         normed = _call(self.ln_1, self.norm_is_unmodified(self.ln_1), x)
+        normed_1 = None if adapter.block is None else take(normed, positions)
         if self.attention_is_unmodified():
-            attended = self.attend(normed, attend, adapter, positions)
+            if attend is None and positions is not None and self.can_absorb(normed, adapter, positions):
+                joined = self.absorbed_heads(normed, adapter, positions)
+            else:
+                heads = self.project(normed, adapter, positions if attend is None else None)
+                del normed  # early, for the reason that `add_to` tells
+                joined = self.joined_heads(heads, attend, positions)
+            h = self.project_out(joined, residual, adapter)
         elif adapter.is_in_attention():
             raise UserError(
                 f"An adapter of query, key, value or out cannot enter this block's attention, a "
@@ -109,42 +118,37 @@ class ResidualAttentionBlock(nn.Module):
             each = normed.transpose(0, 1)
             mask = self.mask(each.shape[0], each)
             attended = self.attn(each, each, each, need_weights=False, attn_mask=mask)[0]
-            attended = take(attended.transpose(0, 1), positions)
-        h = take(x, positions) + attended
+            h = residual + take(attended.transpose(0, 1), positions)
         normed_2 = _call(self.ln_2, self.norm_is_unmodified(self.ln_2), h)
-        out = h + _call(self.mlp, self.mlp_is_unmodified(), normed_2)
+        unmodified = self.mlp_is_unmodified()
+        out = _call(self.mlp, unmodified, normed_2)
+        out = add_to(out, h) if unmodified and not _has_any_global_hook() else h + out
         if adapter.mlp is not None:
             out = out + adapter.mlp(normed_2)
         if adapter.block is not None:
-            out = out + adapter.block(take(x, positions), take(normed, positions))
+            assert normed_1 is not None
+            out = out + adapter.block(residual, normed_1)
         return out.transpose(0, 1)
 
-    def attend(
-        self, normed: Tensor, attend: Attend | None, adapter: BlockAdapter, positions: Positions | None
-    ) -> Tensor:
-        """The attention: `(batch length width)` → `(batch position width)`."""
-        if attend is None and positions is not None and self.can_absorb(normed, adapter, positions):
-            joined = self.absorbed_heads(normed, adapter, positions)
-        else:
-            joined = self.joined_heads(normed, attend, adapter, positions)
-        out = linear(joined, self.attn.out_proj.weight, self.attn.out_proj.bias)
-        return out if adapter.out is None else out + adapter.out(joined)
+    def project(
+        self, normed: Tensor, adapter: BlockAdapter, asking: Positions | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of some positions, keys and values: `(batch head length head_width)` each.
 
-    def joined_heads(
-        self, normed: Tensor, attend: Attend | None, adapter: BlockAdapter, positions: Positions | None
-    ) -> Tensor:
-        """What the heads attend to: `(batch length width)` → `(batch position width)`."""
+        Args:
+            normed: `(batch length width)`.
+            asking: those that need queries; None for all.
+        """
         attn = self.attn
         weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
-        # Where the block's own mask holds, only the positions that are read need queries.
-        asking = take(normed, positions) if attend is None else normed
-        if asking is normed:
+        asked = take(normed, asking)
+        if asked is normed:
             queries, keys, values = linear(normed, weight, bias).chunk(3, dim=-1)
         else:
-            queries = linear(asking, weight[:width], bias[:width])
+            queries = linear(asked, weight[:width], bias[:width])
             keys, values = linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
         if adapter.query is not None:
-            queries = queries + adapter.query(asking)
+            queries = queries + adapter.query(asked)
         if adapter.key is not None:
             keys = keys + adapter.key(normed)
         if adapter.value is not None:
@@ -152,12 +156,28 @@ class ResidualAttentionBlock(nn.Module):
         q, k, v = (
             each.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for each in (queries, keys, values)
         )
+        return q, k, v
+
+    def joined_heads(
+        self, heads: tuple[Tensor, Tensor, Tensor], attend: Attend | None, positions: Positions | None
+    ) -> Tensor:
+        """What the heads attend to, `(batch position width)`; `heads` as `project` returns them."""
+        queries, keys, values = heads
         if attend is None:
-            mask = self.mask(normed.shape[1], normed)
-            attended = attention(q, k, v, None if mask is None else take(mask, positions, dim=0))
+            mask = self.mask(keys.shape[2], keys)
+            attended = attention(
+                queries, keys, values, None if mask is None else take(mask, positions, dim=0)
+            )
         else:
-            attended = attend(q, k, v, positions)
+            attended = attend(queries, keys, values, positions)
         return attended.transpose(1, 2).flatten(2)
+
+    def project_out(self, joined: Tensor, residual: Tensor, adapter: BlockAdapter) -> Tensor:
+        """The attention's output, added to the residual: `(batch position width)` each."""
+        out = linear(joined, self.attn.out_proj.weight, self.attn.out_proj.bias)
+        if adapter.out is not None:
+            out = out + adapter.out(joined)
+        return add_to(out, residual)
 
     def can_absorb(self, normed: Tensor, adapter: BlockAdapter, positions: Positions) -> bool:
         """Whether a single position asks, and nothing would be rounded elsewhere than OpenAI's."""

@@ -17,6 +17,7 @@ from helpers import plain_block, plain_image_features, plain_text_features, rela
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
@@ -542,6 +543,28 @@ def test_hooks_fire_at_every_position(encoder, part, model):
     assert relative_error(encode(), right) > 1e-3
     hook.remove()
     assert torch.equal(encode(), right)
+
+
+def test_hooks_of_all_modules_keep_what_they_saw(model):
+    """Residuals are added in place only where nobody can hold what they are added to."""
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    graded: set[nn.Module] = set()
+
+    def keep(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            kept[module] = (output, output.detach().clone())
+
+    hooks = [
+        register_module_forward_hook(keep),
+        register_module_full_backward_hook(lambda module, *_: graded.add(module)),
+    ]
+    try:
+        model.encode_image(IMAGES.clone().requires_grad_()).sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert model.visual.transformer.resblocks[1].mlp in kept.keys() & graded
+    assert all(torch.equal(output, seen) for output, seen in kept.values())
 
 
 def test_that_text_runs_whole_is_said_once(model, caplog):
