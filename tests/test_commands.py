@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import yaml
 from hub_server import HubServer
 from huggingface_hub import constants
 
+from prompted_clip.errors import UserError
 from trainers import MaPLe, ZeroshotCLIP, load
-from trainers.commands import classify, share
+from trainers.commands import classify, demo, share
 
 NAMES = ["dotted red circle", "dotted blue square", "striped green star"]
 
@@ -120,6 +122,47 @@ def test_what_cannot_be_meant_is_one_line(
     assert output.out == ""
     assert output.err.count("\n") == 1
     assert message in output.err
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_numbers_of_predict_and_where_the_model_looks(saved: Path, photos: Path) -> None:
+    model, photo = load(saved), next(photos.rglob("*.png"))
+    probabilities, seen = demo.classify(model, str(photo), "\n".join(NAMES), sees=True)
+    assert probabilities == dict(model.predict(photo))
+    assert seen is not None
+    assert seen.size == (256, 256)
+    assert len(set(seen.tobytes())) > 50
+    others, _ = demo.classify(model, str(photo), " red star \n\nblue star", sees=False)
+    assert others == dict(model.predict(photo, ["red star", "blue star"]))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("dog", "no 'dog'"),
+        ("a\n" * 1001, "1,001 class names; allowed are 1,000"),
+        ("a" * 50_001, "characters"),
+    ],
+)
+def test_the_page_refuses_names_that_cannot_be_meant(
+    saved: Path, photos: Path, names: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        demo.classify(load(saved), str(next(photos.rglob("*.png"))), names, sees=True)
+
+
+def test_without_gradio_the_page_says_how_to_get_it(saved: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert demo.main([str(saved)]) == 2
+    assert "pip install gradio" in capsys.readouterr().err
+    assert demo.main([str(saved), "--port", "0"]) == 2
+    assert "--port 0" in capsys.readouterr().err
+
+
+def test_names_do_not_become_syntax_of_the_page() -> None:
+    assert demo.escaped("<b>*x*</b> [a](b)") == r"&lt;b&gt;\*x\*&lt;/b&gt; \[a\]\(b\)"
 
 
 # --- the hub ------------------------------------------------------------------------------------------------

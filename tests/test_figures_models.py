@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +16,10 @@ from helpers import ROOT, plain_block, tiny_clip
 from PIL import Image
 
 from experiments.figures import attention
-from experiments.figures.attention import block_attentions, cls_attention, look_at, rollout
+from experiments.figures.attention import look_at
 from experiments.figures.tsne import Embedded, choose_images, draw_tsne, embed_runs, neighbour_accuracy
 from experiments.load_run import labels_of, load_trainer
+from prompted_clip.attention import block_attentions, cls_attention, rollout
 from prompted_clip.model import VisionTransformer
 from prompted_clip.prompting import Prompts, replace_tokens
 from scripts.figures import main
@@ -127,7 +129,7 @@ def test_attention_is_softmax_of_queries_and_keys_and_its_rows_sum_to_1():
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
     tokens, deep = torch.randn(2, 3, 128, generator=generator, dtype=torch.float64)
-    found = block_attentions(visual, images, Prompts(tokens, [deep]))
+    found = block_attentions(visual, partial(visual, images, Prompts(tokens, [deep])))
 
     x = visual.conv1(images).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(2, 1, -1), x], dim=1) + visual.positional_embedding
@@ -148,13 +150,14 @@ def test_attention_is_softmax_of_queries_and_keys_and_its_rows_sum_to_1():
         assert weights.shape == (2, 2, 8, 8)  # CLS, 4 patches, 3 prompts
         assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 2, 8, dtype=torch.float64))
 
-    seen = cls_attention(visual, images[0], Prompts(tokens, [deep]), None, rolled_out=False)
+    seen = cls_attention(visual, partial(visual, images[:1], Prompts(tokens, [deep])))
     assert np.allclose(seen.patches.ravel(), found[-1][0, :, 0, 1:5].mean(dim=0))
     assert seen.prompts == pytest.approx(float(found[-1][0, :, 0, 5:].mean(dim=0).sum()))
     assert seen.cls + seen.prompts + seen.patches.sum() == pytest.approx(1)
-    first = cls_attention(visual, images[0], None, 1, rolled_out=False)
+    first = cls_attention(visual, partial(visual, images[:1]), block=1)
     assert np.allclose(
-        first.patches.ravel(), block_attentions(visual, images[:1])[0][0, :, 0, 1:].mean(dim=0)
+        first.patches.ravel(),
+        block_attentions(visual, partial(visual, images[:1]))[0][0, :, 0, 1:].mean(dim=0),
     )
     assert first.prompts == 0
 
