@@ -297,9 +297,9 @@ class CLIP(nn.Module):
             hidden = self.text_hidden_states(text, prompts, adapters.blocks, slots)
             # EOT has the highest id of the vocabulary.
             eot = text.argmax(dim=-1) + prompts.inserted()
-            return self.ln_final(hidden)[torch.arange(len(hidden), device=hidden.device), eot] @ (
-                self.text_projection.to(hidden.dtype)
-            )
+            at_eot = eot[:, None, None].expand(-1, 1, hidden.shape[2])
+            normed = self.ln_final(hidden).gather(1, at_eot).squeeze(1)
+            return normed @ self.text_projection.to(hidden.dtype)
 
     def text_hidden_states(
         self,

@@ -57,6 +57,13 @@ class PromptLearner(nn.Module):
         """What is added inside the image encoder, or put in place of its tensors."""
         return None
 
+    def place_prompts(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sentences `(class length)` of `sentences.template` as the text encoder gets them, and the slots.
+
+        Slots are the positions of the prompts, `(class n)`; None for those after SOS.
+        """
+        return tokens, None
+
     def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
         """Text features of any norm: `(class feature)`, or `(batch class feature)` if conditional."""
         return self.sentences.encode(clip_model, self.text_prompts(image_features), self.text_adapters())
@@ -220,7 +227,7 @@ def class_sentences(
     Raises:
         ValueError: a sentence is longer than the text encoder takes, or ends before the prompts do.
     """
-    return SharedPrefixText(tokenize_classes(clip_model, classnames, template), prompts)
+    return SharedPrefixText(tokenize_classes(clip_model, classnames, template), prompts, template)
 
 
 def tokenize_classes(clip_model: CLIP, classnames: Sequence[str], template: str) -> Tensor:

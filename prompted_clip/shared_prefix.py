@@ -46,6 +46,7 @@ class SharedPrefixText(nn.Module):
         tokens: token ids, `(class length)`, as `tokenize` returns them.
         prompts: which positions belong to prompts, whatever words stand there: how many after SOS; or the
             position of each prompt token in each sentence, `(class n)`.
+        template: what the sentences were made of, such as "a photo of a {}."; "" if it is not known.
 
     Raises:
         ValueError: a sentence ends before the prompts do.
@@ -56,8 +57,9 @@ class SharedPrefixText(nn.Module):
     order: Tensor  # (class): classes, longest sentence first
     inverse_order: Tensor  # (class)
 
-    def __init__(self, tokens: Tensor, prompts: int | Tensor = 0) -> None:
+    def __init__(self, tokens: Tensor, prompts: int | Tensor = 0, template: str = "") -> None:
         super().__init__()
+        self.template = template
         count, length = tokens.shape
         eot = tokens.argmax(dim=-1)  # EOT has the highest id of the vocabulary
         slots = prompts if isinstance(prompts, Tensor) else torch.arange(1, 1 + prompts).expand(count, -1)

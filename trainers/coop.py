@@ -48,17 +48,24 @@ class ContextLearner(PromptLearner):
         if class_specific:  # one for each, in place of that one
             contexts = noise(len(classnames), n_ctx, clip_model.transformer.width)
             context = torch.stack(list(contexts)).detach()
-        tokens = tokenize_classes(clip_model, classnames, f"{words} {{}}.")
+        template = f"{words} {{}}."
+        tokens = tokenize_classes(clip_model, classnames, template)
         names = [len(default_tokenizer().encode(name.replace("_", " "))) for name in classnames]
         tokens, slots = arrange(tokens, n_ctx, torch.tensor(names), position)
-        super().__init__(SharedPrefixText(tokens, slots))
-        self.words = words
+        super().__init__(SharedPrefixText(tokens, slots, template))
+        self.words, self.position = words, position
         self.ctx = nn.Parameter(context)
         self.class_specific = class_specific
         self.to(clip_model.text_projection.device)
 
     def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
         return Prompts(self.ctx, class_specific=self.class_specific)
+
+    def place_prompts(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        n_ctx, eot = self.ctx.shape[-2], tokens.argmax(dim=-1, keepdim=True)
+        # The full stop is a token, unless the name ends in a sign that runs together with it.
+        has_full_stop = tokens.gather(1, eot - 1) == default_tokenizer().encoder[".</w>"]
+        return arrange(tokens, n_ctx, (eot - n_ctx - 1 - has_full_stop.long())[:, 0], self.position)
 
 
 def print_context(learner: ContextLearner) -> None:
@@ -83,13 +90,12 @@ def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> 
     Source: `PromptLearner.forward` in CoOp's `trainers/coop.py`.
     """
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-    slot = torch.arange(n_ctx).expand(len(tokens), -1)
-    slots = 1 + slot + (slot >= before) * name_lengths[:, None]
-    moved, offset = tokens.clone(), 1 + n_ctx
-    for row, source, length in zip(moved, tokens, name_lengths.tolist(), strict=True):
-        row[1 + before : 1 + before + length] = source[offset : offset + length]
-        row[1 + before + length : offset + length] = source[1 + before : offset]
-    return moved, slots
+    lengths, slot = name_lengths[:, None], torch.arange(n_ctx, device=tokens.device)
+    start, target = 1 + before, torch.arange(tokens.shape[1], device=tokens.device)
+    is_name = (target >= start) & (target < start + lengths)
+    is_after = (target >= start + lengths) & (target < 1 + n_ctx + lengths)
+    source = target + is_name * (n_ctx - before) - is_after * lengths
+    return tokens.gather(1, source), 1 + slot + (slot >= before) * lengths
 
 
 @TRAINER_REGISTRY.register()
