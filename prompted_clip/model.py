@@ -317,7 +317,7 @@ class CLIP(nn.Module):
 
         def enter(block: int, x: Tensor) -> tuple[Tensor, Attend | None]:
             tokens = prompts.before(block)
-            if slots is None or tokens is None:
+            if slots is None or tokens is None or block == 0:  # those of block 0 are in already
                 return prompts.enter(block, x, 1), None
             return overwrite_slots(x, tokens, slots, prompts.blend), None
 

@@ -49,8 +49,20 @@ def test_the_context_stands_around_the_name(position, before, csc, make_trainer)
         x = torch.cat(parts) + model.positional_embedding
         x = model.transformer(x[:, None])[:, 0]
         expected.append(model.ln_final(x[words.argmax()]) @ model.text_projection)
-    features = run.model.prompt_learner.text_features(model)
-    assert relative_error(features, torch.stack(expected)) < 1e-12
+    learner = run.model.prompt_learner
+    assert relative_error(learner.text_features(model), torch.stack(expected)) < 1e-12
+    whole = learner.sentences.encode(model, learner.text_prompts(), whole_sentences=True)
+    assert relative_error(whole, torch.stack(expected)) < 1e-12
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_a_sentence_of_the_template_is_arranged_as_those_of_the_classes(position, make_trainer):
+    learner = make_trainer(CLASS_TOKEN_POSITION=position).model.prompt_learner
+    template = learner.sentences.template
+    sentences = [template.replace("{}", name.replace("_", " ")) for name in NAMES]
+    tokens, slots = learner.place_prompts(prompted_clip.tokenize(sentences))
+    assert torch.equal(tokens, learner.sentences.tokens)
+    assert torch.equal(slots, learner.sentences.slots)
 
 
 @pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp"])
