@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Iterable, Iterator
 
 from PIL import Image
 from tqdm import tqdm
@@ -62,6 +63,17 @@ def draw_dataset(folder: str, seed: int = SEED) -> None:
                     progress.update()
     with open(os.path.join(folder, Shapes.split_file), "w", encoding="utf-8") as file:
         json.dump(split, file)
+
+
+def test_images(classnames: Iterable[str]) -> Iterator[tuple[Image.Image, str]]:
+    """The test images of some classes, and their class names; the pixels of those that are drawn as files."""
+    wanted = set(classnames)
+    for label, words in enumerate(class_table()):
+        pattern, colour, shape = words
+        if (name := " ".join(words)) in wanted:
+            for index in range(IMAGES["test"]):
+                chance = Chance(SEED, list(IMAGES).index("test"), label, index)
+                yield Image.fromarray(draw(shape, pattern, colour, STYLE, chance)), name
 
 
 @DATASET_REGISTRY.register()
