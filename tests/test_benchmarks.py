@@ -11,7 +11,7 @@ import torch
 from helpers import relative_error
 from torch.utils.data import DataLoader
 
-from benchmarks import evaluate, harness, loader, machine, reference, step, training
+from benchmarks import evaluate, harness, loader, machine, predict, reference, step, training
 from experiments.costs.complexity import build_cfg, find_method, known_trainers
 from experiments.costs.flops import image_and_text_flops
 from experiments.costs.synthetic import batch_of_noise, build_synthetic, class_names
@@ -135,6 +135,16 @@ def test_training_is_extrapolated_from_some_steps(tmp_path: Path, monkeypatch) -
     assert "for the 500 of each epoch" in file.read_text()
 
 
+def test_predictions_of_exports_are_beside_the_models(tmp_path: Path) -> None:
+    given = ["--classes", "3", "--batch-size", "2", "--trainers", "ZeroshotCLIP"]
+    assert predict.main(words(tmp_path, *given)) == 0
+    rows = rows_of(tmp_path)
+    assert [row["way"] for row in rows] == list(predict.WAYS)
+    assert rows[0]["÷ model fp32"] == "1.00 (1.00 to 1.00)"
+    assert float(rows[2]["file, MB"]) > float(rows[3]["file, MB"]) > 1
+    assert "First prediction on one core: " in next(tmp_path.iterdir()).read_text()
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_loaders_are_compared_with_and_without_workers(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
@@ -217,7 +227,7 @@ def test_shares_of_the_machine_s_rate() -> None:
     assert known.share(1e9, seconds=2) == 25
 
 
-@pytest.mark.parametrize("command", [step, evaluate, loader, training])
+@pytest.mark.parametrize("command", [step, evaluate, loader, training, predict])
 def test_a_busy_machine_is_refused(tmp_path: Path, monkeypatch, capsys, command) -> None:
     monkeypatch.setattr(harness, "load_average", lambda: [3.14])
     assert command.main(["--out", str(tmp_path / "out")]) == 1
