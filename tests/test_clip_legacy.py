@@ -217,13 +217,13 @@ def test_other_trainers_get_plain_clip(design, old, weights):
     model = clip.build_model(weights) if design is None else clip.build_model(weights, design)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert [p.dtype for p in model.parameters()] == [p.dtype for p in plain.parameters()]
-    model, plain = model.float(), plain.float()
-    images, text = random(2, 3, 32, 32), clip.tokenize(["a cat.", "a photo of a dog."])
+    model, plain = model.double(), plain.double()
+    images, text = random(2, 3, 32, 32).double(), clip.tokenize(["a cat.", "a photo of a dog."])
     with torch.no_grad():
-        assert relative_error(model.encode_image(images), plain.encode_image(images)) < 1e-6
-        assert relative_error(model.encode_text(text), plain.encode_text(text)) < 1e-6
+        assert relative_error(model.encode_image(images), plain.encode_image(images)) < 1e-12
+        assert relative_error(model.encode_text(text), plain.encode_text(text)) < 1e-12
         for ours, right in zip(model(images, text), plain(images, text), strict=True):
-            assert relative_error(ours, right) < 1e-6
+            assert relative_error(ours, right) < 1e-12
 
 
 def test_a_fork_with_a_trainer_name_of_its_own_may_call_as_maple_does(old, weights):
