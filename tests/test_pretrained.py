@@ -354,11 +354,14 @@ def test_a_context_of_each_class_knows_no_other_classes(photos) -> None:
 
 
 def test_predictions_follow_what_is_learned(photos) -> None:
-    model = CoOp.from_clip("ViT-Shapes/8", SHAPES)
-    before, before_others = model.predict(photos[0]), model.predict(photos[0], ["red circle", "blue star"])
+    model, others = CoOp.from_clip("ViT-Shapes/8", SHAPES), ["red circle", "blue star"]
+    model.predict(photos[0])
+    model.predict(photos[0], others)
     model.prompt_learner.ctx += 1  # in place, as an optimizer does
-    assert model.predict(photos[0]) != before
-    assert model.predict(photos[0], ["red circle", "blue star"]) != before_others
+    for names in (SHAPES, others):
+        assert model.predict(photos[0], names) == model.with_classnames(names).predict(photos[0])
+    image = model.preprocess(Image.open(photos[0]))[None]
+    assert torch.equal(model.probabilities(image), model(image).softmax(dim=-1))
     model.prompt_learner.ctx.fill_(float("nan"))
     with pytest.raises(NotFiniteError, match="not finite"):
         model.predict(photos[0])
