@@ -65,14 +65,14 @@ def run_command(name: str, run: Callable[[], int | None], speaks: Callable[[], b
 def explain(error: BaseException) -> tuple[int, str] | None:
     """Exit code and message of an error that is no bug: bad input, or a machine that lacks something."""
     message = printable(shortened(str(error)))
+    if isinstance(error, DownloadError):
+        return FAILED, message
     if isinstance(error, OSError):
         number = error.errno
         if number is None and (found := OF_WORKER.search(str(error))):
             number, message = int(found[1]), printable(shortened(found[0]))
         if number is not None:
             return (FAILED if number in MAY_PASS else USERS_MISTAKE), message
-    if isinstance(error, DownloadError):
-        return FAILED, message
     if isinstance(error, UserError):
         return USERS_MISTAKE, message
     if isinstance(error, MemoryError) or _is_out_of_memory(error):

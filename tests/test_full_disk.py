@@ -35,7 +35,6 @@ def limited(command: str, most_bytes: int) -> Any:
     [
         ("train", 20_000, "model-best.pth.tar"),
         ("test", 10_000, "result_test.json"),
-        ("report", 600, "tables.csv"),
     ],
 )
 def test_where_a_file_cannot_be_written_what_was_there_stays(command, most_bytes, file, tmp_path):
