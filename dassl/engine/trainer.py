@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os.path as osp
+import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -49,6 +50,14 @@ CHOICES = {
 }
 
 
+def _import_slow_packages() -> None:
+    """Imports what a run needs and what takes seconds; the seed's random numbers, of which it draws, stay."""
+    state = random.getstate()
+    import torchvision  # noqa: F401
+
+    random.setstate(state)
+
+
 def _check_choice(cfg: CfgNode, key: str) -> None:
     # Checked where the value is used: a trainer may allow other values.
     section, name = key.split(".")
@@ -68,6 +77,7 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        _import_slow_packages()
         check_numbers(cfg)
         self.check_cfg(cfg)
 
