@@ -53,6 +53,8 @@ CHOICES = {
 def _import_slow_packages() -> None:
     """Imports what a run needs and what takes seconds; the seed's random numbers, of which it draws, stay."""
     state = random.getstate()
+    import sklearn.metrics  # noqa: F401
+    import torch._dynamo  # noqa: F401  (of the optimizers)
     import torchvision  # noqa: F401
 
     random.setstate(state)
