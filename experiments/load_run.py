@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
-from experiments.configuration import build_parser
 from experiments.results.result_file import content_of
 from prompted_clip.errors import MissingFileError, UserError
-from trainers.configuration import extend_cfg, load_plugin
+from trainers.configuration import extend_cfg, load_plugins_of
 
 
 def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
@@ -35,10 +33,7 @@ def load_trainer(folder: Path, root: str = "", epoch: int | None = None) -> Any:
     result = content_of(folder)
     if not result.get("settings"):
         raise UserError(f"{folder}: its result.json holds no settings; run train.py again.")
-    plugins = build_parser().parse_known_args(result.get("command", [])[1:])[0].plugin
-    for plugin in plugins:
-        if Path(plugin).stem not in sys.modules and plugin not in sys.modules:
-            load_plugin(plugin)
+    load_plugins_of(result.get("command") or [])
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.merge_from_other_cfg(result["settings"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import math
-import platform
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from dassl.config.influence import flat, influencing, plain
 from dassl.engine.identity import identity_differences
 from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
+from dassl.utils.tools import package_versions
 from experiments.configuration import setup_cfg
 from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE, read_json
 from prompted_clip.errors import UserError
@@ -169,7 +168,7 @@ class Record:
             },
             "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
             "processes": get_world_size(),
-            "versions": _versions(),
+            "versions": package_versions(PACKAGES),
             "commit": self.commit,
             "commit_is_clean": self.commit_is_clean,
             "command": self.command,
@@ -248,16 +247,6 @@ def _peak_of_process() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # on the path without being installed
-            continue
-    return found
 
 
 def _commit() -> tuple[str, bool | None]:

@@ -189,7 +189,7 @@ class PromptedCLIP(nn.Module):
 
     def _for(self, classnames: Sequence[str]) -> PromptedCLIP:
         """`with_classnames`, whose last model is kept."""
-        key = (tuple(classnames), self._state())
+        key = (tuple(classnames), self.temperature, self._state())
         if self._kept_model is None or self._kept_model[0] != key:
             self._kept_model = (key, self.with_classnames(classnames))
         return self._kept_model[1]

@@ -355,13 +355,15 @@ def test_a_context_of_each_class_knows_no_other_classes(photos) -> None:
 
 def test_predictions_follow_what_is_learned(photos) -> None:
     model, others = CoOp.from_clip("ViT-Shapes/8", SHAPES), ["red circle", "blue star"]
-    model.predict(photos[0])
-    model.predict(photos[0], others)
-    model.prompt_learner.ctx += 1  # in place, as an optimizer does
-    for names in (SHAPES, others):
-        assert model.predict(photos[0], names) == model.with_classnames(names).predict(photos[0])
-    image = model.preprocess(Image.open(photos[0]))[None]
-    assert torch.equal(model.probabilities(image), model(image).softmax(dim=-1))
+    model.temperature = 50.0  # so that no probability is 1 to the last bit
+    before, before_others = model.predict(photos[0]), model.predict(photos[0], others)
+    model.prompt_learner.ctx.mul_(-1)  # in place, as an optimizer does
+    assert model.predict(photos[0]) != before
+    changed = model.predict(photos[0], others)
+    assert changed != before_others
+    assert changed == model.with_classnames(others).predict(photos[0])
+    model.temperature = 5.0
+    assert model.predict(photos[0], others) != changed
     model.prompt_learner.ctx.fill_(float("nan"))
     with pytest.raises(NotFiniteError, match="not finite"):
         model.predict(photos[0])
@@ -461,6 +463,44 @@ def test_a_saved_folder_that_was_changed_is_refused(run, tmp_path: Path, harm: A
         load(folder)
 
 
+def test_a_folder_of_a_run_is_not_overwritten(run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run("MaPLe"), tmp_path / "run"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    model = load(folder)
+    with pytest.raises(UserError, match="which is of no saved model, such as that of a run"):
+        model.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # an earlier model may be
+        model.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"settings": None}, "holds no settings"),
+        ({"trainer": 3}, "`trainer` is no str"),
+        ({"command": "train.py"}, "`command` is no list"),
+        ({"classnames": {"a": 1}}, "`classnames` is no list"),
+        ({"classnames": [1]}, "not a text"),
+        ({"trainer": "Nothing"}, "not registered"),
+    ],
+)
+def test_a_damaged_result_of_a_run_is_refused(run, tmp_path: Path, fields: dict, message: str) -> None:
+    folder = Path(shutil.copytree(run("MaPLe"), tmp_path / "run"))
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+def test_the_card_promises_other_names_only_where_they_are_taken(tmp_path: Path) -> None:
+    own = {"TRAINER.COOP.CSC": True, "TRAINER.COOP.CTX_INIT": ""}
+    for name, settings in {"shared": {}, "each": own}.items():
+        CoOp.from_clip("ViT-Shapes/8", SHAPES, settings=settings).save_pretrained(tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text()
+        assert ("classnames=" in card) == (name == "shared")
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path, run) -> None:
     with pytest.raises(MissingFileError, match="is not there"):
         load(tmp_path / "nothing")
@@ -468,8 +508,11 @@ def test_what_is_no_model_is_refused(tmp_path: Path, run) -> None:
         load(tmp_path)
     with pytest.raises(MissingFileError, match="from_clip"):
         load(run("MaPLe") / "MultiModalPromptLearner" / "model.pth.tar-1")
-    with pytest.raises(UserError, match="device is 'gpu'"):
-        load(run("MaPLe"), device="gpu")
+    for device in ("gpu", "meta", "cuda:99"):
+        with pytest.raises(UserError, match=f"device is '{device}', which cannot be used here"):
+            load(run("MaPLe"), device=device)
+    with pytest.raises(UserError, match="template is 'a photo'"):
+        MaPLe.from_clip("ViT-Shapes/8", SHAPES, template="a photo")
 
 
 def test_what_diverged_is_not_saved(tmp_path: Path) -> None:

@@ -217,9 +217,9 @@ class CLIPPromptTrainer(TrainerX):
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
             self.register_model(self.model_name, saved, self.optim, self.sched)
         if cfg.MODEL.INIT_WEIGHTS:
-            self._start_from(cfg.MODEL.INIT_WEIGHTS)
+            self.start_from(cfg.MODEL.INIT_WEIGHTS)
 
-    def _start_from(self, path: str) -> None:
+    def start_from(self, path: str) -> None:
         """Loads what a checkpoint that fits this run has learned, as a test of it does."""
         if not self._models:
             raise UserError(f"MODEL.INIT_WEIGHTS is {path}, but {type(self).__name__} learns nothing.")

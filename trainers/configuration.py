@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -92,6 +94,16 @@ def load_plugin(name: str) -> None:
             f"--plugin {name}: there is no such module; for a file, give a path that ends in .py."
         )
     importlib.import_module(name)
+
+
+def load_plugins_of(command: Sequence[str]) -> None:
+    """Imports what the --plugin flags of a run's command name, as far as it is not imported yet."""
+    words = [str(word) for word in command]
+    named = [after for flag, after in pairwise(words) if flag == "--plugin"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--plugin=")]
+    for each in named:
+        if Path(each).stem not in sys.modules and each not in sys.modules:
+            load_plugin(each)
 
 
 def set_threads(cfg) -> None:

@@ -7,14 +7,13 @@ other classes to text features, with the prompts inside. As ONNX, or as torch.ex
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import importlib.util
 import json
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from dassl.utils.tools import package_versions
 from prompted_clip.errors import NotFiniteError, UserError
 from prompted_clip.factory import tokenize
 from prompted_clip.files import sha256_of_file
@@ -35,7 +35,7 @@ from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_lea
 from prompted_clip.prompted_clip import PromptedCLIP
 from prompted_clip.simple_tokenizer import default_tokenizer, open_clip_tokenizer
 
-from .saved_folder import config_of, versions
+from .saved_folder import config_of
 
 FORMAT = 1
 EXPORT_FILE, TOKENIZER_FILE = "export.json", "bpe_simple_vocab_16e6.txt.gz"
@@ -505,7 +505,7 @@ class _Export:
             for part in self.folder.glob(f"{name}.data"):
                 note["data"] = {"file": part.name, "sha256": sha256_of_file(part)}
         content["files"] = self.files
-        content["versions"] = {**versions(), **onnx_versions()}
+        content["versions"] = {**config["versions"], **package_versions(PACKAGES)}
         return content
 
     def other_classes(self) -> dict[str, Any]:
@@ -558,13 +558,3 @@ def pictures(count: int) -> list[Image.Image]:
         image.paste(tuple(random.randint(0, 256, 3).tolist()), (left, top, left + 96, top + 64))
         made.append(image)
     return made
-
-
-def onnx_versions() -> Mapping[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

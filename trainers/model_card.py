@@ -21,13 +21,16 @@ HUB_IDS = {
 }
 
 
-def model_card(config: Mapping[str, Any], files: Mapping[str, str], parameters: int) -> str:
+def model_card(
+    config: Mapping[str, Any], files: Mapping[str, str], parameters: int, takes_names: bool
+) -> str:
     """The text of README.md.
 
     Args:
         config: the content of config.json.
         files: more files of the folder, by their names.
         parameters: how many numbers were learned.
+        takes_names: whether the model classifies into other classes, too.
     """
     method, backbone, trained = config["method"], config["backbone"]["name"], config["trained_on"] or {}
     results = _results(files)
@@ -57,14 +60,10 @@ def model_card(config: Mapping[str, Any], files: Mapping[str, str], parameters: 
         "",
         'model = load("user/name")  # or this folder',
         'print(model.predict("photo.jpg"))',
-        *(
-            []
-            if not config.get("takes_names", True)
-            else ['model.predict("photo.jpg", classnames=["other", "names"])']
-        ),
+        *(['model.predict("photo.jpg", classnames=["other", "names"])'] if takes_names else []),
         "```",
         "",
-        f"`pip install {config['library_name']}`",
+        f"It takes the Python package {config['library_name']}.",
         "",
     ]
     if trained:

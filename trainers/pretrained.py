@@ -17,7 +17,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +38,7 @@ from prompted_clip.prompted_clip import PromptedCLIP
 
 from . import hub, saved_folder
 from .checkpoints import IDENTITY
-from .configuration import COMMON, extend_cfg, load_plugin, set_threads
+from .configuration import COMMON, extend_cfg, load_plugins_of, set_threads
 from .templates import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
@@ -47,6 +46,13 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PromptedCLIP)
 RESULT_FILE, SAMPLE_FILE = "result.json", "few_shot.json"
+OF_RUN = {
+    "trainer": str,
+    "command": list,
+    "model_dir": str,
+    "classnames": list,
+    "per_class": list,
+}  # read here
 # Of a run's result.json, what another user may want to know; no paths and no command.
 SHARED = (
     *("format", "finished", "trainer", "config", "dataset", "classes", "split", "shots", "seed", "backbone"),
@@ -85,6 +91,8 @@ def from_clip(
     """
     names = checked_names(classnames)
     device = chosen_device(device)
+    if template.count("{}") != 1:
+        raise UserError(f"template is {template!r}; it needs {{}} once, where the class name is to stand.")
     key = trainer_class.settings_key()
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -100,11 +108,9 @@ def from_clip(
     with quiet(warns=bool(config or settings or precision)), _undisturbed():
         trainer, saved = _built(trainer_class, cfg, names, template, device, set(settings or ()))
     if checkpoint:
-        name = trainer_class.model_name
         _register(trainer, saved)
         with quiet():
-            trainer._start_from(os.path.expanduser(checkpoint))
-        del trainer._models[name]
+            trainer.start_from(os.path.expanduser(checkpoint))
     return ready(trainer.model)
 
 
@@ -158,11 +164,16 @@ def checked_names(classnames: Any) -> list[str]:
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
-    """A GPU where there is one, if none is named; raises a ValueError for a name that is none."""
+    """A GPU where there is one, if none is named; raises a ValueError for one that is not there."""
     try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device is {device!r}; allowed are cpu, cuda, cuda:1, ...") from error
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=chosen).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device is {str(device)!r}, which cannot be used here ({reason}); such are cpu, cuda, cuda:1."
+        ) from error
+    return chosen
 
 
 def preprocessing(cfg: Any) -> Any:
@@ -301,7 +312,6 @@ class Method:
                     "model of the photos' classes, or say what the folders stand for: "
                     "fit(..., classnames={folder: name})."
                 )
-            results = _recorded_results(trainer)
             trainer.train()
         device = model.clip_model.logit_scale.device
         model.clip_model, model.prompt_learner = trainer.model.clip_model, trainer.model.prompt_learner
@@ -310,11 +320,11 @@ class Method:
         model.method = method = trainer.model.method
         ready(model.to(device))
         method.trained_on = trained_on(model.prompt_learner.identity, trainer.run_identity(), place.name)
-        method.files = {RESULT_FILE: json.dumps({"format": 1, "results": results}, indent=4)}
-        sample = trainer.dm.dataset.sample
-        with tempfile.TemporaryDirectory() as scratch:
-            sample.save(os.path.join(scratch, SAMPLE_FILE))
-            method.files[SAMPLE_FILE] = Path(scratch, SAMPLE_FILE).read_text(encoding="utf-8")
+        contents = {
+            RESULT_FILE: {"format": 1, "results": trainer.test_results},
+            SAMPLE_FILE: trainer.dm.dataset.sample.content(),
+        }
+        method.files = {name: json.dumps(content, indent=4) for name, content in contents.items()}
 
     def save_pretrained(
         self, model: PromptedCLIP, folder: str | PathLike[str], *, classifier: bool = False
@@ -368,20 +378,6 @@ def trained_on(identity: Mapping[str, Any], run: Mapping[str, Any] | None, datas
         "sample_sha256": data.get("sample_sha256"),
         "images_sha256": ((run or {}).get("parts") or {}).get("trained_images"),
     }
-
-
-def _recorded_results(trainer: Any) -> dict[str, float]:
-    """What the evaluator of a trainer will find, filled in at each test."""
-    results: dict[str, float] = {}
-    evaluate = trainer.evaluator.evaluate
-
-    def recorded() -> Any:
-        found = evaluate()
-        results.update({name: float(value) for name, value in found.items()})
-        return found
-
-    trainer.evaluator.evaluate = recorded
-    return results
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -488,11 +484,13 @@ def _from_run(
 ) -> PromptedCLIP:
     result = read_json(str(folder / RESULT_FILE))
     settings = result.get("settings") if isinstance(result, dict) else None
-    if not isinstance(settings, dict) or not isinstance(result.get("trainer"), str):
+    if not isinstance(settings, dict):
         raise UserError(f"{folder / RESULT_FILE} holds no settings of a run; run train.py again.")
-    for plugin in _plugins(result.get("command") or []):
-        load_plugin(plugin)
-    cfg, trainer_class = _configured(result["trainer"], folder)
+    for key, kind in OF_RUN.items():
+        if not isinstance(result.get(key, kind()), kind):
+            raise UserError(f"{folder / RESULT_FILE} is damaged: `{key}` is no {kind.__name__}.")
+    load_plugins_of(result.get("command") or [])
+    cfg, trainer_class = _configured(result.get("trainer", ""), folder)
     cfg.merge_from_other_cfg(settings)
     _merge(cfg, {"RESUME": "", "MODEL.INIT_WEIGHTS": ""})
     if weights:
@@ -525,19 +523,12 @@ def _from_run(
     return ready(model)
 
 
-def _plugins(command: Sequence[str]) -> list[str]:
-    """The files and modules that a run's --plugin flags name, as far as they are not imported."""
-    named = [after for flag, after in pairwise(command) if flag == "--plugin"]
-    named += [each.partition("=")[2] for each in command if str(each).startswith("--plugin=")]
-    return [each for each in named if Path(each).stem not in sys.modules and each not in sys.modules]
-
-
 def _classes_of(result: Mapping[str, Any], trainer_class: Any, folder: Path) -> tuple[list[str], str]:
     """The class names and the template of a run; runs of version 0.2 and before say them in other places."""
     names, template = result.get("classnames"), result.get("template")
     if not names and not trainer_class.is_zero_shot and not result.get("eval_only"):
         names = _identity_in(folder, trainer_class).get("classnames")
-    names = names or [each.get("name") for each in result.get("per_class") or []]
+    names = names or [dict(each).get("name") for each in result.get("per_class") or []]
     if not template:
         own = ((result.get("settings") or {}).get("DATASET") or {}).get("OWN") or {}
         template = own.get("TEMPLATE") or DEFAULT_TEMPLATE

@@ -6,10 +6,8 @@ have in checkpoints; `classifier.safetensors`, if it is there, the classes' text
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from dassl.config.influence import influencing
 from dassl.engine.identity import sha256_of_tensors
 from dassl.utils import read_json
+from dassl.utils.tools import package_versions
 from prompted_clip.errors import MissingFileError, NotFiniteError, UserError
 from prompted_clip.factory import _MODELS, EMBEDDED_SHA256, OPEN_CLIP
 from prompted_clip.files import atomic_open
@@ -39,6 +38,7 @@ CARD_FILE = "README.md"
 MORE_FILES = ("result.json", "few_shot.json")
 FILES = (CONFIG_FILE, TENSORS_FILE, CLASSIFIER_FILE, CARD_FILE, *MORE_FILES)
 LIBRARY = "maple-prompt-learning"
+PACKAGES = (LIBRARY, "torch", "numpy", "Pillow", "open_clip_torch")  # that a model's numbers depend on
 MOST_BYTES = 2**28  # of a file but the tensors
 # The fields of config.json, and what each has to be.
 FIELDS: dict[str, Any] = {
@@ -124,6 +124,12 @@ def write(model: PromptedCLIP, method: Method, folder: Path, classifier: bool) -
         raise NotFiniteError(f"{wrong} has a NaN or an infinity: the model is not saved. Train it again.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder.")
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and CONFIG_FILE not in there:
+        raise UserError(
+            f"{folder} holds {there[0]}, which is of no saved model, such as that of a run: it is not "
+            "overwritten. Give another folder."
+        )
     content = {TENSORS_FILE: save(tensors, {"format": "pt"})}
     if classifier:
         if model.prompt_learner.conditional:
@@ -137,7 +143,8 @@ def write(model: PromptedCLIP, method: Method, folder: Path, classifier: bool) -
         )
     config = config_of(model, method, sha256_of_tensors(tensors))
     files = {name: method.files[name] for name in MORE_FILES if name in method.files}
-    card = model_card(config, files, sum(each.numel() for each in tensors.values()))
+    parameters = sum(each.numel() for each in tensors.values())
+    card = model_card(config, files, parameters, takes_names=not model.prompt_learner.class_specific)
     content |= {name: text.encode() for name, text in (*files.items(), (CARD_FILE, card))}
     content[CONFIG_FILE] = (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
     for name in FILES:  # of an earlier model, which this one does not have
@@ -175,7 +182,7 @@ def config_of(model: PromptedCLIP, method: Method, learned_sha256: str) -> dict[
         "learned_sha256": learned_sha256,
         "trained_on": method.trained_on,
         "settings": {key: each for key, each in settings.items() if not key.startswith("DATASET.OWN.")},
-        "versions": versions(),
+        "versions": package_versions(PACKAGES),
     }
 
 
@@ -186,17 +193,6 @@ def revision_of(name: str) -> str:
     if name.startswith(OPEN_CLIP):
         return name.rpartition("/")[2]
     return _MODELS[name].split("/")[-2] if name in _MODELS else ""
-
-
-def versions() -> dict[str, str]:
-    """Of Python, and of the packages that a model's numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in (LIBRARY, "torch", "numpy", "Pillow", "open_clip_torch"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # on the path without being installed
-            continue
-    return found
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -269,8 +265,8 @@ def _check_config(config: Any, path: Path) -> None:
         raise UserError(f"{path} is no configuration of this project's models: it has no `format`.")
     if config["format"] != FORMAT:
         raise UserError(
-            f"{path} has format {config['format']!r}; this version reads {FORMAT}. Install the version that "
-            f"wrote it: pip install -U {LIBRARY}."
+            f"{path} has format {config['format']!r}; this version reads {FORMAT}. Install the version of "
+            f"{LIBRARY} that wrote it."
         )
     for key, kind in FIELDS.items():
         value = config.get(key)

@@ -37,13 +37,17 @@ class Sample:
         lines = ["train", *(path for path, _, _ in self.train), "val", *(path for path, _, _ in self.val)]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def save(self, path: str) -> None:
-        """Writes the file that `read_sample` reads. With `shots` -1 it holds numbers of images only."""
+    def content(self) -> dict[str, Any]:
+        """What `read_sample` reads. With `shots` -1 it holds numbers of images only."""
         parts: dict[str, Any] = {"train": len(self.train), "val": len(self.val)}
         if self.shots != -1:
             parts = {part: [row[0] for row in getattr(self, part)] for part in parts}
         head = {"dataset": self.dataset, "shots": self.shots, "seed": self.seed, "sha256": self.sha256}
-        write_json({**head, **parts}, path)
+        return {**head, **parts}
+
+    def save(self, path: str) -> None:
+        """Writes `content` into a file."""
+        write_json(self.content(), path)
 
 
 def read_sample(path: str, dataset: str, split: Split) -> Sample:

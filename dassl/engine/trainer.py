@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import math
 import os.path as osp
-import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -50,16 +49,6 @@ CHOICES = {
 }
 
 
-def _import_slow_packages() -> None:
-    """Imports what a run needs and what takes seconds; the seed's random numbers, of which it draws, stay."""
-    state = random.getstate()
-    import sklearn.metrics  # noqa: F401
-    import torch._dynamo  # noqa: F401  (of the optimizers)
-    import torchvision  # noqa: F401
-
-    random.setstate(state)
-
-
 def _check_choice(cfg: CfgNode, key: str) -> None:
     # Checked where the value is used: a trainer may allow other values.
     section, name = key.split(".")
@@ -79,7 +68,6 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        _import_slow_packages()
         check_numbers(cfg)
         self.check_cfg(cfg)
 
@@ -98,6 +86,7 @@ class SimpleTrainer(TrainerBase):
         broadcast_initial_state(self._models.values())
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = float("-inf")
+        self.test_results: dict[str, float] = {}  # of the last test
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raises a ValueError for settings that the trainer cannot work with; a subclass overrides it."""
@@ -331,6 +320,7 @@ class SimpleTrainer(TrainerBase):
                 predictions.add(batch, output, label)
         finite.check()
         results = self.evaluator.evaluate()
+        self.test_results = {str(name): float(value) for name, value in results.items()}
         if not math.isfinite(next(iter(results.values()))):
             name, value = next(iter(results.items()))
             raise NotFiniteError(f"The {name} of the {split} images is {value}: it is no result.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,18 @@ from prompted_clip.errors import UserError
 
 from .build import EVALUATOR_REGISTRY
 from .finite import FiniteScores
+
+
+def _sklearn_metrics() -> ModuleType:
+    """scikit-learn's metrics, imported when they are needed, as that takes seconds.
+
+    The import draws from Python's random numbers, which are those of the run's seed: they are put back.
+    """
+    state = random.getstate()
+    import sklearn.metrics
+
+    random.setstate(state)
+    return sklearn.metrics
 
 
 @contextmanager
@@ -131,11 +145,9 @@ class Classification(EvaluatorBase):
             self._gather()
         if not self._total:
             raise UserError("there is nothing to evaluate: the test split is empty")
-        from sklearn.metrics import f1_score  # here, as it takes seconds to import
-
         accuracy = 100.0 * self._correct / self._total
         with _any_number_of_classes():
-            macro_f1 = 100.0 * f1_score(
+            macro_f1 = 100.0 * _sklearn_metrics().f1_score(
                 self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
             )
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=float(macro_f1))
@@ -183,11 +195,11 @@ class Classification(EvaluatorBase):
     def _save_confusion_matrix(self) -> None:
         if not is_rank_zero():
             return
-        from sklearn.metrics import confusion_matrix
-
         labels = range(1 + max(chain(self._y_true, self._y_pred, self._lab2cname or ())))
         with _any_number_of_classes():
-            matrix = confusion_matrix(self._y_true, self._y_pred, labels=labels, normalize="true")
+            matrix = _sklearn_metrics().confusion_matrix(
+                self._y_true, self._y_pred, labels=labels, normalize="true"
+            )
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
         save_whole(torch.from_numpy(matrix), path)
         print(f"Confusion matrix is saved to {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import json
 import os
 import platform
@@ -97,6 +98,17 @@ def collect_env_info() -> str:
         "Pillow": PIL.__version__,
     }
     return "\n".join(f"{name}: {fact}" for name, fact in facts.items())
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of Python and of those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # on the path without being installed
+            continue
+    return found
 
 
 def listdir_nohidden(path: str, sort: bool = False) -> list[str]:

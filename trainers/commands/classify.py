@@ -23,6 +23,7 @@ from prompted_clip.console import run_command
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.escaping import csv_cell, printable
 from prompted_clip.predictions import images_below, stream
+from trainers.pretrained import load
 
 MOST_LISTED = 20  # photos that cannot be read
 
@@ -48,7 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of all commands that load a model."""
+    """The flags of commands that use a model."""
+    add_source_flags(parser)
+    add = parser.add_argument
+    add("--device", help="cpu, cuda, ...; by default a GPU where there is one")
+    add("--precision", choices=("fp32", "fp16", "bf16", "amp"), help="by default that of the training")
+
+
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model it is, beside its folder or name."""
     add = parser.add_argument
     add(
         "--weights",
@@ -57,19 +66,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--load-epoch", type=int, help="of a run, the epoch to take; by default the best or last")
     add("--revision", help="of the hub: branch, tag or commit")
-    add("--device", help="cpu, cuda, ...; by default a GPU where there is one")
-    add("--precision", choices=("fp32", "fp16", "bf16", "amp"), help="by default that of the training")
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """The model that the flags of `add_model_flags` and `model` name."""
-    from trainers import load
-
+def load_model(args: argparse.Namespace, **options: Any) -> Any:
+    """The model that `model` and the flags name; `options` of `load` in place of --device and --precision."""
     return load(
         args.model,
         weights=args.weights,
-        device=args.device,
-        precision=args.precision,
+        **(options or {"device": args.device, "precision": args.precision}),
         epoch=args.load_epoch,
         revision=args.revision,
     )
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int | None:
     model = load_model(args)
     if names:
         model = model.with_classnames(names)
-    labels = {_comparable(name): name for name in model.classnames}
+    labels = {comparable(name): name for name in model.classnames}
     write = _Csv(min(args.top, len(labels))) if args.csv else _json if args.json else _text
     broken, right, labelled = [], 0, 0
     found = stream(model, photos, args.batch_size, skip_broken=True)
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int | None:
         if prediction.error:
             broken.append(prediction)
             continue
-        label = labels.get(_comparable(Path(prediction.path).parent.name))
+        label = labels.get(comparable(Path(prediction.path).parent.name))
         labelled += label is not None
         right += label == prediction.name
         best = [each for each in list(prediction)[: args.top] if each[1] >= args.threshold]
@@ -120,7 +124,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def counted(number: int) -> str:
-    """ "1 photo", "2 photos"."""
+    """A number of photos in words: one photo, two photos."""
     return f"{number:,} photo{'s' * (number != 1)}"
 
 
@@ -154,7 +158,8 @@ def read_names(path: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def _comparable(name: str) -> str:
+def comparable(name: str) -> str:
+    """The name of a class or of a folder, whatever its case, its underscores and its spaces."""
     return " ".join(name.replace("_", " ").lower().split())
 
 

@@ -26,10 +26,10 @@ from prompted_clip.factory import EMBEDDED
 from prompted_clip.predictions import images_below
 from trainers.export import FORMATS, PRECISIONS, Labelled, check, check_packages, new_folder
 from trainers.export import write_graphs as write
-from trainers.pretrained import load
 from trainers.templates import DEFAULT_TEMPLATE
 
-from .classify import read_names
+from .classify import add_source_flags, comparable, read_names
+from .classify import load_model as load_named
 
 MOST_CALIBRATION = 128  # photos: more do not move the ranges
 
@@ -57,13 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="class names, one in a line: of a checkpoint, or others",
     )
-    add(
-        "--weights",
-        default="",
-        help="file of CLIP's weights, where the backbone's name does not stand for it",
-    )
-    add("--load-epoch", type=int, help="of a run, the epoch to take; by default the best or last")
-    add("--revision", help="of the hub: branch, tag or commit")
+    add_source_flags(parser)
     of_file = parser.add_argument_group("of a checkpoint")
     of_file.add_argument("--trainer", help="the method, such as MaPLe")
     of_file.add_argument("--backbone", help="name of the CLIP, such as ViT-B/16")
@@ -149,14 +143,7 @@ def load_model(args: argparse.Namespace, precision: str | None = None) -> Any:
             settings=dict(zip(args.options[::2], args.options[1::2], strict=True)),
             checkpoint=args.model,
         )
-    model = load(
-        args.model,
-        weights=args.weights,
-        device="cpu",
-        precision=precision,
-        epoch=args.load_epoch,
-        revision=args.revision,
-    )
+    model = load_named(args, device="cpu", precision=precision)
     return model.with_classnames(names) if names else model
 
 
@@ -190,9 +177,9 @@ def labelled_photos(folder: Path, classnames: Sequence[str]) -> Labelled:
     Raises:
         ValueError: there are none.
     """
-    labels = {_comparable(name): label for label, name in enumerate(classnames)}
+    labels = {comparable(name): label for label, name in enumerate(classnames)}
     photos = images_below(folder.expanduser())
-    found = [(path, labels.get(_comparable(Path(path).parent.name))) for path in photos]
+    found = [(path, labels.get(comparable(Path(path).parent.name))) for path in photos]
     labelled = [(path, label) for path, label in found if label is not None]
     if not labelled:
         raise UserError(
@@ -200,10 +187,6 @@ def labelled_photos(folder: Path, classnames: Sequence[str]) -> Labelled:
             f"({few(list(classnames))})."
         )
     return labelled
-
-
-def _comparable(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
 
 
 def embedded_test(model: Any) -> Labelled:
