@@ -56,6 +56,7 @@ class Record:
         self.identity: dict[str, Any] | None = None
         self.changed: dict[str, Any] = {}
         self.results: dict[str, float] = {}
+        self.calibration: dict[str, Any] | None = None
         self.split = ""
         self.testing = 0.0  # seconds of the last test
         self._watch_tests()
@@ -66,8 +67,10 @@ class Record:
 
         def timed_test(split: str | None = None, **kwargs: Any) -> Any:
             start = time.monotonic()
+            trainer.calibration = None  # a trainer with a test of its own may not tell
             result = test(split, **kwargs) if split else test(**kwargs)
             self.testing = time.monotonic() - start
+            self.calibration = trainer.calibration
             chosen = split or trainer.cfg.TEST.SPLIT
             self.split = "val" if chosen == "val" and trainer.val_loader is not None else "test"
             return result
@@ -151,6 +154,7 @@ class Record:
             "trained_on": self._trained_on(),
             "sample_sha256": getattr(getattr(trainer.dm.dataset, "sample", None), "sha256", ""),
             "results": self.results,
+            **({} if self.calibration is None else {"calibration": self.calibration}),
             "total": sum(each["total"] for each in per_class),
             "correct": sum(each["correct"] for each in per_class),
             "per_class": per_class,

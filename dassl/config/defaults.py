@@ -44,6 +44,9 @@ def default_config() -> Config:
             "COMPUTE_CMAT": False,  # writes the confusion matrix to OUTPUT_DIR/cmat.pt
             # Writes each image's prediction to OUTPUT_DIR/predictions_<split>.csv. Not a key of upstream.
             "SAVE_PREDICTIONS": False,
+            # Fits a temperature on the val images, and records what it does to the probabilities of the test
+            # images. Not a key of upstream.
+            "CALIBRATE": False,
             "NO_TEST": False,  # trains without the test at the end
             "SPLIT": "test",  # the part that is tested: `test`, or `val`, which the dataset has to have
             # What is tested after a training: `last_step`, or `best_val`, the epoch with the best accuracy on

@@ -21,9 +21,16 @@ from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
 from dassl.engine.identity import data_parts, identity_differences, identity_of, settings_of
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
-from dassl.evaluation import FiniteScores, Predictions, build_evaluator
+from dassl.evaluation import Confidences, FiniteScores, HeldOut, Predictions, build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import AverageMeter, MetricMeter, count_num_param, load_pretrained_weights
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    count_num_param,
+    load_pretrained_weights,
+    restore_rng_state,
+    rng_state,
+)
 from dassl.utils.distributed import all_reduce_mean, get_world_size, is_rank_zero, rank_zero_first
 from dassl.utils.logger import check_log
 from dassl.utils.meters import DeferredMetrics
@@ -62,9 +69,15 @@ class SimpleTrainer(TrainerBase):
     A trainer that registers no model has nothing to train: `train()` tests it. If it overrides `before_train`
     or `after_train`, they are called, too; if it overrides `run_epoch`, all epochs are run.
 
+    Attributes:
+        calibration: how sure the model was of the images that `test` tested last, as result.json says it;
+            None where it gives no logits.
+
     Raises:
         ValueError: a setting with a value that is not allowed.
     """
+
+    calibration: dict[str, Any] | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -279,7 +292,8 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None, **kwargs: Any) -> float:
-        """Evaluates on a split. With `TEST.SAVE_PREDICTIONS`, writes the predicted class of each image.
+        """Evaluates on a split. With `TEST.SAVE_PREDICTIONS`, writes the predicted class of each image; with
+        `TEST.CALIBRATE`, a temperature is fitted on the val images before the test images are tested.
 
         Args:
             split: `val` or `test`; by default `cfg.TEST.SPLIT`.
@@ -308,19 +322,27 @@ class SimpleTrainer(TrainerBase):
         saves = key_or_default(self.cfg.TEST, "TEST.SAVE_PREDICTIONS")
         predictions = Predictions(self.cfg, self.lab2cname) if saves else None
         finite = FiniteScores(f"the {split} images", self.hint_of_overflow())
+        fitted = self._fit_temperature(data_loader) if key_or_default(self.cfg.TEST, "TEST.CALIBRATE") else {}
+        confidences = Confidences(self.cfg, fitted.get("temperature"))
 
-        # A progress bar on a terminal only: in a log file each step of it would be a line.
-        for batch in tqdm(data_loader, delay=2, leave=False, disable=not is_rank_zero() or None):
-            input, label = self.parse_batch_test(batch)
-            output = self.model_inference(input)
-            output = output[0] if isinstance(output, tuple) else output
+        for batch, output, label in self._scored(data_loader):
             finite.add(output)
             self.evaluator.process(output, label)
+            confidences.add(output, label)
             if predictions is not None:
                 predictions.add(batch, output, label)
         finite.check()
         results = self.evaluator.evaluate()
         self.test_results = {str(name): float(value) for name, value in results.items()}
+        found = confidences.result()
+        self.calibration = None if found is None else {**found, **fitted}
+        if found is not None and "temperature" in fitted:
+            print(
+                f"Calibration: temperature {fitted['temperature']:.4f} of {fitted['images']:,} val images; "
+                f"expected calibration error {found['ece']:.2f}% before, {found['ece_after']:.2f}% after"
+            )
+        elif "note" in fitted:
+            print(f"Calibration: {fitted['note']}")
         if not math.isfinite(next(iter(results.values()))):
             name, value = next(iter(results.items()))
             raise NotFiniteError(f"The {name} of the {split} images is {value}: it is no result.")
@@ -330,6 +352,40 @@ class SimpleTrainer(TrainerBase):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
+
+    def _scored(self, data_loader: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Batches, the model's output of each, and their labels."""
+        # A progress bar on a terminal only: in a log file each step of it would be a line.
+        for batch in tqdm(data_loader, delay=2, leave=False, disable=not is_rank_zero() or None):
+            input, label = self.parse_batch_test(batch)
+            output = self.model_inference(input)
+            yield batch, output[0] if isinstance(output, tuple) else output, label
+
+    def _fit_temperature(self, tested: Any) -> dict[str, Any]:
+        """What the val images tell of the probabilities, see `HeldOut.fit`; {} where they are what is tested.
+
+        Before the test, so that each test image is scored once, and no logits of it are kept.
+        """
+        if tested is self.val_loader and tested is not self.test_loader:
+            return {}
+        dataset = getattr(getattr(self, "dm", None), "dataset", None)
+        if self.val_loader is None:
+            return {"note": "not fitted: there are no val images"}
+        paths = (
+            {getattr(item, "impath", item) for item in getattr(dataset, part, None) or ()}
+            for part in ("val", "test")
+        )
+        if both := len(set.intersection(*paths)):
+            return {"note": f"not fitted: {both:,} val images are test images, too"}
+        held_out, state = HeldOut(self.cfg), rng_state()
+        for _, output, label in self._scored(self.val_loader):
+            held_out.add(output, label)
+        restore_rng_state(state)
+        fitted = held_out.fit()
+        if "temperature" in fitted and self._keeps_best():
+            chosen = "the val images have also chosen the epoch (TEST.FINAL_MODEL best_val)"
+            fitted["note"] = "; ".join([chosen, *filter(None, [fitted.get("note")])])
+        return fitted
 
     def hint_of_overflow(self) -> str:
         """What may have made scores that are not finite."""
