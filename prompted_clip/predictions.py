@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from .calibration import in_set, threshold_of, too_few_scores
 from .errors import MissingFileError, NotFiniteError, UserError
 from .images import IMAGE_SUFFIXES, read_image
 
@@ -35,12 +37,15 @@ class Prediction:
     Attributes:
         path: of the image, where it was given by its path.
         error: why the image could not be read; "" for one that could.
+        set: the classes of the conformal set, the best first, where a coverage was asked for; else None. An
+            empty one: no class is as probable as those of validation images are.
     """
 
     names: Sequence[str]
     probabilities: Sequence[float]
     path: str = ""
     error: str = ""
+    set: Sequence[str] | None = None
 
     @property
     def name(self) -> str:
@@ -79,20 +84,29 @@ def images_below(folder: str | PathLike[str]) -> list[str]:
 
 
 def predict(
-    model: PromptedCLIP, images: Images, batch_size: int, skip_broken: bool, progress: bool | None
+    model: PromptedCLIP,
+    images: Images,
+    batch_size: int,
+    skip_broken: bool,
+    progress: bool | None,
+    coverage: float | None = None,
 ) -> Any:
     """See `PromptedCLIP.predict`."""
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; allowed is 1 or more.")
+    if coverage is not None:
+        threshold_of(model.calibration, coverage)
+        if note := too_few_scores(model.calibration or {}, coverage):
+            warnings.warn(note, stacklevel=3)
     if isinstance(images, (str, PathLike)) and os.path.isdir(images):
         images = images_below(images)
     elif isinstance(images, Tensor) and images.dim() == 4:
         images = list(images)
     elif isinstance(images, (str, PathLike, Image.Image, Tensor)):
-        return next(stream(model, [images], 1, skip_broken))
+        return next(stream(model, [images], 1, skip_broken, coverage))
     items = list(images)
     shown = tqdm(
-        stream(model, items, batch_size, skip_broken),
+        stream(model, items, batch_size, skip_broken, coverage),
         total=len(items),
         unit="image",
         delay=2,
@@ -103,9 +117,14 @@ def predict(
 
 
 def stream(
-    model: PromptedCLIP, items: Sequence[One], batch_size: int, skip_broken: bool
+    model: PromptedCLIP,
+    items: Sequence[One],
+    batch_size: int,
+    skip_broken: bool,
+    coverage: float | None = None,
 ) -> Iterator[Prediction]:
     """The predictions of images, one after the other; the next batch is read while one is computed."""
+    threshold = None if coverage is None else threshold_of(model.calibration, coverage)
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
 
     def read(item: One) -> Tensor | str:
@@ -122,11 +141,11 @@ def stream(
             tensors = [each.result() for each in coming]
             after = batches[number + 1] if number + 1 < len(batches) else []
             coming = [pool.submit(read, item) for item in after]
-            yield from _of_batch(model, batch, tensors)
+            yield from _of_batch(model, batch, tensors, threshold)
 
 
 def _of_batch(
-    model: PromptedCLIP, items: Sequence[One], tensors: Sequence[Tensor | str]
+    model: PromptedCLIP, items: Sequence[One], tensors: Sequence[Tensor | str], threshold: float | None
 ) -> Iterator[Prediction]:
     good = [each for each in tensors if isinstance(each, Tensor)]
     probabilities = model.probabilities(torch.stack(good)).cpu() if good else torch.empty(0)
@@ -142,7 +161,9 @@ def _of_batch(
             yield Prediction([], [], path, tensor)
             continue
         values, order = next(rows).sort(descending=True, stable=True)
-        yield Prediction([model.classnames[index] for index in order.tolist()], values.tolist(), path)
+        names, found = [model.classnames[index] for index in order.tolist()], values.tolist()
+        within = None if threshold is None else in_set(found, threshold)
+        yield Prediction(names, found, path, set=within if within is None else names[:within])
 
 
 def tensor_of(model: PromptedCLIP, item: One) -> Tensor:

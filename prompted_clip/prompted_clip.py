@@ -40,12 +40,15 @@ class PromptedCLIP(nn.Module):
         preprocess: PIL image → `(3 height width)`, as the backbone wants it.
         method: what made the model, `trainers.pretrained.Method`; None for one put together by hand.
         temperature: what `predict` divides logits by.
+        calibration: what validation images told of the probabilities, as `config.json` says it; None for a
+            model that was not calibrated.
     """
 
     classnames: Sequence[str] = ()
     preprocess: Callable[[Image.Image], Tensor] | None = None
     method: Any = None
     temperature: float = 1.0
+    calibration: dict[str, Any] | None = None
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, clip_model: CLIP, prompt_learner: PromptLearner, text_chunk: int = AUTOMATIC) -> None:
@@ -111,6 +114,7 @@ class PromptedCLIP(nn.Module):
         batch_size: int = 64,
         skip_broken: bool = False,
         progress: bool | None = None,
+        coverage: float | None = None,
     ) -> Any:
         """Classes and their probabilities, the best first.
 
@@ -123,20 +127,26 @@ class PromptedCLIP(nn.Module):
             skip_broken: whether a photo that cannot be read gets a `Prediction` with an `error` instead of
                 ending the whole.
             progress: whether a progress bar is shown; by default on a terminal, if it takes over 2 seconds.
+            coverage: between 0 and 1; each `Prediction` then has a `set` of classes, which holds the true one
+                of at least this share of photos like the validation photos (split conformal prediction,
+                https://arxiv.org/abs/2107.07511). The model has to be calibrated.
 
         Returns:
             A `Prediction` for one image, a list of them for many. A folder's are in the order of the paths.
 
         Raises:
             FileNotFoundError: there is no such image or folder.
-            ValueError: an image cannot be read, or a class name cannot be meant.
+            ValueError: an image cannot be read, a class name cannot be meant, or a coverage is asked of a
+                model that was not calibrated for these classes.
             FloatingPointError: a model whose weights are not finite.
         """
         model = self if classnames is None else self._for(classnames)
-        return predict(model, images, batch_size, skip_broken, progress)
+        return predict(model, images, batch_size, skip_broken, progress, coverage)
 
     def with_classnames(self: Model, classnames: Sequence[str]) -> Model:
         """The model for other classes: the same CLIP, and a copy of what was learned.
+
+        It is not calibrated; its temperature is 1 where that of the model was fitted on what it learned.
 
         Raises:
             ValueError: something was learned for each class, or a class name cannot be meant.

@@ -31,6 +31,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import file_to_load
 from dassl.utils import load_checkpoint, read_json, restore_rng_state, rng_state, set_random_seed
 from prompted_clip import pixel_statistics
+from prompted_clip.calibration import checked
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.factory import interpolation
 from prompted_clip.images import Preprocessing
@@ -243,6 +244,12 @@ class Method:
         made = type(model)(model.clip_model, other, self.cfg.MODEL.TEXT_CHUNK)
         made.classnames, made.preprocess, made.method = names, model.preprocess, copy.copy(self)
         made.temperature, made.autocast = model.temperature, model.autocast
+        if sorted(names) == sorted(model.classnames):
+            made.calibration = model.calibration
+        elif model.calibration and not self.trainer_class.is_zero_shot:
+            # Tuned prompts are not as sure of new classes as of base classes, so that a temperature of these
+            # does not fit those (https://arxiv.org/abs/2402.04655, https://arxiv.org/abs/2410.02681).
+            made.temperature = 1.0
         return ready(made)
 
     def fit(
@@ -255,6 +262,7 @@ class Method:
         seed: int = 1,
         classnames: Mapping[str, str] | None = None,
         settings: Mapping[str, Any] | None = None,
+        calibrate: bool = True,
         output: str | PathLike[str] = "",
         verbose: bool = False,
     ) -> None:
@@ -270,6 +278,7 @@ class Method:
             seed: of all that is random. The generators of the program are left as they were.
             classnames: the names of classes whose folders are called otherwise: folder → name.
             settings: more settings by their dotted keys, docs/configuration.md.
+            calibrate: fits the model's temperature on the validation photos, where there are some.
             output: a folder for checkpoints, from which an interrupted `fit` goes on; by default a temporary
                 one.
             verbose: prints all that `train.py` prints, instead of the epochs and the result.
@@ -285,6 +294,7 @@ class Method:
             "DATASET.OWN.TEMPLATE": self.template,
             "DATASET.NUM_SHOTS": shots,
             "SEED": seed,
+            "TEST.CALIBRATE": calibrate,
             **({} if epochs is None else {"OPTIM.MAX_EPOCH": epochs}),
             **(settings or {}),
         }
@@ -316,12 +326,13 @@ class Method:
         device = model.clip_model.logit_scale.device
         model.clip_model, model.prompt_learner = trainer.model.clip_model, trainer.model.prompt_learner
         model.classnames, model.preprocess = names, trainer.model.preprocess
-        model.autocast, model.temperature = trainer.model.autocast, 1.0
+        model.autocast = trainer.model.autocast
+        _calibrate(model, checked(trainer.calibration, "fit"))
         model.method = method = trainer.model.method
         ready(model.to(device))
         method.trained_on = trained_on(model.prompt_learner.identity, trainer.run_identity(), place.name)
         contents = {
-            RESULT_FILE: {"format": 1, "results": trainer.test_results},
+            RESULT_FILE: {"format": 1, "results": trainer.test_results, "calibration": trainer.calibration},
             SAMPLE_FILE: trainer.dm.dataset.sample.content(),
         }
         method.files = {name: json.dumps(content, indent=4) for name, content in contents.items()}
@@ -378,6 +389,11 @@ def trained_on(identity: Mapping[str, Any], run: Mapping[str, Any] | None, datas
         "sample_sha256": data.get("sample_sha256"),
         "images_sha256": ((run or {}).get("parts") or {}).get("trained_images"),
     }
+
+
+def _calibrate(model: PromptedCLIP, calibration: dict[str, Any] | None) -> None:
+    model.calibration = calibration
+    model.temperature = 1.0 if calibration is None else float(calibration["temperature"])
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -469,7 +485,7 @@ def _from_saved(
     saved.check_backbone(model.prompt_learner.identity["backbone_sha256"])
     saved.put_into(module)
     saved.put_classifier_into(model)
-    model.temperature = saved.temperature
+    model.temperature, model.calibration = saved.temperature, saved.calibration
     model.method.trained_on = saved.trained_on
     model.method.files = saved.files
     return ready(model)
@@ -516,11 +532,21 @@ def _from_run(
         loaded = model.prompt_learner.loaded_identity or {}
         dataset = Path(loaded.get("own_path") or (loaded.get("data") or {}).get("DATASET.NAME") or "").name
         method.trained_on = trained_on(loaded, trainer.loaded_training, dataset)
+    if epoch is None and _is_what_was_tested(trainer, result):
+        _calibrate(model, checked(result.get("calibration"), str(folder / RESULT_FILE)))
     shared = {key: result[key] for key in SHARED if key in result}
     method.files = {RESULT_FILE: json.dumps(plain(shared), indent=4)}
     if (place / SAMPLE_FILE).is_file():
         method.files[SAMPLE_FILE] = (place / SAMPLE_FILE).read_text(encoding="utf-8")
     return ready(model)
+
+
+def _is_what_was_tested(trainer: CLIPPromptTrainer, result: Mapping[str, Any]) -> bool:
+    """Whether what was loaded is what the run tested, which may have been another epoch of another folder."""
+    if not result.get("eval_only") or not trainer.get_model_names():
+        return True
+    tested = ((result.get("identity") or {}).get("parts") or {}).get("tested_model")
+    return tested == (trainer.loaded_parts or {}).get("tested_model")
 
 
 def _classes_of(result: Mapping[str, Any], trainer_class: Any, folder: Path) -> tuple[list[str], str]:

@@ -20,6 +20,7 @@ from dassl.config.influence import influencing
 from dassl.engine.identity import sha256_of_tensors
 from dassl.utils import read_json
 from dassl.utils.tools import package_versions
+from prompted_clip.calibration import checked
 from prompted_clip.errors import MissingFileError, NotFiniteError, UserError
 from prompted_clip.factory import _MODELS, EMBEDDED_SHA256, OPEN_CLIP
 from prompted_clip.files import atomic_open
@@ -66,6 +67,7 @@ class Saved(NamedTuple):
     backbone: dict[str, Any]
     temperature: float
     trained_on: dict[str, Any] | None
+    calibration: dict[str, Any] | None
     tensors: dict[str, Tensor]
     text_features: Tensor | None
     files: dict[str, str]
@@ -179,6 +181,7 @@ def config_of(model: PromptedCLIP, method: Method, learned_sha256: str) -> dict[
             "std": list(cfg.INPUT.PIXEL_STD) if normalizes else None,
         },
         "temperature": model.temperature,
+        "calibration": model.calibration,
         "learned_sha256": learned_sha256,
         "trained_on": method.trained_on,
         "settings": {key: each for key, each in settings.items() if not key.startswith("DATASET.OWN.")},
@@ -235,6 +238,7 @@ def read(folder: Path) -> Saved:
         config["backbone"],
         float(config["temperature"]),
         config["trained_on"],
+        checked(config.get("calibration"), str(path)),
         tensors,
         features,
         files,

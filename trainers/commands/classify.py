@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prompted_clip.calibration import threshold_of, too_few_scores
 from prompted_clip.console import run_command
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.escaping import csv_cell, printable
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     names.add_argument("--names", nargs="+", help="other classes than those that were trained")
     names.add_argument("--names-from", type=Path, help="a file of such names, one in a line")
     add("--top", type=int, default=5, help="classes that are printed for a photo (default: %(default)s)")
+    add("--coverage", type=float, help="also the set of classes that holds the right one this often, as 0.9")
     add("--threshold", type=float, default=0.0, help="least probability; a photo below has no class")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="prints a table")
@@ -93,10 +95,15 @@ def run(args: argparse.Namespace) -> int | None:
     model = load_model(args)
     if names:
         model = model.with_classnames(names)
+    if args.coverage is not None:
+        threshold_of(model.calibration, args.coverage)
+        if note := too_few_scores(model.calibration, args.coverage):
+            print(note, file=sys.stderr)
     labels = {comparable(name): name for name in model.classnames}
-    write = _Csv(min(args.top, len(labels))) if args.csv else _json if args.json else _text
-    broken, right, labelled = [], 0, 0
-    found = stream(model, photos, args.batch_size, skip_broken=True)
+    top, has_sets = min(args.top, len(labels)), args.coverage is not None
+    write = _Csv(top, has_sets) if args.csv else _json if args.json else _text
+    broken, right, covered, labelled = [], 0, 0, 0
+    found = stream(model, photos, args.batch_size, skip_broken=True, coverage=args.coverage)
     for prediction in tqdm(found, total=len(photos), unit="photo", delay=2, leave=False, disable=None):
         if prediction.error:
             broken.append(prediction)
@@ -104,9 +111,10 @@ def run(args: argparse.Namespace) -> int | None:
         label = labels.get(comparable(Path(prediction.path).parent.name))
         labelled += label is not None
         right += label == prediction.name
+        covered += label is not None and label in (prediction.set or ())
         best = [each for each in list(prediction)[: args.top] if each[1] >= args.threshold]
         with tqdm.external_write_mode(file=sys.stdout):
-            write(prediction.path, best, label)
+            write(prediction.path, best, label, prediction.set)
     if labelled:
         unlabelled = len(photos) - len(broken) - labelled
         others = f", {unlabelled:,} without" if unlabelled else ""
@@ -114,6 +122,8 @@ def run(args: argparse.Namespace) -> int | None:
             f"accuracy: {100 * right / labelled:.2f}% of {counted(labelled)} in folders of classes{others}",
             file=sys.stderr,
         )
+        if has_sets:
+            print(f"coverage: {100 * covered / labelled:.2f}% of them have it in their set", file=sys.stderr)
     for prediction in broken[:MOST_LISTED]:
         print(f"not read: {printable(prediction.error)}", file=sys.stderr)
     if len(broken) > MOST_LISTED:
@@ -166,30 +176,47 @@ def comparable(name: str) -> str:
 # --- output: a photo, its best classes with their probabilities, and its label ------------------------------
 
 
-def _text(path: str, best: Sequence[tuple[str, float]], label: str | None) -> None:
+def _text(
+    path: str, best: Sequence[tuple[str, float]], label: str | None, within: Sequence[str] | None
+) -> None:
     shown = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in best)
-    print(f"{printable(path)}: {shown or 'no class is probable enough'}")
+    names = "" if within is None else f"; set: {', '.join(map(printable, within)) or 'none'}"
+    print(f"{printable(path)}: {shown or 'no class is probable enough'}{names}")
 
 
-def _json(path: str, best: Sequence[tuple[str, float]], label: str | None) -> None:
+def _json(
+    path: str, best: Sequence[tuple[str, float]], label: str | None, within: Sequence[str] | None
+) -> None:
     classes = [{"name": name, "probability": probability} for name, probability in best]
-    print(json.dumps({"image": path, "classes": classes, "label": label}))
+    names = {} if within is None else {"set": list(within)}
+    print(json.dumps({"image": path, "classes": classes, "label": label, **names}))
 
 
 class _Csv:
-    """A line per photo; the first names the columns."""
+    """A line per photo; the first names the columns. A set is a JSON list."""
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, top: int, has_sets: bool) -> None:
         self.top = top
         self.table = csv.writer(sys.stdout, lineterminator="\n")
         ranks = [f"_{rank}" if rank > 1 else "" for rank in range(1, top + 1)]
         self.table.writerow(
-            ["image", "label", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))]
+            [
+                *("image", "label"),
+                *(f"{column}{rank}" for rank in ranks for column in ("class", "probability")),
+                *(["set"] if has_sets else []),
+            ]
         )
 
-    def __call__(self, path: str, best: Sequence[tuple[str, float]], label: str | None) -> None:
+    def __call__(
+        self,
+        path: str,
+        best: Sequence[tuple[str, float]],
+        label: str | None,
+        within: Sequence[str] | None,
+    ) -> None:
         cells = [cell for name, probability in best for cell in (name, f"{probability:.6f}")]
         cells += [""] * (2 * self.top - len(cells))
+        cells += [] if within is None else [json.dumps(list(within), ensure_ascii=False)]
         self.table.writerow([csv_cell(cell) for cell in (path, label or "", *cells)])
 
 
