@@ -11,7 +11,9 @@ from fake_runs import base_to_novel_folder, plan, published_base_to_novel, rando
 
 from experiments.figures.page import for_report
 from experiments.methods import read_methods
-from experiments.report.formats import cell_text
+from experiments.report.formats import cell_text, markdown, text
+from experiments.report.latex import latex
+from experiments.report.page import page
 from experiments.report.report import Report, make_report
 from experiments.report.tables import Section, Table
 from experiments.results.benchmarks import ELEVEN
@@ -300,3 +302,25 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
     (section,) = report_of(tmp_path).sections
     assert section.title == "mine, 16 shots"
     assert shown(section.tables[0])["OxfordPets", "MaPLe"][0] == "80.00"
+
+
+def test_calibration_is_a_table_where_results_have_it(tmp_path: Path) -> None:
+    fitted = {"ece_after": 2.0, "temperature": 0.75}
+    write(tmp_path / "a", result(80.0, seed=1, calibration={"ece": 4.0, **fitted}))
+    write(tmp_path / "b", result(80.0, seed=2, calibration={"ece": 6.0}))
+    write(tmp_path / "c", result(80.0, classes="new", calibration={"ece": 9.5, "note": "not fitted"}))
+    report = report_of(tmp_path)
+    assert report.calibration is not None
+    assert shown(report.calibration) == {
+        ("OxfordPets", "MaPLe", "base", "16"): ["5.00 ± 1.00", "0.75 (1/2)", "2.00 (1/2)"],
+        ("OxfordPets", "MaPLe", "new", "16"): ["9.50", "", ""],
+    }
+    for form in (text, markdown, latex, page):
+        words = " ".join(form(report).split())
+        assert "expected calibration error" in words
+        assert "5.00 ± 1.00" in words or "$5.00 \\pm 1.00$" in words or "5.00 $\\pm$ 1.00" in words
+    write(tmp_path / "a", result(80.0, calibration={"ece": "4"}))
+    assert "ece is '4'" in report_of(tmp_path).warnings[0]
+    for name in "abc":
+        write(tmp_path / name, result(80.0, classes="new" if name == "c" else "base", seed=ord(name)))
+    assert report_of(tmp_path).calibration is None

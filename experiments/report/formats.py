@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
-from experiments.report.report import Report, unfinished_table
+from experiments.report.report import CALIBRATION_NOTE, Report, unfinished_table
 from experiments.report.tables import Cell, Difference, Section, Table
 from experiments.results.statistics import Value
 from prompted_clip.escaping import csv_cell
@@ -85,6 +85,9 @@ def text(report: Report) -> str:
         parts.append(
             "\n".join(textwrap.fill(f"- {note}", WIDTH, subsequent_indent="  ") for note in section.notes)
         )
+    if report.calibration:
+        parts += [_underlined(report.calibration.title), _text_table(report.calibration)]
+        parts.append(textwrap.fill(f"- {CALIBRATION_NOTE}", WIDTH, subsequent_indent="  "))
     if report.costs:
         parts += [_underlined(report.costs.title), _text_table(report.costs)]
     return "\n\n".join(parts) + "\n"
@@ -126,6 +129,9 @@ def markdown(report: Report) -> str:
         for table in tables_of(section):
             parts += [f"### {_markdown(table.title)}", _markdown_table(table)]
         parts.append("\n".join(f"- {_markdown(note)}" for note in section.notes))
+    if report.calibration:
+        parts += [f"## {_markdown(report.calibration.title)}", _markdown_table(report.calibration)]
+        parts.append(f"- {_markdown(CALIBRATION_NOTE)}")
     if report.costs:
         parts += [f"## {_markdown(report.costs.title)}", _markdown_table(report.costs)]
     return "\n\n".join(parts) + "\n"

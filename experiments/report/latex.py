@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.report.formats import alignment, escaped, shown_rows
-from experiments.report.report import Report
+from experiments.report.report import CALIBRATION_NOTE, Report
 from experiments.report.tables import Table
 
 PREAMBLE = "% In the preamble: \\usepackage{booktabs} \\usepackage{adjustbox}"
@@ -38,6 +38,8 @@ def latex(report: Report) -> str:
         ]
         for table in section.tables:
             parts += _floats(table, f"{section.title}. {table.title}.")
+    if report.calibration:
+        parts += _floats(report.calibration, f"Calibration. {CALIBRATION_NOTE}")
     if report.costs:
         parts += _floats(report.costs, "Costs.")
     return "\n".join(parts) + "\n"

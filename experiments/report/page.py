@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 
 from experiments.report.formats import WORDS, cell_text, shown_rows, tables_of
-from experiments.report.report import Report
+from experiments.report.report import CALIBRATION_NOTE, Report
 from experiments.report.tables import Cell, Difference, Table
 from experiments.results.accuracies import datasets_of, methods_of
 from experiments.results.benchmarks import label_of
@@ -62,6 +62,8 @@ def page(report: Report, figures: Sequence[PageFigure] = ()) -> str:
             (anchor(section.title), section, list(map(page_table, tables_of(section))))
             for section in report.sections
         ],
+        calibration=report.calibration and page_table(report.calibration),
+        calibration_note=CALIBRATION_NOTE,
         costs=report.costs and page_table(report.costs),
         samples=report.samples and page_table(report.samples),
         figures=figures,

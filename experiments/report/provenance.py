@@ -1,4 +1,4 @@
-"""The costs of the runs, and whether they share code, machine and training images."""
+"""Costs and calibration of the runs, and whether they share code, machine and training images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from experiments.results.accuracies import methods_of
 from experiments.results.benchmarks import label_of
 from experiments.results.result_file import LOG, Result
 from experiments.results.runs import Run
+from experiments.results.statistics import PARTIAL, over_seeds
 
 GIB = 2**30
 
@@ -47,6 +48,28 @@ def costs(runs: Sequence[Run]) -> Table | None:
             ]
             if any(cells):
                 table.rows.append(Row((method.label, str(shots) if shots else ""), cells))
+    return table if table.rows else None
+
+
+def calibration(runs: Sequence[Run]) -> Table | None:
+    """Expected calibration error of each method, as it was tested and at its temperature."""
+    columns = ["ECE", "temperature", "ECE after"]
+    table = Table("Calibration", ("dataset", "method", "classes", "shots"), columns, compares=False)
+    groups: defaultdict[tuple[str, Method, str, int], dict[int, Result]] = defaultdict(dict)
+    for run in runs:
+        if run.result and run.result.ece is not None and not run.curve:
+            groups[run.dataset, run.method, run.result.classes, run.shots][run.seed] = run.result
+    methods = methods_of(runs)
+    order = sorted(groups, key=lambda key: (label_of(key[0]), methods.index(key[1]), key[2:]))
+    for dataset, method, classes, shots in order:
+        by_seed = groups[dataset, method, classes, shots]
+        cells: list[Cell] = []
+        for name in ("ece", "temperature", "ece_after"):
+            values = {seed: getattr(each, name) for seed, each in by_seed.items()}
+            known = {seed: value for seed, value in values.items() if value is not None}
+            state = PARTIAL if len(known) < len(values) else ""
+            cells.append(over_seeds(known, len(values), state) if known else None)
+        table.rows.append(Row((label_of(dataset), method.label, classes, str(shots) if shots else ""), cells))
     return table if table.rows else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.report.comparison import comparison
 from experiments.report.layouts import sections_of
-from experiments.report.provenance import code_versions, costs, differences, samples
+from experiments.report.provenance import calibration, code_versions, costs, differences, samples
 from experiments.report.tables import Cell, Row, Section, Table
 from experiments.results.accuracies import METRICS
 from experiments.results.benchmarks import label_of
@@ -31,6 +31,10 @@ NOISE_NOTE = (
     "t(0.975, n-1) · s · sqrt(2/n), with s the sample deviation over our n seeds; 0.005 more is allowed for "
     "the rounding of published numbers. Outside: it is larger. Unknown: one seed cannot tell."
 )
+CALIBRATION_NOTE = (
+    "ECE: expected calibration error in percent over 15 bins, mean ± population standard deviation over the "
+    "seeds; after: at the temperature that was fitted on val images (TEST.CALIBRATE)."
+)
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Report:
 
     sections: list[Section]
     runs: list[Run]
+    calibration: Table | None = None
     costs: Table | None = None
     samples: Table | None = None
     warnings: list[str] = field(default_factory=list)
@@ -74,6 +79,7 @@ def make_report(gathered: RunSet, metric: str = "accuracy", command: str = "") -
     return Report(
         sections=sections,
         runs=gathered.runs,
+        calibration=calibration(gathered.runs),
         costs=costs(gathered.runs),
         samples=sample_table,
         warnings=printable([*gathered.warnings, *unequal]),

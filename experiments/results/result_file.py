@@ -17,9 +17,10 @@ RESULT_FILES = (RESULT_FILE, TEST_FILE)
 TEXTS = ("trainer", "config", "dataset", "dataset_config", "classes", "split", "backbone", "device", "commit")
 # Percentages, whole numbers (any seed below 0 is one that was not set), and seconds.
 BOUNDS: dict[str, tuple[Any, int, int]] = {
-    **dict.fromkeys(("accuracy", "macro_f1"), ((int, float), 0, 100)),
+    **dict.fromkeys(("accuracy", "macro_f1", "ece", "ece_after"), ((int, float), 0, 100)),
     **dict.fromkeys(("seed", "shots"), (int, -(2**63), 2**63)),
     **dict.fromkeys(("total", "learned_parameters", "peak_memory"), (int, 0, 2**63)),
+    "temperature": ((int, float), 0, 100),
     "training_seconds": ((int, float), 0, 2**63),
 }
 LOG = "log"  # source of a result that is read from a log
@@ -45,6 +46,8 @@ class Result:
         classes: base, new or all.
         trained_on: None where nothing was learned, or where the file does not say.
         accuracy: percent; None if the run has none yet. As `macro_f1`.
+        ece: expected calibration error in percent, and at the temperature that was fitted on val images; None
+            where the file has none. As `ece_after` and `temperature`.
         total: images tested.
         peak_memory: bytes, of the device if it has memory of its own, else of the process.
         cell: the same for runs that differ in the seed alone, see `dassl/engine/identity.py`; "" for a
@@ -70,6 +73,9 @@ class Result:
     trained_on: Training | None = None
     accuracy: float | None = None
     macro_f1: float | None = None
+    ece: float | None = None
+    ece_after: float | None = None
+    temperature: float | None = None
     total: int | None = None
     learned_parameters: int | None = None
     training_seconds: float | None = None
@@ -144,6 +150,7 @@ def _result(path: Path, content: Mapping[str, Any]) -> Result:
     place = own_path((content.get("settings") or {}).get("DATASET") or {})
     dataset = own_label(place, stem) if place else stem
     results, seconds = content["results"], content.get("seconds") or {}
+    calibration = content.get("calibration") or {}
     memory, versions = content.get("peak_memory_bytes") or {}, content.get("versions") or {}
     trained_on, trained_settings = content.get("trained_on"), None
     if trained_on is not None:
@@ -179,6 +186,9 @@ def _result(path: Path, content: Mapping[str, Any]) -> Result:
         trained_on=trained_on,
         accuracy=results["accuracy"],
         macro_f1=results.get("macro_f1"),
+        ece=calibration.get("ece"),
+        ece_after=calibration.get("ece_after"),
+        temperature=calibration.get("temperature"),
         total=content.get("total") or None,  # 0 where the evaluator does not count
         learned_parameters=content.get("learned_parameters"),
         training_seconds=(seconds.get("training") or None) if is_whole else None,
