@@ -52,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     attention.add_argument("images", type=Path, nargs="+", help="image files")
     attention.add_argument("--block", type=int, help="counted from 1 (default: the last)")
     attention.add_argument("--rollout", action="store_true", help="attention rolled out over the blocks")
+    reliability = kinds.add_parser("reliability", help="how often runs are right, by how sure they are")
+    reliability.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     for kind in (tsne, attention):
         kind.add_argument("--root", default="", help="folder of the datasets, if not that of the runs")
     for kind in kinds.choices.values():
@@ -94,6 +96,10 @@ def draw(args: argparse.Namespace) -> list[NamedFigure]:
         )
         embedded, classnames = embed_runs(args.runs, args.images, classes, args.seed, args.root)
         return [draw_tsne(embedded, classnames, args.seed)]
+    if args.kind == "reliability":
+        from experiments.figures.reliability import draw_reliability
+
+        return [draw_reliability(args.runs)]
     from experiments.figures.attention import draw_attention, look_at
 
     seen = look_at(args.run, args.images, args.block, args.rollout, args.root)
