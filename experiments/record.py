@@ -21,6 +21,7 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 from dassl.config.influence import flat, influencing, plain
+from dassl.data.few_shot_list import shots_of
 from dassl.engine.identity import identity_differences
 from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
@@ -29,7 +30,6 @@ from experiments.configuration import setup_cfg
 from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE, read_json
 from prompted_clip.errors import UserError
 from prompted_clip.factory import is_published
-from trainers.checkpoints import shots_of
 from trainers.templates import template_of
 
 MOST_LISTED = 6  # differences in a message
@@ -159,7 +159,7 @@ class Record:
             "correct": sum(each["correct"] for each in per_class),
             "per_class": per_class,
             "learned_parameters": self._learned_parameters(),
-            "epochs": 0 if args.eval_only or not trainer.get_model_names() else cfg.OPTIM.MAX_EPOCH,
+            "epochs": 0 if args.eval_only or not trainer.get_model_names() else trainer.max_epoch,
             "resumed_from_epoch": trainer.start_epoch,
             "seconds": {
                 "total": round(seconds, 3),

@@ -75,7 +75,8 @@ def replaced_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterat
         places.append((owner._parameters, key, own, tensor))
     try:
         for parameters, key, _, tensor in places:
-            parameters[key] = tensor  # type: ignore[assignment]  # as torch.func.functional_call does
+            # As torch.func.functional_call does; what is learned is float32, and is cast where it enters.
+            parameters[key] = tensor.to(parameters[key].dtype)  # type: ignore
         yield
     finally:
         for parameters, key, own, _ in places:

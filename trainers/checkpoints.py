@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dassl.config.influence import own_path
+from dassl.data.few_shot_list import shots_of
 from dassl.engine.identity import sha256_of_tensors
 from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP
@@ -52,13 +53,6 @@ def identity_of(trainer: CLIPPromptTrainer, clip_model: CLIP) -> dict[str, Any]:
             "sample_sha256": getattr(getattr(dataset, "sample", None), "sha256", ""),
         },
     }
-
-
-def shots_of(cfg: Any, dataset: Any) -> int:
-    """Training images per class: of the list DATASET.FEW_SHOT_LIST, or as DATASET.NUM_SHOTS says."""
-    sample = getattr(dataset, "sample", None)
-    listed = getattr(cfg.DATASET, "FEW_SHOT_LIST", "")
-    return sample.shots if listed and sample is not None else cfg.DATASET.NUM_SHOTS
 
 
 def fingerprint(clip_model: CLIP) -> str:

@@ -213,11 +213,23 @@ class CLIPPromptTrainer(TrainerX):
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
         if learned:
-            self.optim = build_optimizer(learner, cfg.OPTIM)
-            self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+            self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
+            self.sched = build_lr_scheduler(self.optim, cfg.OPTIM, self.schedule_phases())
             self.register_model(self.model_name, saved, self.optim, self.sched)
         if cfg.MODEL.INIT_WEIGHTS:
             self.start_from(cfg.MODEL.INIT_WEIGHTS)
+
+    def parameter_groups(self, learner: PromptLearner) -> list[Any] | None:
+        """Groups of parameters with learning rates or weight decays of their own; None for one group of all.
+
+        Each is a dict with `params`, and with what differs from OPTIM's: `lr`, `weight_decay`, ...
+        """
+        return None
+
+    def begin_phase(self, phase: int) -> None:
+        """As the engine's; the step is captured anew, since other tensors may learn from here on."""
+        vars(self).pop("graphed_step", None)
+        vars(self).pop("shared_losses", None)
 
     def start_from(self, path: str) -> None:
         """Loads what a checkpoint that fits this run has learned, as a test of it does."""
@@ -285,7 +297,7 @@ class CLIPPromptTrainer(TrainerX):
                 tensor.grad = gradient
             self.optimizers_step(self.get_model_names())
         summary = {"loss": loss, **(terms if len(terms) > 1 else {})}
-        if self.batch_idx + 1 == self.num_batches:
+        if self.schedules_by_iteration() or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         # From a GPU, tensors: the engine syncs when it prints.
         return {name: each.detach() if each.is_cuda else each.item() for name, each in summary.items()}

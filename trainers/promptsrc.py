@@ -50,7 +50,7 @@ class SelfRegulation(CLIPPromptTrainer):
     def build_model(self) -> None:
         super().build_model()
         own = self.own_settings
-        self.gpa_weights = gaussian_weights(self.cfg.OPTIM.MAX_EPOCH, own.GPA_MEAN, own.GPA_STD)
+        self.gpa_weights = gaussian_weights(self.max_epoch, own.GPA_MEAN, own.GPA_STD)
         self.average: dict[str, Tensor] = {}  # of the learned tensors, up to the last finished epoch
 
     @cached_property

@@ -122,6 +122,9 @@ def _dataloader() -> Config:
         "BATCH_SIZE": 32,  # images in a batch
         "N_DOMAIN": 0,  # `RandomDomainSampler`: domains in a batch; 0: all
         "N_INS": 16,  # `RandomClassSampler`: images per class in a batch
+        # Drops the last batch of an epoch where it is smaller, unless it is the only one. Not a key of
+        # upstream.
+        "DROP_LAST": True,
         **loader,
     }
     return Config(
@@ -195,12 +198,22 @@ def _optim() -> Config:
             "STAGED_LR": False,  # NEW_LAYERS learn at LR, all others at LR * BASE_LR_MULT
             "NEW_LAYERS": (),  # names of the model's children, for STAGED_LR
             "BASE_LR_MULT": 0.1,  # factor of the learning rate of all other layers, for STAGED_LR
-            "LR_SCHEDULER": "single_step",  # `single_step`, `multi_step` or `cosine`; a step per epoch
+            "LR_SCHEDULER": "single_step",  # `single_step`, `multi_step` or `cosine`
+            # Takes a step of the schedule after each `epoch` or each `iteration`; `iteration` goes with
+            # `cosine` and without warm-up. Not a key of upstream.
+            "SCHEDULE_BY": "epoch",
+            "LR_MIN": 0.0,  # `cosine`: learning rate at the end. Not a key of upstream
             # `multi_step`: epochs after which the rate is multiplied by GAMMA. `single_step`: the last number
             # is the epochs from one such step to the next; not positive: MAX_EPOCH.
             "STEPSIZE": (-1,),
             "GAMMA": 0.1,  # `single_step`, `multi_step`: factor of the learning rate
             "MAX_EPOCH": 10,  # number of epochs
+            # Number of training steps, in place of MAX_EPOCH; the last epoch is cut. 0: MAX_EPOCH epochs. Not
+            # a key of upstream.
+            "MAX_ITER": 0,
+            # Training steps for each of DATASET.NUM_SHOTS, in place of MAX_ITER. 0: MAX_ITER. Not a key of
+            # upstream.
+            "ITER_PER_SHOT": 0,
             "WARMUP_EPOCH": -1,  # epochs of warm-up; not positive: none
             "WARMUP_TYPE": "linear",  # `linear` or `constant`
             "WARMUP_CONS_LR": 1e-5,  # `constant`: learning rate of the warm-up

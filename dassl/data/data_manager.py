@@ -78,7 +78,9 @@ class DataManager:
         def loader(build: Any, split: Sequence[Datum] | None, node: CfgNode, is_train: bool) -> Any:
             if not split:
                 return None
-            domains = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
+            options = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
+            if is_train and not key_or_default(node, "DATALOADER.TRAIN_X.DROP_LAST"):
+                options["drop_last"] = False
             return build(
                 cfg,
                 sampler_type=node.SAMPLER,
@@ -87,7 +89,7 @@ class DataManager:
                 tfm=tfm_train if is_train else tfm_test,
                 is_train=is_train,
                 dataset_wrapper=dataset_wrapper,
-                **domains,
+                **options,
             )
 
         self.train_loader_x = loader(build_x, self.dataset.train_x, nodes.TRAIN_X, is_train=True)
@@ -141,11 +143,12 @@ def build_data_loader(
     tfm: Transform | Sequence[Transform] | None = None,
     is_train: bool = True,
     dataset_wrapper: Callable[..., Dataset] | None = None,
+    drop_last: bool = True,
 ) -> DataLoader:
     """Builds a loader of one split.
 
-    In training the last batch is dropped where it is not full, unless it is the only one; of several
-    processes, each gets its share of a batch (`DistributedBatchSampler`).
+    In training, with `drop_last`, the last batch is dropped where it is not full, unless it is the only one;
+    of several processes, each gets its share of a batch (`DistributedBatchSampler`).
 
     Raises:
         ValueError: no images, an unknown sampler, or a sampler that cannot fill one batch from them.
@@ -163,7 +166,7 @@ def build_data_loader(
         n_ins=n_ins,
     )
     wrapper = dataset_wrapper or DatasetWrapper
-    drop_last = is_train and len(data_source) >= batch_size
+    drop_last = drop_last and is_train and len(data_source) >= batch_size
     batches: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     if is_train and get_world_size() > 1:
         batches = {"batch_sampler": DistributedBatchSampler(sampler, batch_size, drop_last)}

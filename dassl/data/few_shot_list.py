@@ -94,3 +94,10 @@ def read_sample(path: str, dataset: str, split: Split) -> Sample:
     if missing:
         raise UserError(f"{where} has no image of {len(missing)} classes, the first: {names[missing[0]]!r}.")
     return sample
+
+
+def shots_of(cfg: Any, dataset: Any) -> int:
+    """Training images per class: of the list DATASET.FEW_SHOT_LIST, or as DATASET.NUM_SHOTS says."""
+    sample = getattr(dataset, "sample", None)
+    listed = getattr(cfg.DATASET, "FEW_SHOT_LIST", "")
+    return sample.shots if listed and sample is not None else cfg.DATASET.NUM_SHOTS

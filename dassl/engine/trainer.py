@@ -7,6 +7,7 @@ import math
 import os.path as osp
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.config import key_or_default
+from dassl.data.few_shot_list import shots_of
 from dassl.engine.bounds import check_numbers
 from dassl.engine.checkpoints import has_best, remove_all_but_newest, saved_epochs
 from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
@@ -91,6 +93,7 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         with rank_zero_first():  # which may make the dataset, and fetch weights
             self.build_data_loader()
+            self.max_epoch = sum(self.phase_epochs())
             if self.num_classes == 1:
                 print(
                     "Warning: the dataset has a single class: every answer is right, and nothing is learned"
@@ -194,6 +197,65 @@ class SimpleTrainer(TrainerBase):
                     f"The run in {directory} cannot be continued by this one: {listed}. "
                     "Give its settings, or another --output-dir to start a new one."
                 )
+
+    # --- how long a training is ---------------------------------------------------------------------------
+
+    def batches_per_epoch(self) -> int:
+        """How many batches the training loader has; 1 where there is none, or where it does not say."""
+        loader: Any = getattr(self, "train_loader_x", None)
+        return max(1, len(loader)) if hasattr(loader, "__len__") else 1
+
+    def total_steps(self) -> int:
+        """Training steps of the whole run: MAX_ITER, ITER_PER_SHOT or MAX_EPOCH of OPTIM.
+
+        Raises:
+            ValueError: they are asked for per shot, and all images are taken.
+        """
+        optim = self.cfg.OPTIM
+        if per_shot := key_or_default(optim, "OPTIM.ITER_PER_SHOT"):
+            shots = shots_of(self.cfg, getattr(getattr(self, "dm", None), "dataset", None))
+            if shots < 1:
+                raise UserError(
+                    f"OPTIM.ITER_PER_SHOT is {per_shot}, but DATASET.NUM_SHOTS is {shots}: there is no "
+                    "number of shots. Give OPTIM.MAX_ITER, and OPTIM.ITER_PER_SHOT 0."
+                )
+            return per_shot * shots
+        return key_or_default(optim, "OPTIM.MAX_ITER") or optim.MAX_EPOCH * self.batches_per_epoch()
+
+    def phase_steps(self) -> list[int]:
+        """Training steps of each phase.
+
+        A phase begins with an epoch of its own, whose start calls `begin_phase`, and its last epoch is cut. A
+        trainer with several phases overrides both.
+        """
+        return [self.total_steps()]
+
+    def begin_phase(self, phase: int) -> None:
+        """Called when a phase begins, counted from 0; not where a run is resumed within it."""
+
+    def phase_epochs(self) -> list[int]:
+        """Epochs of each phase."""
+        return [math.ceil(steps / self.batches_per_epoch()) for steps in self.phase_steps()]
+
+    def schedule_phases(self) -> list[int]:
+        """Length of each phase in steps of the learning-rate schedule, for `build_lr_scheduler`."""
+        return self.phase_steps() if self.schedules_by_iteration() else self.phase_epochs()
+
+    def schedules_by_iteration(self) -> bool:
+        return key_or_default(self.cfg.OPTIM, "OPTIM.SCHEDULE_BY") == "iteration"
+
+    def phase_of(self, epoch: int) -> tuple[int, int, int]:
+        """The phase of an epoch, the number of the epoch in it, and its batches; all counted from 0."""
+        batches = self.batches_per_epoch()
+        for phase, (steps, epochs) in enumerate(zip(self.phase_steps(), self.phase_epochs(), strict=True)):
+            if epoch < epochs:
+                return phase, epoch, min(batches, steps - epoch * batches)
+            epoch -= epochs
+        return phase, epoch + epochs, batches  # of more epochs than the configuration says
+
+    def batches_after(self, epoch: int) -> int:
+        """Training batches of all later epochs."""
+        return (self.max_epoch - epoch - 1) * self.num_batches
 
     def has_something_to_train(self) -> bool:
         """Whether a model is registered, or the trainer overrides how it trains."""
@@ -431,8 +493,7 @@ class SimpleTrainer(TrainerBase):
                 self._log_metrics(losses)
                 batch_time.update((time.time() - last_flush) / count, count)
             if prints:
-                epochs_left = self.max_epoch - self.epoch - 1
-                batches_left = self.num_batches - index - 1 + epochs_left * self.num_batches
+                batches_left = self.num_batches - index - 1 + self.batches_after(self.epoch)
                 eta = datetime.timedelta(seconds=int(batch_time.avg * batches_left))
                 print(
                     f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{index + 1}/{self.num_batches}] "
@@ -458,8 +519,20 @@ class TrainerX(SimpleTrainer):
     """Trains on labelled images. A subclass implements `forward_backward(batch)`."""
 
     def run_epoch(self) -> None:
-        self.num_batches = self._count(self.train_loader_x, "train_x")
-        self._run_batches((batch,) for batch in self.train_loader_x)
+        batches = self._count(self.train_loader_x, "train_x")
+        phase, epoch, most = self.phase_of(self.epoch)
+        self.num_batches = min(batches, most)
+        if epoch == 0:
+            self.begin_phase(phase)
+        loader = self.train_loader_x
+        cut = loader if self.num_batches == batches else islice(loader, self.num_batches)
+        self._run_batches((batch,) for batch in cut)
+
+    def batches_after(self, epoch: int) -> int:
+        phase, own, _ = self.phase_of(epoch)
+        steps, batches = self.phase_steps(), self.batches_per_epoch()
+        more = self.max_epoch - sum(self.phase_epochs())  # than the configuration says
+        return sum(steps[phase:]) - min(steps[phase], (own + 1) * batches) + more * batches
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
         """The images, labels and domains of a batch."""
