@@ -54,6 +54,16 @@ class Adapters:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def put_at(root: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
+    """Has `root` own a module or a parameter under a dotted name, as CLIP's modules have them."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    setattr(root, last, value)
+
+
 @contextmanager
 def replaced_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Within, `module` computes with `tensors`, by the names of its state dict; then with its own again.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,15 @@ class PromptLearner(nn.Module):
         else:
             cosines = image_features @ text_features.t()
         return at_least_float32(clip_model.logit_scale.exp() * cosines)
+
+    def state_for(
+        self, clip_model: CLIP, state: Mapping[str, Any], before: Sequence[str], now: Sequence[str]
+    ) -> Mapping[str, Any]:
+        """A state dict of the classes `before` as one of the classes `now`, which this learner is for.
+
+        For a learner that keeps something for each class, and knows what stands for another class.
+        """
+        return state
 
     def get_extra_state(self) -> dict:
         return self.identity

@@ -58,13 +58,19 @@ FORMS: dict[str, list[dict[str, Any]]] = {
 CASES = [(name, form) for name in METHODS for form in ({}, *FORMS.get(name, []))]
 # As deep as the tiny encoders: a prompt beyond them is not used.
 DEPTHS = {"PROMPT_DEPTH": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4}
+# What a method needs beside the settings that all are tried with.
+NEEDED: dict[str, list[Any]] = {
+    # The stages have epochs of their own: one and two of the three.
+    "TwoStageFS": ["OPTIM.WARMUP_EPOCH", 0, "TRAINER.TWOSTAGEFS.FRACTION", 0.34],
+}
 
 
 def options_of(name: str, precision: str, **form: Any) -> list[Any]:
     settings = TRAINER_REGISTRY.get(name).settings
     values = {key: depth for key, depth in DEPTHS.items() if settings.get(key, 0) > 1}
     values |= {"PREC": precision, **form}
-    return [item for key, value in values.items() for item in (f"TRAINER.{name.upper()}.{key}", value)]
+    own = [item for key, value in values.items() for item in (f"TRAINER.{name.upper()}.{key}", value)]
+    return [*NEEDED.get(name, []), *own]
 
 
 @pytest.fixture
@@ -124,18 +130,23 @@ def test_each_learned_tensor_gets_a_gradient_and_each_frozen_one_none(name, form
         torch.nn.init.normal_(named[key], std=0.1)
         if key.endswith("bias"):
             named[key].data.abs_()
-    before = {key: named[key].detach().clone() for key in learned}
+    reached = set()
     run.num_batches, run.batch_idx = 2, 0
-    summary = run.forward_backward(batch())
-    assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())
-    for key, tensor in named.items():
-        if key in learned:
-            assert tensor.grad is not None, f"{key} has no gradient"
-            assert tensor.grad.abs().max() > 0, f"the gradient of {key} is 0"
-            assert not torch.equal(tensor, before[key]), f"{key} did not move"
-        else:
-            assert tensor.grad is None, f"{key} has a gradient"
-            assert torch.equal(tensor, frozen[key]), f"{key} moved"
+    for phase in range(len(run.phase_steps())):
+        run.begin_phase(phase)
+        before = {key: named[key].detach().clone() for key in learned}
+        summary = run.forward_backward(batch())
+        assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())
+        for key in learned:
+            moved = not torch.equal(named[key], before[key])
+            assert moved == (named[key].grad is not None), f"{key} moved without a gradient, or did not move"
+            if moved:
+                assert named[key].grad.abs().max() > 0, f"the gradient of {key} is 0"
+                reached.add(key)
+    assert reached == set(learned)
+    for key in frozen:
+        assert named[key].grad is None, f"{key} has a gradient"
+        assert torch.equal(named[key], frozen[key]), f"{key} moved"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "amp"])
@@ -158,7 +169,9 @@ def test_text_is_encoded_once_a_test_unless_it_depends_on_the_image(name, form, 
     calls = []
     encode = prompted_clip.SharedPrefixText.encode
     monkeypatch.setattr(
-        prompted_clip.SharedPrefixText, "encode", lambda *words: calls.append(1) or encode(*words)
+        prompted_clip.SharedPrefixText,
+        "encode",
+        lambda *words, **how: calls.append(1) or encode(*words, **how),
     )
     run.test()
     once = len(getattr(run.model.prompt_learner, "ensemble", [1]))

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from .clip_trainer import CLIPPromptTrainer
+from .cliplora import CLIPLoRA
 from .cocoop import CoCoOp
 from .coop import CoOp
 from .ivlp import IVLP
@@ -11,6 +12,7 @@ from .kgcoop import KgCoOp
 from .maple import MaPLe
 from .pretrained import load
 from .promptsrc import MaPLeSRC, PromptSRC
+from .twostagefs import TwoStageFS
 from .vpt import VPT
 from .zsclip import ZeroshotCLIP, ZeroshotCLIP2
 
@@ -20,6 +22,7 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "IVLP",
     "VPT",
+    "CLIPLoRA",
     "CLIPPromptTrainer",
     "CoCoOp",
     "CoOp",
@@ -27,6 +30,7 @@ __all__ = [
     "MaPLe",
     "MaPLeSRC",
     "PromptSRC",
+    "TwoStageFS",
     "ZeroshotCLIP",
     "ZeroshotCLIP2",
     "load",

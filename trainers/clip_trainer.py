@@ -235,11 +235,27 @@ class CLIPPromptTrainer(TrainerX):
         """Loads what a checkpoint that fits this run has learned, as a test of it does."""
         if not self._models:
             raise UserError(f"MODEL.INIT_WEIGHTS is {path}, but {type(self).__name__} learns nothing.")
-        content = load_checkpoint(path)
+        content = self.published_state(load_checkpoint(path))
         checkpoint = content if "state_dict" in content else {"state_dict": content}
         state = self.checked_state(self.model_name, checkpoint, path)
         self._models[self.model_name].load_state_dict(state, strict=False)
         print(f'Successfully loaded pretrained weights from "{path}"')
+
+    def published_state(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a file holds, in the form of a checkpoint: `state_dict`, by this project's keys.
+
+        For a method whose authors write other files; what is in no known form is returned as it is.
+        """
+        return content
+
+    @classmethod
+    def more_files(cls, model: PromptedCLIP, backbone: str) -> dict[str, bytes]:
+        """More files of a saved folder, by their names, such as an adapter in the form of another library.
+
+        Args:
+            backbone: the name of the CLIP that the model is made of.
+        """
+        return {}
 
     def warn_of_unused_depth(self, key: str, tower: str, transformer: Transformer) -> None:
         """Warns of prompts beyond an encoder's blocks; the reference takes such depths, and so do we.
@@ -358,6 +374,7 @@ class CLIPPromptTrainer(TrainerX):
 
     @torch.no_grad()
     def test(self, split=None, **kwargs):
+        self.set_model_mode("eval")  # before text features are computed: there may be dropout
         with self.precision.autocast(), self.model.cached_text_features():
             return super().test(split, **kwargs)
 
@@ -383,10 +400,19 @@ class CLIPPromptTrainer(TrainerX):
         Raises:
             ValueError: it does not fit this run; lists what differs. Nothing was loaded then.
         """
-        state_dict = checkpoint.get("state_dict", {})
+        state_dict = self._of_these_classes(checkpoint.get("state_dict", {}))
         self._check_kinds(state_dict, self._models[name].state_dict(), path)
         check_fit(path, state_dict, self._models[name].state_dict(), self.model)
         return learned_tensors(state_dict)
+
+    def _of_these_classes(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state dict of other classes, as its identity says, as one of this run's; see `state_for`."""
+        identity = next((value for key, value in state_dict.items() if key.endswith(IDENTITY)), None)
+        before = identity.get("classnames") if isinstance(identity, Mapping) else None
+        now = self.dm.dataset.classnames
+        if not isinstance(before, list) or before == now:
+            return state_dict
+        return self.model.prompt_learner.state_for(self.model.clip_model, state_dict, before, now)
 
     @staticmethod
     def _check_kinds(state_dict: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:

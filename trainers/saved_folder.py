@@ -29,6 +29,7 @@ from prompted_clip.tensor_files import not_finite
 
 from .checkpoints import IDENTITY
 from .model_card import model_card
+from .peft_adapter import PEFT_FILES
 
 if TYPE_CHECKING:
     from .pretrained import Method
@@ -37,7 +38,7 @@ FORMAT = 1
 CONFIG_FILE, TENSORS_FILE, CLASSIFIER_FILE = "config.json", "model.safetensors", "classifier.safetensors"
 CARD_FILE = "README.md"
 MORE_FILES = ("result.json", "few_shot.json")
-FILES = (CONFIG_FILE, TENSORS_FILE, CLASSIFIER_FILE, CARD_FILE, *MORE_FILES)
+FILES = (CONFIG_FILE, TENSORS_FILE, CLASSIFIER_FILE, CARD_FILE, *MORE_FILES, *PEFT_FILES)
 LIBRARY = "maple-prompt-learning"
 PACKAGES = (LIBRARY, "torch", "numpy", "Pillow", "open_clip_torch")  # that a model's numbers depend on
 MOST_BYTES = 2**28  # of a file but the tensors
@@ -148,6 +149,7 @@ def write(model: PromptedCLIP, method: Method, folder: Path, classifier: bool) -
     parameters = sum(each.numel() for each in tensors.values())
     card = model_card(config, files, parameters, takes_names=not model.prompt_learner.class_specific)
     content |= {name: text.encode() for name, text in (*files.items(), (CARD_FILE, card))}
+    content |= method.trainer_class.more_files(model, method.cfg.MODEL.BACKBONE.NAME)
     content[CONFIG_FILE] = (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
     for name in FILES:  # of an earlier model, which this one does not have
         if name not in content:
