@@ -1,4 +1,6 @@
-"""Builds the wheel, and uses it in a fresh environment beside OpenAI's `clip` and Hugging Face's `datasets`.
+"""Builds the wheel, and uses it in a fresh environment beside other packages that know CLIP.
+
+Those are OpenAI's `clip`, Hugging Face's `datasets`, `transformers` and `peft`.
 
     python tests/install.py        (make test-install)
 
@@ -76,6 +78,8 @@ def main() -> None:
         run(*install, "--no-build-isolation", "openai-clip")
         run(python, "-c", PROGRAM, cwd=folder)
         run(python.with_name(f"maple-classify{python.suffix}"), "saved", "photos", "--top", "1", cwd=folder)
+        run(*install, "peft", "transformers")
+        run(python, ROOT / "tests" / "peft_check.py", cwd=folder)
 
 
 def environment(folder: Path) -> Path:

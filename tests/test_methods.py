@@ -44,6 +44,11 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "CoCoOp": [{"CTX_INIT": "a photo of a"}, {"META_NET_WIDTH": 8, "META_NET_LAYERS": 4}],
     "IVLP": [{"N_CTX_VISION": 0, "PROMPT_DEPTH_VISION": 0}, {"N_CTX_TEXT": 6, "PROMPT_DEPTH_TEXT": 1}],
     "VPT": [{"N_CTX_VISION": 4, "PROMPT_DEPTH_VISION": 3}],
+    "CLIPLoRA": [
+        {"ENCODER": "text", "POSITION": "half-up", "PARAMS": "qo"},
+        {"ENCODER": "vision", "DROPOUT_MASKS": "shared", "R": 1},
+    ],
+    "TwoStageFS": [{"PEFT": "bitfit"}, {"PEFT": "lora", "MODALITY": "vision"}, {"CLASSIFIER": "text"}],
     "MaPLe": [
         {"PROMPT_DEPTH": 1},
         {"COUPLING": "shared"},
@@ -134,6 +139,7 @@ def test_each_learned_tensor_gets_a_gradient_and_each_frozen_one_none(name, form
     run.num_batches, run.batch_idx = 2, 0
     for phase in range(len(run.phase_steps())):
         run.begin_phase(phase)
+        run.set_model_mode("train")
         before = {key: named[key].detach().clone() for key in learned}
         summary = run.forward_backward(batch())
         assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())
@@ -278,6 +284,9 @@ COUNTED = {
     ("PromptSRC", "vit_b16_c2_ep20_batch4_4+4ctx"): 46_080,
     ("KgCoOp", "vit_b16_ep100_ctxv1"): 2_048,
     ("CoCoOp", "vit_b16_c4_ep10_batch1_ctxv1_heavy"): 3_679_232,
+    # As counted on the authors' code; a classifier of 4 classes beside 2SFS's norms.
+    ("CLIPLoRA", "vit_b16"): 184_320,
+    ("TwoStageFS", "vit_b16"): 61_440 + 4 * 512,
 }
 
 

@@ -28,6 +28,8 @@ COCOOP = "CoOp, configs/trainers/CoCoOp; arXiv 2203.05557, section 4"
 PROMPTSRC = "PromptSRC, configs/trainers/PromptSRC; arXiv 2307.06948, section 4 and appendix"
 KGCOOP = "KgCoOp, configs/trainers/KgCoOp; arXiv 2303.13283, section 4"
 ZEROSHOT = "CoOp, configs/trainers/CoOp; arXiv 2103.00020"
+CLIPLORA = "MaxZanella/CLIP-LoRA, loralib/utils.py and lora.py; arXiv 2405.18541, section 4"
+TWOSTAGEFS = "FarinaMatteo/rethinking_fewshot_vlms; arXiv 2503.11609, section 5"
 OWN = "this project's: docs/embedded_default.md, docs/sweeps.md"
 
 INPUT = {
@@ -112,6 +114,15 @@ def kgcoop(batch: int, epochs: int, backbone: str = "ViT-B/16") -> dict[str, Any
     return settings(batch, 0.002, epochs, 5 if batch > 1 else 20, backbone)
 
 
+def per_iteration(name: str, steps: int, lr: float = 2e-4, **own: Any) -> dict[str, Any]:
+    """AdamW along a cosine that is stepped each iteration, so many of them per shot."""
+    optim = {"NAME": "adamw", "LR": lr, "WEIGHT_DECAY": 1e-2, "SCHEDULE_BY": "iteration", "LR_MIN": 1e-6}
+    optim |= {"WARMUP_EPOCH": 0, "ITER_PER_SHOT": steps}
+    base = {**settings(32, None, None), "DATALOADER.TRAIN_X.DROP_LAST": False}
+    base |= {f"OPTIM.{key}": value for key, value in optim.items()}
+    return section(name, base, **{"PREC": "amp", **own})
+
+
 VPT_DEEP = section(
     "VPT", settings(4, 0.0025, 5), N_CTX_VISION=8, CTX_INIT=A_PHOTO, PREC="fp16", PROMPT_DEPTH_VISION=12
 )
@@ -173,6 +184,18 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "CoOp/vit_b16_c4_ep10_batch1_ctxv1": (OWN, coop(10, words=A_PHOTO, batch=1)),
     "CoOp/shapes": (OWN, shapes(coop(10, words=A_PHOTO, batch=1), "COOP")),
     "CoOp/shapes_ep50": (OWN, shapes(coop(50, words=A_PHOTO), "COOP")),
+    "CLIPLoRA/vit_b16": (CLIPLORA, per_iteration("CLIPLORA", 500)),
+    "CLIPLoRA/shapes": (
+        OWN,
+        shapes(per_iteration("CLIPLORA", 15, 1e-3), "CLIPLORA", DROPOUT_MASKS="shared"),
+    ),
+    "TwoStageFS/vit_b16": (TWOSTAGEFS, per_iteration("TWOSTAGEFS", 300)),
+    "TwoStageFS/shapes": (OWN, shapes(per_iteration("TWOSTAGEFS", 15, 1e-3), "TWOSTAGEFS")),
+    "TwoStageFS/vit_b16_one_rule": (OWN, per_iteration("TWOSTAGEFS", 300, CLASSIFIER="text")),
+    "TwoStageFS/shapes_one_rule": (
+        OWN,
+        shapes(per_iteration("TWOSTAGEFS", 15, 1e-3), "TWOSTAGEFS", CLASSIFIER="text"),
+    ),
     "ZeroshotCLIP/vit_b16": (ZEROSHOT, settings(4, None, None)),
     "ZeroshotCLIP/vit_b32": (ZEROSHOT, settings(4, None, None, backbone="ViT-B/32")),
     "ZeroshotCLIP/rn50": (ZEROSHOT, settings(4, None, None, backbone="RN50")),

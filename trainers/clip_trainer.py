@@ -235,7 +235,7 @@ class CLIPPromptTrainer(TrainerX):
         """Loads what a checkpoint that fits this run has learned, as a test of it does."""
         if not self._models:
             raise UserError(f"MODEL.INIT_WEIGHTS is {path}, but {type(self).__name__} learns nothing.")
-        content = self.published_state(load_checkpoint(path))
+        content = dict(self.published_state(load_checkpoint(path)))
         checkpoint = content if "state_dict" in content else {"state_dict": content}
         state = self.checked_state(self.model_name, checkpoint, path)
         self._models[self.model_name].load_state_dict(state, strict=False)

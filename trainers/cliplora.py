@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dassl.data.class_names import brief
 from dassl.engine import TRAINER_REGISTRY
 from prompted_clip import Adapters, BlockAdapter
 from prompted_clip.adapters import put_at
@@ -88,12 +89,14 @@ class LowRankLearner(PromptLearner):
         self.blocks: dict[str, list[BlockAdapter | None]] = {}
         for encoder, numbers in blocks.items():
             prefix = "visual." if encoder == "vision" else ""
-            width = clip_model.get_submodule(f"{prefix}transformer").width
+            tower: Any = clip_model.visual if encoder == "vision" else clip_model
             self.blocks[encoder] = [None] * (max(numbers, default=-1) + 1)
             for number in numbers:
                 parts: dict[str, LowRank] = {}
                 for letter in matrices:
-                    parts[letter] = LowRank(width, rank, alpha / math.sqrt(rank), dropout, detached)
+                    parts[letter] = LowRank(
+                        tower.transformer.width, rank, alpha / math.sqrt(rank), dropout, detached
+                    )
                     name = f"{prefix}transformer.resblocks.{number}.attn.{MATRICES[letter]}"
                     put_at(self, name, parts[letter])
                 self.blocks[encoder][number] = BlockAdapter(*map(parts.get, MATRICES))
@@ -192,7 +195,13 @@ class CLIPLoRA(CLIPPromptTrainer):
             return content
         adapted = [name for name, each in self.model.prompt_learner.named_modules() if name.endswith(".attn")]
         places = sorted(adapted, key=lambda name: (name.startswith("visual."), int(name.split(".")[-2])))
-        found = {}
+        if len(layers) != len(places):
+            raise UserError(
+                f"The file holds adapters of {len(layers)} blocks, here are {len(places)}. Give ENCODER and "
+                f"POSITION of TRAINER.{self.settings_key()} as it was trained: its metadata is "
+                f"{brief(content.get('metadata'), 200)}."
+            )
+        found: dict[str, Any] = {}
         for number, place in enumerate(places):
             for matrix, pair in (layers.get(f"layer_{number}") or {}).items():
                 found |= {f"{place}.{matrix}.{key}": tensor for key, tensor in pair.items()}

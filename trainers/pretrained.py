@@ -239,8 +239,8 @@ class Method:
             trainer.device = model.clip_model.logit_scale.device
             other = trainer.build_learner(model.clip_model, names)
         state = {key: each for key, each in learner.state_dict().items() if not key.endswith(IDENTITY)}
-        state = other.state_for(model.clip_model, state, model.classnames, names)
-        other.load_state_dict(state, strict=False)
+        adapted = other.state_for(model.clip_model, state, model.classnames, names)
+        other.load_state_dict(adapted, strict=False)
         other.identity = {**learner.identity, "classnames": names}
         made = type(model)(model.clip_model, other, self.cfg.MODEL.TEXT_CHUNK)
         made.classnames, made.preprocess, made.method = names, model.preprocess, copy.copy(self)

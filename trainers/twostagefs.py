@@ -155,12 +155,12 @@ class TwoStageFS(CLIPPromptTrainer):
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         own = self.own_settings
-        starts = {"text": own.TEXT_START, "vision": own.VISION_START}
-        blocks: dict[str, list[int]] = {}
-        for encoder, start in starts.items():
-            tuned = own.MODALITY in ("both", encoder)
-            tower = clip_model.transformer if encoder == "text" else tuned and clip_model.visual.transformer
-            blocks[encoder] = list(range(start, tower.layers)) if tuned else []
+        visual: Any = clip_model.visual
+        blocks: dict[str, list[int]] = {"text": [], "vision": []}
+        if own.MODALITY != "vision":
+            blocks["text"] = list(range(own.TEXT_START, clip_model.transformer.layers))
+        if own.MODALITY != "text":
+            blocks["vision"] = list(range(own.VISION_START, visual.transformer.layers))
         learner: TwoStages
         if own.PEFT == "lora":
             learner = TwoStageLowRank(clip_model, classnames, own.TEMPLATE, "qkv", blocks)
@@ -183,7 +183,8 @@ class TwoStageFS(CLIPPromptTrainer):
             print("Second stage: a classifier that starts from the tuned text features")
             self.set_model_mode("eval")
             with self.precision.autocast():
-                self.model.prompt_learner.start_classifier(self.model.clip_model)
+                learner: Any = self.model.prompt_learner
+                learner.start_classifier(self.model.clip_model)
 
     @classmethod
     def more_files(cls, model: Any, backbone: str) -> dict[str, bytes]:
