@@ -10,8 +10,11 @@ from .coop import CoOp
 from .ivlp import IVLP
 from .kgcoop import KgCoOp
 from .maple import MaPLe
+from .mma import MMA
 from .pretrained import load
+from .prograd import ProGrad
 from .promptsrc import MaPLeSRC, PromptSRC
+from .tcp import TCP
 from .twostagefs import TwoStageFS
 from .vpt import VPT
 from .zsclip import ZeroshotCLIP, ZeroshotCLIP2
@@ -21,6 +24,8 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "IVLP",
+    "MMA",
+    "TCP",
     "VPT",
     "CLIPLoRA",
     "CLIPPromptTrainer",
@@ -29,6 +34,7 @@ __all__ = [
     "KgCoOp",
     "MaPLe",
     "MaPLeSRC",
+    "ProGrad",
     "PromptSRC",
     "TwoStageFS",
     "ZeroshotCLIP",

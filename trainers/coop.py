@@ -122,20 +122,19 @@ class CoOp(CLIPPromptTrainer):
         self.check_setting(cfg, "N_CTX", at_least=1, why="the paper uses 16, and 4 beside CoCoOp")
         self.check_setting(cfg, "CLASS_TOKEN_POSITION", one_of=CLASS_TOKEN_POSITIONS)
 
-    def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
-        own = self.own_settings
-        if own.CSC and own.CTX_INIT:
+    def context_words(self) -> str:
+        """Words that the context starts from; "" for noise."""
+        return self.own_settings.CTX_INIT
+
+    def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> ContextLearner:
+        own, words = self.own_settings, self.context_words()
+        if own.CSC and words:
             print(
                 f"Warning: TRAINER.{self.settings_key()}.CSC is not used, as in the reference: the context "
                 f"starts from the words of CTX_INIT, {own.CTX_INIT!r}, for all classes"
             )
         learner = ContextLearner(
-            clip_model,
-            classnames,
-            own.N_CTX,
-            own.CTX_INIT,
-            own.CSC and not own.CTX_INIT,
-            own.CLASS_TOKEN_POSITION,
+            clip_model, classnames, own.N_CTX, words, own.CSC and not words, own.CLASS_TOKEN_POSITION
         )
         print_context(learner)
         return learner

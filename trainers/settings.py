@@ -9,6 +9,13 @@ from prompted_clip.factory import interpolation
 from prompted_clip.model import CLIP
 from prompted_clip.shared_prefix import AUTOMATIC, CLASSES_AT_ONCE, NEVER
 
+IN_PROPORTION = -1  # of a setting that names a block
+
+
+def in_proportion(block: int, layers: int) -> int:
+    """The block of an encoder of so many layers that is as deep as `block` is in one of 12; 1 or more."""
+    return max(1, block * layers // 12)
+
 
 def keys_without_value(node, prefix: str = "") -> list[str]:
     """The full names of all keys that are None, as yacs allows them to be."""
