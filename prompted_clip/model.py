@@ -103,7 +103,7 @@ class VisionTransformer(nn.Module):
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
         end = x.shape[1]
-        if (tokens := prompts.before(0)) is not None:
+        if (tokens := prompts.embedded()) is not None:
             x = insert_tokens(x, tokens, end)
         x = self.ln_pre(x)
 
@@ -317,12 +317,13 @@ class CLIP(nn.Module):
 
         def enter(block: int, x: Tensor) -> tuple[Tensor, Attend | None]:
             tokens = prompts.before(block)
-            if slots is None or tokens is None or block == 0:  # those of block 0 are in already
+            # Embedded ones are in already, and inserted ones follow SOS.
+            if slots is None or tokens is None or block == 0 or prompts.inserts():
                 return prompts.enter(block, x, 1), None
             return overwrite_slots(x, tokens, slots, prompts.blend), None
 
         x = self.embed_words(text)
-        if (tokens := prompts.before(0)) is not None:
+        if (tokens := prompts.embedded()) is not None:
             x = replace_tokens(x, tokens, 1) if slots is None else overwrite_slots(x, tokens, slots)
         x = x + self.positional_embedding[: x.shape[1]].to(x.dtype)
         return self.transformer(x.transpose(0, 1), enter, adapters).transpose(0, 1)

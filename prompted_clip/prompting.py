@@ -18,7 +18,8 @@ class Prompts:
     `tokens` enter before block `first_block` and `deep[k]` overwrites them before block `k + 1`; blocks are
     counted from 0. In text, tokens stand after SOS: those of block 0 overwrite words and get their positional
     embedding, those of a later block are inserted and lengthen the sequence. In images, tokens stand after
-    the patches; those of block 0 pass `ln_pre`. Deep prompts beyond the encoder's blocks are not used.
+    the patches; those of block 0 pass `ln_pre`. With `insert`, those of block 0 enter as those of a later block
+    do. Deep prompts beyond the encoder's blocks are not used.
 
     Attributes:
         tokens: `(n width)`, or `(batch n width)` where each sample has its own; None for no tokens.
@@ -26,6 +27,8 @@ class Prompts:
         first_block: the block before which `tokens` enter.
         blend: β of overwriting, β · new + (1 − β) · old; 1 replaces.
         class_specific: whether tokens with three axes are each class's own, `(class n width)`, in text.
+        insert: whether tokens are inserted right before block 0, past the embeddings and `ln_pre`, if that is
+            their first block.
 
     Raises:
         ValueError: deep prompts are to overwrite tokens that have not entered yet.
@@ -36,6 +39,7 @@ class Prompts:
     first_block: int = 0
     blend: float | Tensor = 1.0
     class_specific: bool = False
+    insert: bool = False
 
     def __post_init__(self) -> None:
         early = [k for k, tokens in enumerate(self.deep[: self.first_block]) if tokens is not None]
@@ -60,20 +64,29 @@ class Prompts:
                 f"allowed is up to {blocks - 1}."
             )
 
+    def inserts(self, block: int | None = None) -> bool:
+        """Whether tokens are inserted, rather than overwrite words; before that block, if one is named."""
+        inserts = self.tokens is not None and (self.insert or self.first_block > 0)
+        return inserts and block in (None, self.first_block)
+
+    def embedded(self) -> Tensor | None:
+        """The tokens that stand among the embeddings; None for none."""
+        return None if self.inserts() else self.before(0)
+
     def inserted(self) -> int:
         """By how many tokens a sentence is lengthened."""
-        return 0 if self.first_block == 0 or self.tokens is None else self.tokens.shape[-2]
+        return self.tokens.shape[-2] if self.tokens is not None and self.inserts() else 0
 
     def are_of_classes(self, tokens: Tensor) -> bool:
         """Whether such tokens are each class's own."""
         return self.class_specific and tokens.dim() == 3
 
     def enter(self, block: int, x: Tensor, start: int) -> Tensor:
-        """Puts the tokens of a block after the first into `x`, `(batch length width)`, at `start`."""
+        """Puts the tokens of a block that are not embedded into `x`, `(batch length width)`, at `start`."""
         tokens = self.before(block)
-        if tokens is None or block == 0:
+        if tokens is None or (block == 0 and not self.inserts()):
             return x
-        if block == self.first_block:
+        if self.inserts(block):
             return insert_tokens(x, tokens, start)
         return replace_tokens(x, tokens, start, self.blend)
 

@@ -167,7 +167,7 @@ class SharedPrefixText(nn.Module):
         for tokens in each:
             if prompts.are_of_classes(tokens) and len(tokens) != count:
                 raise UserError(f"There are prompts of {len(tokens)} classes, and there are {count} classes.")
-        if prompts.first_block:  # they are inserted
+        if prompts.inserts():
             return
         given = 0 if prompts.tokens is None else prompts.tokens.shape[-2]
         most = max((tokens.shape[-2] for tokens in each), default=0)
@@ -222,18 +222,19 @@ class SharedPrefixText(nn.Module):
         layouts = self._layouts(prompts, len(clip_model.transformer.resblocks), first, end)
 
         def enter(block: int, x: Tensor) -> tuple[Tensor, Attend]:
-            before, layout = layouts[max(0, block - 1)], layouts[block]
-            inserts = 0 < block == prompts.first_block
+            before, layout = layouts[block], layouts[block + 1]
+            inserts = prompts.inserts(block)
             if layout is not before:
                 x = x.index_select(1, before.source_rows(layout, prompts.inserted() * inserts))
-            if block:
+            if block or inserts:
                 x = self._overwrite(x, layout, prompts, block, 1.0 if inserts else prompts.blend)
             return x, layout.attention(x)
 
         with replaced_tensors(clip_model, adapters.tensors):
             words = layouts[0].once("words", lambda layout: self.tokens[layout.classes, layout.position_ids])
             x = clip_model.embed_checked(words).expand(groups, -1, -1)
-            x = self._overwrite(x, layouts[0], prompts, 0)
+            if prompts.embedded() is not None:
+                x = self._overwrite(x, layouts[0], prompts, 0)
             positions = clip_model.positional_embedding.to(x.dtype)
             x = x + positions.index_select(0, layouts[0].position_ids)
             eot = layouts[-1].last_rows
@@ -241,17 +242,21 @@ class SharedPrefixText(nn.Module):
             return clip_model.ln_final(x) @ clip_model.text_projection.to(x.dtype)
 
     def _layouts(self, prompts: Prompts, blocks: int, first: int, end: int) -> list[PackedLayout]:
-        """The layout of each block: less is shared from a block on whose prompts are each class's own."""
+        """The layouts of the embeddings and of each block.
+
+        Less is shared from a block on whose prompts are each class's own.
+        """
         shared, inserted, layouts = self.shared, 0, []
         for block in range(blocks):
             tokens = prompts.before(block)
-            if tokens is not None and 0 < block == prompts.first_block:
+            if prompts.inserts(block):
+                layouts += [] if block else [self._layout(first, end, shared, 0)]
                 inserted = prompts.inserted()
                 shared += inserted
             if tokens is not None and prompts.are_of_classes(tokens):
-                shared = min(shared, 1 if prompts.first_block else self.shared_if_class_specific)
+                shared = min(shared, 1 if prompts.inserts() else self.shared_if_class_specific)
             layouts.append(self._layout(first, end, shared, inserted))
-        return layouts
+        return layouts if prompts.inserts(0) else [layouts[0], *layouts]
 
     def _layout(self, first: int, end: int, shared: int, inserted: int) -> PackedLayout:
         """Made once for each device, which it would wait for in each step otherwise."""
@@ -272,7 +277,7 @@ class SharedPrefixText(nn.Module):
         tokens = prompts.before(block)
         if tokens is None:
             return x
-        of_classes, inserted = prompts.are_of_classes(tokens), prompts.first_block > 0
+        of_classes, inserted = prompts.are_of_classes(tokens), prompts.inserts()
         count = tokens.shape[-2]
         rows, which = layout.once(
             ("slots", count, of_classes, inserted),

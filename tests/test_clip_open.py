@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def one_at_a_time(model: CLIP, learner: PromptLearner) -> Tensor:
             each[number] if each is not None and prompts.are_of_classes(each) else each
             for each in (prompts.tokens, *prompts.deep)
         ]
-        mine = Prompts(own[0], own[1:], prompts.first_block, prompts.blend)
+        mine = replace(prompts, tokens=own[0], deep=own[1:])
         features.append(model.encode_text(tokens[None], mine, learner.text_adapters())[0])
     return torch.stack(features)
 
@@ -331,19 +332,20 @@ def test_a_tensor_that_clip_does_not_have_is_an_error(model):
 
 
 class LateTokens(PromptLearner):
-    FIRST, COUNT = 1, 3
+    COUNT = 3
 
-    def __init__(self, model: CLIP, blend: float) -> None:
+    def __init__(self, model: CLIP, blend: float, first: int) -> None:
         super().__init__(class_sentences(model, NAMES, "a photo of a {}."))
-        self.blend = blend
+        self.blend, self.first = blend, first
         self.text, self.image = (
-            nn.ParameterList(parameter(self.COUNT, width) for _ in range(self.FIRST, LAYERS))
+            nn.ParameterList(parameter(self.COUNT, width) for _ in range(first, LAYERS))
             for width in (TEXT_WIDTH, IMAGE_WIDTH)
         )
         self.projection = parameter(IMAGE_WIDTH, 32)
 
     def prompts(self, tokens: nn.ParameterList) -> Prompts:
-        return Prompts(tokens[0], [None] * self.FIRST + list(tokens[1:]), self.FIRST, self.blend)
+        deep = [None] * self.first + list(tokens[1:])
+        return Prompts(tokens[0], deep, self.first, self.blend, insert=True)
 
     def text_prompts(self, image_features: Tensor | None = None) -> Prompts:
         return self.prompts(self.text)
@@ -362,19 +364,19 @@ class LateTokens(PromptLearner):
         return 0.7 * first + 0.3 * second
 
 
-@pytest.mark.parametrize("blend", [1.0, 0.3])
-def test_tokens_that_enter_at_a_later_block(blend, model):
-    learner = LateTokens(model, blend)
+@pytest.mark.parametrize(("first", "blend"), [(1, 1.0), (1, 0.3), (0, 1.0), (0, 0.3)])
+def test_tokens_that_are_inserted_before_a_block(first, blend, model):
+    learner = LateTokens(model, blend, first)
     check_text(model, learner, list(learner.text))
 
     def before(tokens: nn.ParameterList) -> Callable[[int, Tensor], Tensor]:
         """After the first position, as the paper has it for images, too."""
 
         def enter(k: int, x: Tensor) -> Tensor:
-            if k < learner.FIRST:
+            if k < first:
                 return x
-            new = tokens[k - learner.FIRST][:, None].expand(-1, x.shape[1], -1)
-            if k == learner.FIRST:
+            new = tokens[k - first][:, None].expand(-1, x.shape[1], -1)
+            if k == first:
                 return torch.cat([x[:1], new, x[1:]])
             old = x[1 : 1 + learner.COUNT]
             return torch.cat([x[:1], blend * new + (1 - blend) * old, x[1 + learner.COUNT :]])

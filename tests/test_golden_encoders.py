@@ -88,8 +88,8 @@ class Case:
                 found[key] = tuple(value) if isinstance(value, list) else value
             elif key not in UNUSED.get(self.method, ()):
                 name = RENAMED.get(self.method, {}).get(key, key.rpartition(".")[2])
-                value = VALUES.get(f"{self.method}.{name}", {}).get(value, value)
                 value = tuple(value) if isinstance(value, list) else value
+                value = VALUES.get(f"{self.method}.{name}", {}).get(value, value)
                 found[f"TRAINER.{self.method.upper()}.{name}"] = value
         return found
 
@@ -153,7 +153,25 @@ class Case:
         return "loss"
 
     def compare_test(self, prefix: str, tolerance: float) -> None:
+        """The trainer's own test, against what was recorded; MMRL's, for each of its rules."""
         first = len(self.batch(0)["img"])
+        if f"{prefix}logits_all8.fs" in self.recorded:
+            learner = self.trainer.model.prompt_learner
+            here = learner.identity
+            trained = {
+                "b2n_base": here,
+                "b2n_new": here | {"classnames": ["one of the others"]},
+                "fs": {},  # tested in the run that has trained it
+                "cd": here | {"data": {"DATASET.NAME": "ImageNet"}},
+            }
+            for rule, identity in trained.items():
+                learner.loaded_identity = identity
+                logits = self.test(self.images)
+                self.compare(f"{prefix}logits_all8.{rule}", logits, tolerance)
+                if rule == "b2n_new":
+                    self.compare(f"{prefix}logits", logits[:first], tolerance)
+            learner.loaded_identity = {}
+            return
         logits = self.test(self.images)
         self.compare(f"{prefix}logits", logits[:first], tolerance)
         self.compare(f"{prefix}logits_all8", logits, tolerance)

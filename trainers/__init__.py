@@ -11,6 +11,8 @@ from .ivlp import IVLP
 from .kgcoop import KgCoOp
 from .maple import MaPLe
 from .mma import MMA
+from .mmrl import MMRL
+from .mmrlpp import MMRLpp
 from .pretrained import load
 from .prograd import ProGrad
 from .promptsrc import MaPLeSRC, PromptSRC
@@ -25,6 +27,7 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "IVLP",
     "MMA",
+    "MMRL",
     "TCP",
     "VPT",
     "CLIPLoRA",
@@ -32,6 +35,7 @@ __all__ = [
     "CoCoOp",
     "CoOp",
     "KgCoOp",
+    "MMRLpp",
     "MaPLe",
     "MaPLeSRC",
     "ProGrad",

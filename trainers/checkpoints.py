@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -26,8 +26,10 @@ MOST_DIFFERENCES = 6
 HALF_ROUNDING = 0.01  # more than what float16 or bfloat16 can make of a weight, relative to the largest one
 
 # The reference saves the whole model: CLIP's weights, and embeddings of words that are computed here.
-CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale", "prompt_learner.ZS_image_encoder.")
-WORD_KEYS = ("token_prefix", "token_suffix", "token_midfix")
+TEACHER_KEYS = ("prompt_learner.ZS_image_encoder.", "model_distill.")
+CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale", *TEACHER_KEYS)
+WORD_KEYS = ("token_prefix", "token_suffix", "token_midfix", "prompt_embeddings", "tokenized_prompts")
+WORD_KEYS += ("token_embedding",)
 # Its IVLP, VPT and PromptSRC keep prompts in the encoders, those before block k in that block.
 ENCODER_PROMPTS = re.compile(r"(image|text)_encoder\.(?:transformer\.resblocks\.(\d+)\.)?VPT(?:_shallow)?")
 
@@ -40,7 +42,11 @@ def identity_of(trainer: CLIPPromptTrainer, clip_model: CLIP) -> dict[str, Any]:
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "backbone_sha256": fingerprint(clip_model),
         "projections_sha256": old_fingerprint(clip_model),  # what earlier versions wrote in its place
-        "settings": {key: value for key, value in trainer.own_settings.items() if key != "PREC"},
+        "settings": {
+            key: value
+            for key, value in trainer.own_settings.items()
+            if key not in ("PREC", *trainer.test_settings)
+        },
         "classnames": list(dataset.classnames),
         "template": template_of(dataset),
         "own_path": own_path(cfg.DATASET),
@@ -68,11 +74,17 @@ def old_fingerprint(clip_model: CLIP) -> str:
     return digest.hexdigest()
 
 
-def learned_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The learner's part of a state dict of this project, or of the reference, under this project's keys."""
+def learned_tensors(state_dict: Mapping[str, Any], wanted: Container[str] = ()) -> dict[str, Any]:
+    """The learner's part of a state dict of this project, or of the reference, under this project's keys.
+
+    Args:
+        wanted: keys of the learner, which may be among those of CLIP's encoders.
+    """
     learned = {}
     for key, value in state_dict.items():
-        if found := ENCODER_PROMPTS.fullmatch(key):
+        if key in wanted:
+            learned[key] = value
+        elif found := ENCODER_PROMPTS.fullmatch(key):
             encoder, block = found.groups()
             name = f"{encoder}_tokens" if block is None else f"deep_{encoder}.{int(block) - 1}"
             learned[f"prompt_learner.{name}"] = value
@@ -93,7 +105,7 @@ def check_fit(
     Raises:
         ValueError: lists what differs.
     """
-    saved = learned_tensors(state_dict)
+    saved = learned_tensors(state_dict, wanted)
     differences = []
     for key in wanted:
         if key.endswith(IDENTITY):

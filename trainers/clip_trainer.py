@@ -56,6 +56,8 @@ class CLIPPromptTrainer(TrainerX):
     prefixed_keys: ClassVar[bool] = True
     # Puts CLIP and the learner together.
     model_class: ClassVar[type[PromptedCLIP]] = PromptedCLIP
+    # Settings that a test may give other values than the training had.
+    test_settings: ClassVar[tuple[str, ...]] = ()
     # Whether `losses` take several views of an image, as many as DATALOADER.K_TRANSFORMS says.
     takes_views: ClassVar[bool] = False
     # Nothing is learned, and no shots are drawn: seed and shots do not matter.
@@ -167,8 +169,8 @@ class CLIPPromptTrainer(TrainerX):
 
     def _needs_vit_message(self, backbone: str) -> str:
         return (
-            f"{backbone}, a ResNet: {type(self).__name__} puts tokens into the image encoder and needs a "
-            "ViT, such as ViT-B/16."
+            f"{backbone}, a ResNet: {type(self).__name__} puts tokens or adapters into the image encoder and "
+            "needs a ViT, such as ViT-B/16."
         )
 
     # --- building ---------------------------------------------------------------------------------------
@@ -401,9 +403,10 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: it does not fit this run; lists what differs. Nothing was loaded then.
         """
         state_dict = self._of_these_classes(checkpoint.get("state_dict", {}))
-        self._check_kinds(state_dict, self._models[name].state_dict(), path)
-        check_fit(path, state_dict, self._models[name].state_dict(), self.model)
-        return learned_tensors(state_dict)
+        wanted = self._models[name].state_dict()
+        self._check_kinds(state_dict, wanted, path)
+        check_fit(path, state_dict, wanted, self.model)
+        return learned_tensors(state_dict, wanted)
 
     def _of_these_classes(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state dict of other classes, as its identity says, as one of this run's; see `state_for`."""

@@ -242,6 +242,7 @@ class Method:
         adapted = other.state_for(model.clip_model, state, model.classnames, names)
         other.load_state_dict(adapted, strict=False)
         other.identity = {**learner.identity, "classnames": names}
+        other.loaded_identity = learner.loaded_identity or learner.identity
         made = type(model)(model.clip_model, other, self.cfg.MODEL.TEXT_CHUNK)
         made.classnames, made.preprocess, made.method = names, model.preprocess, copy.copy(self)
         made.temperature, made.autocast = model.temperature, model.autocast
