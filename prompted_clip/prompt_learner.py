@@ -99,6 +99,18 @@ class PromptLearner(nn.Module):
         """
         return state
 
+    def is_asked_what_it_learned(self) -> bool:
+        """Whether the classes and the dataset are those trained on, as far as the checkpoint says.
+
+        The authors' checkpoints do not say; they are of the dataset at hand, and not of its new classes.
+        """
+        here, trained = self.identity, self.loaded_identity
+        data = here.get("data", {})
+        if not trained:
+            return data.get("DATASET.SUBSAMPLE_CLASSES") != "new"
+        same_dataset = trained.get("data", {}).get("DATASET.NAME") == data.get("DATASET.NAME")
+        return same_dataset and sorted(trained.get("classnames", ())) == sorted(here.get("classnames", ()))
+
     def get_extra_state(self) -> dict:
         return self.identity
 

@@ -18,8 +18,8 @@ class Prompts:
     `tokens` enter before block `first_block` and `deep[k]` overwrites them before block `k + 1`; blocks are
     counted from 0. In text, tokens stand after SOS: those of block 0 overwrite words and get their positional
     embedding, those of a later block are inserted and lengthen the sequence. In images, tokens stand after
-    the patches; those of block 0 pass `ln_pre`. With `insert`, those of block 0 enter as those of a later block
-    do. Deep prompts beyond the encoder's blocks are not used.
+    the patches; those of block 0 pass `ln_pre`. With `insert`, those of block 0 enter as those of a later
+    block do. Deep prompts beyond the encoder's blocks are not used.
 
     Attributes:
         tokens: `(n width)`, or `(batch n width)` where each sample has its own; None for no tokens.

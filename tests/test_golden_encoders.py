@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import TRAINER_REGISTRY
 
 LOGITS, GRADIENTS, TRAJECTORY = 1e-5, 1e-4, 1e-3
 NEAR_ZERO = 1e-3  # of the largest gradient: smaller ones are held against this
@@ -26,7 +25,8 @@ FOLDER = GOLDEN / "methods"
 METHODS = ("ProGrad", "TCP", "MMA", "MMRL", "MMRLpp", "CoPrompt")
 RECORDED = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 METHOD_OF = {
-    name: {"MultiModalAdapter": "MMA"}.get(case["trainer"], case["trainer"]) for name, case in RECORDED.items()
+    name: {"MultiModalAdapter": "MMA"}.get(case["trainer"], case["trainer"])
+    for name, case in RECORDED.items()
 }
 CASES = [name for name, method in METHOD_OF.items() if method in METHODS]
 # The settings of a method under their names here, where those of the authors differ.
@@ -56,13 +56,17 @@ OWN_OPTIMIZERS: dict[str, dict[str, Any]] = {
 class Case:
     """A recording, and the trainer that has to repeat it."""
 
-    def __init__(self, name: str, build: Callable[..., Any], **options: Any) -> None:
+    def __init__(self, name: str, build: Callable[..., Any], folder: Path, **options: Any) -> None:
         self.case = RECORDED[name]
         self.recorded = load_file(FOLDER / f"{name}.safetensors")
         self.method = METHOD_OF[name]
         preset, self.labels = self.case["preset_args"], torch.tensor(self.case["labels"])
         self.images = torch.from_numpy(golden_script.make_images(preset["seed"], 8, preset["res"]))
         options = self.settings() | options
+        if "class_sentences" in self.case:
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(self.case["class_sentences"]))
+            options["TRAINER.COPROMPT.DESCRIPTIONS"] = str(file)
         dataset = DATASET_REGISTRY.get(self.case["cfg"]["DATASET.NAME"])
         self.trainer = build(
             self.method,
@@ -114,17 +118,27 @@ class Case:
             assert norm == pytest.approx(sampled["norm"], rel=max(tolerance, 1e-5), abs=tolerance * scale)
             ours = ours.flatten()[:: sampled["stride"]]
         scale = max(scale, float(recorded.abs().max()))
-        error = float((ours - recorded).abs().max()) / scale if scale else float((ours - recorded).abs().max())
+        error = (
+            float((ours - recorded).abs().max()) / scale if scale else float((ours - recorded).abs().max())
+        )
         assert error <= tolerance, f"{key}: {error:.2e} > {tolerance:.0e}"
 
     def batch(self, step: int) -> dict[str, Any]:
         start, stop = self.case["traj"]["traj"]["batch_slices"][step % 2]
-        return {"img": self.images[start:stop], "label": self.labels[start:stop]}
+        images: Any = self.images[start:stop]
+        if "images2" in self.case:
+            preset = self.case["preset_args"]
+            second = golden_script.make_images(preset["seed"] + 1, 8, preset["res"])
+            images = [images, torch.from_numpy(second)[start:stop]]
+        return {"img": images, "label": self.labels[start:stop]}
 
     def step(self, step: int) -> dict[str, Any]:
         self.trainer.num_batches = 2
         self.trainer.batch_idx = step % 2
-        return self.trainer.forward_backward(self.batch(step))
+        with pytest.MonkeyPatch.context() as patch:
+            if "sentence_index_of_step" in self.case:  # CoPrompt draws one of each class's
+                patch.setattr("random.randint", lambda *_: self.case["sentence_index_of_step"][step])
+            return self.trainer.forward_backward(self.batch(step))
 
     def test(self, images: Tensor) -> Tensor:
         """Logits of the trainer's own test."""
@@ -144,7 +158,9 @@ class Case:
             losses.append(self.step(step)[self.loss_key()])
         assert rates == recorded["lr_used"]
         self.compare(f"{name}.loss", torch.tensor(losses), TRAJECTORY)
-        if recorded["optimizer"] == "sgd":  # of Adam, an entry without a gradient moves by the rate either way
+        if (
+            recorded["optimizer"] == "sgd"
+        ):  # of Adam, an entry without a gradient moves by the rate either way
             for key, tensor in self.recorded_names().items():
                 self.compare(f"{final}.{key}", tensor, TRAJECTORY)
         self.compare_test(final + "_", TRAJECTORY)
@@ -154,7 +170,7 @@ class Case:
 
     def compare_test(self, prefix: str, tolerance: float) -> None:
         """The trainer's own test, against what was recorded; MMRL's, for each of its rules."""
-        first = len(self.batch(0)["img"])
+        first = len(self.batch(0)["label"])
         if f"{prefix}logits_all8.fs" in self.recorded:
             learner = self.trainer.model.prompt_learner
             here = learner.identity
@@ -191,13 +207,16 @@ def make_case(bare_trainer: Any, weights_folder: Path) -> Callable[..., Case]:
             save_file(weights | {"logit_scale": weights["logit_scale"].reshape(())}, file)
         return bare_trainer(method, file, *args, "vit_b16.yaml", **options)
 
-    return lambda name, **options: Case(name, build, **options)
+    return lambda name, **options: Case(name, build, weights_folder, **options)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_method_repeats_its_authors_code(name: str, make_case: Any) -> None:
     case = make_case(name)
-    assert sum(each.numel() for each in case.trainer.model.prompt_learner.parameters()) == case.case["n_trainable"]
+    assert (
+        sum(each.numel() for each in case.trainer.model.prompt_learner.parameters())
+        == case.case["n_trainable"]
+    )
     case.compare_test("", LOGITS)
     summary = case.step(0)
     case.compare("loss", torch.tensor(summary[case.loss_key()]), LOGITS)

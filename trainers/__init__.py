@@ -7,6 +7,7 @@ from .clip_trainer import CLIPPromptTrainer
 from .cliplora import CLIPLoRA
 from .cocoop import CoCoOp
 from .coop import CoOp
+from .coprompt import CoPrompt
 from .ivlp import IVLP
 from .kgcoop import KgCoOp
 from .maple import MaPLe
@@ -34,6 +35,7 @@ __all__ = [
     "CLIPPromptTrainer",
     "CoCoOp",
     "CoOp",
+    "CoPrompt",
     "KgCoOp",
     "MMRLpp",
     "MaPLe",

@@ -1,7 +1,7 @@
 """MMA: Multi-Modal Adapter for vision-language models. Yang et al., CVPR 2024.
 
-A bottleneck beside the deeper blocks of both encoders, whose middle layer is one for both (section 3.2). What is
-learned is added to the output of a block, times a small scale.
+A bottleneck beside the deeper blocks of both encoders, whose middle layer is one for both (section 3.2). Its
+output, times a small scale, is added to that of the block.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class MMA(CLIPPromptTrainer):
         "ADAPTER_END": IN_PROPORTION,
         "ADAPTER_DIM": 32,  # width of the bottleneck
         "ADAPTER_SCALE": 0.001,  # of what the adapters add, above 0
-        # `published`: all learned tensors get their gradient divided by ADAPTER_SCALE, as in the authors' code,
-        # which their learning rate hangs on; `true`: the gradient of the loss.
+        # `published`: all learned tensors get their gradient divided by ADAPTER_SCALE, as in the authors'
+        # code, which their learning rate hangs on; `true`: the gradient of the loss.
         "GRADIENT": "published",
         "PREC": "amp",
     }

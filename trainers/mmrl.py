@@ -1,7 +1,7 @@
 """MMRL: Multi-Modal Representation Learning. Guo and Gu, CVPR 2025, arXiv 2503.08497.
 
-Tokens of a space of their own are mapped into the deeper blocks of both encoders (section 3.2). The image has two
-features then: that of its class token, held near CLIP's own, and that of the tokens, which is free to fit.
+Tokens of a space of their own are mapped into the deeper blocks of both encoders (section 3.2). The image has
+two features then: that of its class token, held near CLIP's own, and that of the tokens, which is free.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class MultiModalRepresentationLearner(PromptLearner):
         (self.representation_learner.compound_rep_tokens,) = noise(1, tokens, width)
         encoders = {"image": clip_model.visual.transformer.width, "text": clip_model.transformer.width}
         for encoder, own in encoders.items():
-            self.representation_learner.add_module(self.COUPLINGS[encoder], self.couplings(width, own, **options))
+            self.representation_learner.add_module(
+                self.COUPLINGS[encoder], self.couplings(width, own, **options)
+            )
         projection = self.projection_tensors(*clip_model.visual.proj.shape, **options)
         self.image_encoder = nn.ParameterDict(projection)  # its name in published checkpoints
         self.to(clip_model.text_projection.device)
@@ -113,21 +115,11 @@ class MultiModalRepresentationLearner(PromptLearner):
 
     def logits(self, clip_model: CLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
         of_class, of_tokens = self.logits_of_each(image_features, text_features)
-        if self.test_logits == "class" or (self.test_logits == "published" and not self.is_asked_as_trained()):
+        if self.test_logits == "class" or (
+            self.test_logits == "published" and not self.is_asked_as_trained()
+        ):
             return of_class
         return self.alpha * of_class + (1 - self.alpha) * of_tokens
-
-    def is_asked_as_trained(self) -> bool:
-        """Whether the classes and the dataset are those trained on, as far as the checkpoint says.
-
-        The authors' checkpoints do not say; they are of the dataset at hand, and not of its new classes.
-        """
-        here, trained = self.identity, self.loaded_identity
-        data = here.get("data", {})
-        if not trained:
-            return data.get("DATASET.SUBSAMPLE_CLASSES") != "new"
-        same_dataset = trained.get("data", {}).get("DATASET.NAME") == data.get("DATASET.NAME")
-        return same_dataset and sorted(trained.get("classnames", ())) == sorted(here.get("classnames", ()))
 
 
 @TRAINER_REGISTRY.register()
@@ -145,8 +137,8 @@ class MMRL(CLIPPromptTrainer):
         "REP_LAYERS": (),
         "REP_DIM": 512,  # width of the space that the tokens are learned in
         "N_REP_TOKENS": 5,  # representation tokens, 1 or more
-        # What a test takes: `published`, fused logits where it asks for the classes and the dataset trained on,
-        # the class token's elsewhere, so that it knows which are new; `class` or `fused`: one rule for all.
+        # What a test takes: `published`, fused logits where it asks for the classes and the dataset trained
+        # on, the class token's elsewhere, so that it knows which are new; `class` or `fused`: one rule.
         "TEST_LOGITS": "published",
         "PREC": "amp",
     }
@@ -172,13 +164,10 @@ class MMRL(CLIPPromptTrainer):
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        for key, at_least, why in (
-            ("ALPHA", 0, "the paper uses 0.7"),
-            ("REG_WEIGHT", 0, "the paper uses 0.01 to 7"),
-            ("REP_DIM", 1, "the paper uses 512, and 2048"),
-            ("N_REP_TOKENS", 1, "the paper uses 5"),
-        ):
-            self.check_setting(cfg, key, at_least=at_least, why=why)
+        self.check_setting(cfg, "ALPHA", at_least=0, why="the paper uses 0.7")
+        self.check_setting(cfg, "REG_WEIGHT", at_least=0, why="the paper uses 0.01 to 7")
+        self.check_setting(cfg, "REP_DIM", at_least=1, why="the paper uses 512, and 2048")
+        self.check_setting(cfg, "N_REP_TOKENS", at_least=1, why="the paper uses 5")
         self.check_setting(cfg, "TEST_LOGITS", one_of=TEST_LOGITS)
 
     def learner_options(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""MMRL++: parameter-efficient and interaction-aware representation learning. Guo and Gu, IJCV 2026, arXiv 2505.10088.
+"""MMRL++: parameter-efficient representation learning. Guo and Gu, IJCV 2026, arXiv 2505.10088.
 
-MMRL, whose linear layers share one matrix for an encoder, and whose tokens blend with what stands in their place.
+MMRL, whose linear layers share one matrix for an encoder, and whose tokens blend with what stands in their
+place.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class SharedRepresentationLearner(MultiModalRepresentationLearner):
     def couplings(self, width: int, encoder_width: int, rank: int, **_: int) -> nn.Module:  # type: ignore[override]
         return SharedResiduals(width, encoder_width, len(self.blocks), rank)
 
-    def projection_tensors(self, width: int, feature: int, projection_rank: int, **_: int) -> dict[str, nn.Parameter]:  # type: ignore[override]
+    def projection_tensors(
+        self, width: int, feature: int, projection_rank: int, **_: int
+    ) -> dict[str, nn.Parameter]:  # type: ignore[override]
         return low_rank(width, feature, projection_rank)
 
     def projection(self, clip_model: CLIP) -> Tensor:
@@ -75,7 +78,7 @@ class SharedRepresentationLearner(MultiModalRepresentationLearner):
 
 @TRAINER_REGISTRY.register()
 class MMRLpp(MMRL):
-    """MMRL++: a sixth of MMRL's parameters. The reference is `trainers/mmrlpp.py` in github.com/yunncheng/MMRL."""
+    """MMRL with a sixth of its parameters; the reference is `trainers/mmrlpp.py` of the same repository."""
 
     settings: ClassVar = {
         **MMRL.settings,

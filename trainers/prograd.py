@@ -60,7 +60,7 @@ class ProGrad(CoOp):
         temperature = cfg.TRAINER[self.settings_key()].T
         if temperature <= 0:
             raise UserError(
-                f"TRAINER.{self.settings_key()}.T is {temperature}; allowed is more than 0 (the paper uses 1)."
+                f"TRAINER.{self.settings_key()}.T is {temperature}; allowed is more than 0."
             )
 
     @property
@@ -92,7 +92,7 @@ class ProGrad(CoOp):
         return self.frozen_text_features([self.template])
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross entropy, and the distance to CLIP's predictions, along which the other is not to lead back."""
+        """Cross entropy, which is learned, and the distance to CLIP, which it is not to raise."""
         image_features = self.model.encode_image(images)
         logits = self.model.logits(image_features, self.model.encode_text())
         with torch.no_grad():

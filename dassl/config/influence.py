@@ -24,6 +24,7 @@ WITHOUT_INFLUENCE = {
     "MODEL.BACKBONE.PATH": "where the weights are; the weights themselves count",
     "MODEL.INIT_WEIGHTS": "where the weights are; the file itself counts",
     "MODEL.TEXT_CHUNK": "changes rounding alone",
+    "TRAINER.COPROMPT.DESCRIPTIONS": "where the descriptions are; the file itself counts",
     "TRAIN.CHECKPOINT_FREQ": "how often the run is saved",
     "TRAIN.CHECKPOINTS_KEPT": "which checkpoints are kept",
     "TRAIN.PRINT_FREQ": "how often a line is printed",

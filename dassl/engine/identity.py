@@ -23,6 +23,7 @@ PARTS = {
     "init_weights": "the file MODEL.INIT_WEIGHTS",
     "classes": "the class names",
     "sentences": "the sentences of the classes",
+    "descriptions": "the descriptions of the classes",
     "trained_images": "the images trained on",
     "tested_images": "the images tested",
     "tested_model": "what is tested (its checkpoint)",
