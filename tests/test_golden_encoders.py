@@ -24,10 +24,8 @@ NEAR_ZERO = 1e-3  # of the largest gradient: smaller ones are held against this
 FOLDER = GOLDEN / "methods"
 METHODS = ("ProGrad", "TCP", "MMA", "MMRL", "MMRLpp", "CoPrompt")
 RECORDED = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-METHOD_OF = {
-    name: {"MultiModalAdapter": "MMA"}.get(case["trainer"], case["trainer"])
-    for name, case in RECORDED.items()
-}
+NAMES = {"MultiModalAdapter": "MMA"}  # of the authors' trainers, where ours has another
+METHOD_OF = {name: NAMES.get(case.get("trainer"), case.get("trainer")) for name, case in RECORDED.items()}
 CASES = [name for name, method in METHOD_OF.items() if method in METHODS]
 # The settings of a method under their names here, where those of the authors differ.
 RENAMED = {

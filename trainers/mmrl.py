@@ -116,7 +116,7 @@ class MultiModalRepresentationLearner(PromptLearner):
     def logits(self, clip_model: CLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
         of_class, of_tokens = self.logits_of_each(image_features, text_features)
         if self.test_logits == "class" or (
-            self.test_logits == "published" and not self.is_asked_as_trained()
+            self.test_logits == "published" and not self.is_asked_what_it_learned()
         ):
             return of_class
         return self.alpha * of_class + (1 - self.alpha) * of_tokens

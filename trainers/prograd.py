@@ -59,9 +59,7 @@ class ProGrad(CoOp):
         self.check_setting(cfg, "LAMBDA", at_least=0, why="the paper uses 1, and 0.8; 0 is CoOp")
         temperature = cfg.TRAINER[self.settings_key()].T
         if temperature <= 0:
-            raise UserError(
-                f"TRAINER.{self.settings_key()}.T is {temperature}; allowed is more than 0."
-            )
+            raise UserError(f"TRAINER.{self.settings_key()}.T is {temperature}; allowed is more than 0.")
 
     @property
     def template(self) -> str:
