@@ -12,6 +12,8 @@ import yaml
 from prompted_clip.errors import UserError
 
 METHODS_FILE = Path(__file__).resolve().parent.parent / "configs" / "protocols" / "methods.yaml"
+CONFIGS = METHODS_FILE.parent.parent / "trainers"
+DATASET = "{dataset}"  # in the name of a file: the dataset that is trained on
 CONDITIONS = ("protocol", "dataset", "shots")  # of a rule: a value, or a list of those that fit
 
 
@@ -39,11 +41,16 @@ class Method:
 
     @property
     def configs(self) -> frozenset[str]:
-        """Stems of all its files."""
-        return frozenset(rule["config"] for rule in self.rules)
+        """All its files, as `config_name` has them."""
+        found = set()
+        for rule in self.rules:
+            pattern = rule["config"].replace(DATASET, "*")
+            files = CONFIGS.joinpath(self.trainer).glob(f"{pattern}.yaml") if DATASET in rule["config"] else []
+            found |= {config_name(str(file), self.trainer) for file in files} or {rule["config"]}
+        return frozenset(found)
 
     def config(self, protocol: str, dataset: str, shots: int) -> str:
-        """The stem of the file for a protocol, the dataset that is trained on, and a number of shots.
+        """The file, as `config_name` has it, for a protocol, the dataset that is trained on, and a number of shots.
 
         Raises:
             ValueError: no rule fits.
@@ -52,7 +59,7 @@ class Method:
         for rule in self.rules:
             allowed = {key: rule[key] for key in CONDITIONS if key in rule}
             if all(value == actual[key] or _is_among(actual[key], value) for key, value in allowed.items()):
-                return rule["config"]
+                return rule["config"].replace(DATASET, dataset)
         raise UserError(
             f"{METHODS_FILE.name}: no rule of {self.key} fits protocol {protocol}, dataset {dataset}, "
             f"{shots} shots. Name a configuration: --trainers {self.trainer}:CONFIG."
@@ -99,6 +106,13 @@ def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Metho
             f"without the conditions {', '.join(CONDITIONS)}."
         )
     return Method(key, str(entry.get("label", key)), trainer, tuple(rules), published, place)
+
+
+def config_name(file: str, trainer: str) -> str:
+    """A configuration's name: its path below configs/trainers/<trainer>, without .yaml; else its stem."""
+    path = Path(file)
+    _, found, below = path.with_suffix("").as_posix().rpartition(f"trainers/{trainer}/")
+    return below if found else path.stem
 
 
 def method_of(methods: Sequence[Method], trainer: str, config: str) -> Method:

@@ -27,6 +27,7 @@ from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
 from dassl.utils.tools import package_versions
 from experiments.configuration import setup_cfg
+from experiments.methods import config_name
 from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE, read_json
 from prompted_clip.errors import UserError
 from prompted_clip.factory import is_published
@@ -138,7 +139,7 @@ class Record:
             "format": FORMAT,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "trainer": cfg.TRAINER.NAME,
-            "config": Path(args.config_file).stem,
+            "config": config_name(args.config_file, cfg.TRAINER.NAME),
             "dataset": cfg.DATASET.NAME,
             "dataset_config": Path(args.dataset_config_file).stem,
             "classes": cfg.DATASET.SUBSAMPLE_CLASSES,

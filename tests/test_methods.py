@@ -48,6 +48,12 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"ENCODER": "text", "POSITION": "half-up", "PARAMS": "qo"},
         {"ENCODER": "vision", "DROPOUT_MASKS": "shared", "R": 1},
     ],
+    "ProGrad": [{"CTX_INIT": "", "CSC": True}, {"CTX_INIT": "a photo of a", "CLASS_TOKEN_POSITION": "middle"}],
+    "TCP": [{"CTX_INIT": "a photo of a", "BLOCK": 3}],
+    "MMA": [{"ADAPTER_START": 3, "ADAPTER_END": 3, "GRADIENT": "true"}],
+    "MMRL": [{"REP_LAYERS": (1, 3), "N_REP_TOKENS": 1, "TEST_LOGITS": "class"}, {"TEST_LOGITS": "fused"}],
+    "MMRLpp": [{"REP_LAYERS": (1, 3), "BETA": 0.3, "BETA_TEST": 0.9}],
+    "CoPrompt": [{"DISTILL": "mse", "COUPLING": "shared"}],
     "TwoStageFS": [{"PEFT": "bitfit"}, {"PEFT": "lora", "MODALITY": "vision"}, {"CLASSIFIER": "text"}],
     "MaPLe": [
         {"PROMPT_DEPTH": 1},
@@ -65,6 +71,7 @@ CASES = [(name, form) for name in METHODS for form in ({}, *FORMS.get(name, []))
 DEPTHS = {"PROMPT_DEPTH": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4}
 # What a method needs beside the settings that all are tried with.
 NEEDED: dict[str, list[Any]] = {
+    "CoPrompt": ["TRAINER.COPROMPT.DESCRIPTIONS", "template"],
     # The stages have epochs of their own: one and two of the three.
     "TwoStageFS": ["OPTIM.WARMUP_EPOCH", 0, "TRAINER.TWOSTAGEFS.FRACTION", 0.34],
 }
@@ -284,6 +291,15 @@ COUNTED = {
     ("PromptSRC", "vit_b16_c2_ep20_batch4_4+4ctx"): 46_080,
     ("KgCoOp", "vit_b16_ep100_ctxv1"): 2_048,
     ("CoCoOp", "vit_b16_c4_ep10_batch1_ctxv1_heavy"): 3_679_232,
+    ("ProGrad", "vit_b16_ep100"): 8_192,
+    ("TCP", "vit_b16"): 331_904,
+    ("MMA", "vit_b16"): 674_560,
+    ("MMRL", "vit_b16"): 4_992_256,
+    ("MMRL", "per_dataset/eurosat"): 18_762_496,
+    ("MMRLpp", "vit_b16"): 813_312,
+    ("CoPrompt", "vit_b16"): 5_014_528,
+    ("CoPrompt", "per_dataset/dtd"): 5_002_240,
+    ("CoPrompt", "per_dataset/oxford_flowers"): 3_826_432,
     # As counted on the authors' code; a classifier of 4 classes beside 2SFS's norms.
     ("CLIPLoRA", "vit_b16"): 184_320,
     ("TwoStageFS", "vit_b16"): 61_440 + 4 * 512,

@@ -80,13 +80,14 @@ class CoPrompt(MaPLe):
 
     settings: ClassVar = {
         **MaPLe.settings,
+        "N_CTX": 4,  # learned tokens per depth, 1 or more
         "PROMPT_DEPTH": 12,  # J: blocks of each encoder that get learned tokens, 1 or more
         "W": 8.0,  # weight of the consistency losses, 0 or more
         "DISTILL": "cosine",  # their distance: `cosine`, or `mse` of the normalised features
         "ADAPTER_IMAGE": 0.1,  # share of the adapter in the image features, 0 to 1
         "ADAPTER_TEXT": 0.2,  # share of the adapter in the text features, 0 to 1
         # A file of sentences for each class (docs/descriptions.md), which a training needs and a test does
-        # not; `template`: the dataset's own sentence alone.
+        # not; `{dataset}` in it is DATASET.NAME. `template`: the dataset's own sentence alone.
         "DESCRIPTIONS": "",
     }
     test_settings = ("DESCRIPTIONS",)
@@ -120,16 +121,20 @@ class CoPrompt(MaPLe):
         _ = self.sentence_features  # what is missing is an error before the first step
         super().before_train()
 
+    @property
+    def descriptions(self) -> str:
+        return self.own_settings.DESCRIPTIONS.replace("{dataset}", self.cfg.DATASET.NAME)
+
     @cached_property
     def sentence_features(self) -> Tensor:
         """CLIP's own features of the classes' sentences, `(sentence class feature)`."""
         key, dataset = f"TRAINER.{self.settings_key()}.DESCRIPTIONS", self.dm.dataset
         template = template_of(dataset)
-        found = read_descriptions(self.own_settings.DESCRIPTIONS, dataset.classnames, template, key)
+        found = read_descriptions(self.descriptions, dataset.classnames, template, key)
         return description_features(self.model.clip_model, found, key)
 
     def model_parts(self) -> dict[str, str]:
-        return {**super().model_parts(), "descriptions": descriptions_sha256(self.own_settings.DESCRIPTIONS)}
+        return {**super().model_parts(), "descriptions": descriptions_sha256(self.descriptions)}
 
     def parse_batch_train(self, batch) -> tuple[Tensor, ...]:
         """Also the number of the sentence, which is the same for all classes, and drawn in each step."""
