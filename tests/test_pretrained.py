@@ -30,6 +30,8 @@ METHODS = [
     for name in TRAINER_REGISTRY.registered_names()
     if TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
 ]
+# What a training needs beside the settings that all are tried with.
+NEEDED = {"CoPrompt": ("TRAINER.COPROMPT.DESCRIPTIONS", "template")}
 SHAPES = ["red circle", "blue square", "green star"]
 DTD = ["banded", "blotchy", "braided", "bubbly"]
 
@@ -58,7 +60,8 @@ def run(tmp_path_factory, data):
         if not place.exists():
             words = ["--root", data, "--trainer", name, "--seed", 1, "--output-dir", place]
             words += ["DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1]
-            words += ["DATALOADER.TRAIN_X.BATCH_SIZE", 8, "USE_CUDA", False, *options]
+            words += ["DATALOADER.TRAIN_X.BATCH_SIZE", 8, "USE_CUDA", False]
+            words += [*NEEDED.get(name, ()), *options]
             assert command_line([str(each) for each in words]) == 0
         return place
 
@@ -132,6 +135,26 @@ def test_other_class_names_give_the_logits_of_a_run_that_is_tested_on_them(
     images = batch_of(model, photos)
     assert torch.equal(model.with_classnames(tested.classnames)(images), tested(images))
     assert model.predict(photos, tested.classnames) == tested.predict(photos)
+
+
+@pytest.mark.parametrize("name", ["MMRL", "MMRLpp"])
+def test_a_rule_that_depends_on_what_was_trained_on_outlives_saving(
+    name: str, run, photos, tmp_path: Path
+) -> None:
+    """MMRL takes the class token's logits for other classes than those trained on."""
+    model = load(run(name), device="cpu")
+    trained = list(model.classnames)
+    others = model.with_classnames(["red circle", "blue square"])
+    rules = {model: True, others: False, others.with_classnames(trained[::-1]): True}
+    images = batch_of(model, photos)
+    for number, (asked, fused) in enumerate(rules.items()):
+        asked.save_pretrained(tmp_path / str(number))
+        again = load(tmp_path / str(number), device="cpu")
+        features, text = again.encode_image(images), again.encode_text()
+        of_class, of_tokens = again.prompt_learner.logits_of_each(features, text)
+        right = 0.7 * of_class + 0.3 * of_tokens if fused else of_class
+        assert torch.allclose(again(images), right, rtol=1e-5)
+        assert torch.equal(again(images), asked(images))
 
 
 def test_a_model_predicts_what_its_run_did(run) -> None:

@@ -55,6 +55,7 @@ class ConsistentPromptLearner(PromptLearner):
         super().__init__(prompts.sentences)
         feature = clip_model.text_projection.shape[1]
         self.prompt_learner = prompts
+        del prompts.sentences  # its part is the tokens; a graph would not take a module in two places
         self.adapter_image, self.adapter_text = Adapter(feature, image_share), Adapter(feature, text_share)
         self.to(clip_model.text_projection.device)
 

@@ -155,6 +155,9 @@ def no_text_graph(model: PromptedCLIP) -> str:
         return f"This {model.method.name} has learned something for each of its classes."
     if type(learner).logits is not PromptLearner.logits:
         return f"The logits of {model.method.name} are no scaled cosines of photo and text."
+    prompts = learner.text_prompts()
+    if prompts is not None and prompts.class_specific:
+        return f"The prompts of {model.method.name} are made of CLIP's own features of each class."
     if not all(templates_of(model)):
         return f"The sentences of {model.method.name} are made of no template."
     return ""

@@ -385,6 +385,8 @@ def trained_on(identity: Mapping[str, Any], run: Mapping[str, Any] | None, datas
     data = identity.get("data") or {}
     return {
         "dataset": dataset,
+        "dataset_name": data.get("DATASET.NAME"),
+        "classnames": identity.get("classnames"),
         "classes": data.get("DATASET.SUBSAMPLE_CLASSES"),
         "shots": data.get("DATASET.NUM_SHOTS"),
         "seed": data.get("SEED"),
@@ -489,6 +491,9 @@ def _from_saved(
     saved.put_classifier_into(model)
     model.temperature, model.calibration = saved.temperature, saved.calibration
     model.method.trained_on = saved.trained_on
+    if trained := saved.trained_on:
+        data = {"DATASET.NAME": trained.get("dataset_name")}
+        model.prompt_learner.loaded_identity = {"classnames": trained.get("classnames") or [], "data": data}
     model.method.files = saved.files
     return ready(model)
 
