@@ -45,7 +45,7 @@ class Method:
         found = set()
         for rule in self.rules:
             pattern = rule["config"].replace(DATASET, "*")
-            files = CONFIGS.joinpath(self.trainer).glob(f"{pattern}.yaml") if DATASET in rule["config"] else []
+            files = (CONFIGS / self.trainer).glob(f"{pattern}.yaml") if pattern != rule["config"] else ()
             found |= {config_name(str(file), self.trainer) for file in files} or {rule["config"]}
         return frozenset(found)
 

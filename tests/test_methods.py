@@ -48,7 +48,10 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"ENCODER": "text", "POSITION": "half-up", "PARAMS": "qo"},
         {"ENCODER": "vision", "DROPOUT_MASKS": "shared", "R": 1},
     ],
-    "ProGrad": [{"CTX_INIT": "", "CSC": True}, {"CTX_INIT": "a photo of a", "CLASS_TOKEN_POSITION": "middle"}],
+    "ProGrad": [
+        {"CTX_INIT": "", "CSC": True},
+        {"CTX_INIT": "a photo of a", "CLASS_TOKEN_POSITION": "middle"},
+    ],
     "TCP": [{"CTX_INIT": "a photo of a", "BLOCK": 3}],
     "MMA": [{"ADAPTER_START": 3, "ADAPTER_END": 3, "GRADIENT": "true"}],
     "MMRL": [{"REP_LAYERS": (1, 3), "N_REP_TOKENS": 1, "TEST_LOGITS": "class"}, {"TEST_LOGITS": "fused"}],

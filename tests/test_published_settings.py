@@ -206,8 +206,123 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# --- methods that adapt both encoders, and ProGrad: most have settings for each dataset
+
+MMRL = "yunncheng/MMRL, trainers/config.py; arXiv 2503.08497 and 2505.10088"
+MMA = "ZjjConan/VLM-MultiModalAdapter, configs/trainers; CVPR 2024"
+TCP = "htyao89/Textual-based_Class-aware_prompt_tuning; arXiv 2311.18231"
+COPROMPT = "ShuvenduRoy/CoPrompt, trainers/constants.py; arXiv 2306.01195"
+PROGRAD = "BeierZhu/Prompt-align, ProGrad.public; arXiv 2205.14865, section 4"
+DATASETS = "imagenet caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd"
+DATASETS += " eurosat ucf101"
+# In that order: weights of the regulariser; MMRL++'s shares of the new tokens, in training and in a test.
+REG_MMRL = [0.5, 0.5, 0.2, 7.0, 4.0, 5.0, 6.0, 6.0, 6.0, 0.01, 3.0]
+REG_MMRLPP = [0.2, 3.0, 0.01, 6.0, 7.0, 1.0, 2.0, 3.0, 7.0, 0.01, 3.0]
+BETA = [0.9, 0.6, 0.7, 0.7, 0.4, 0.1, 0.9, 0.5, 0.9, 0.2, 0.9]
+BETA_TEST = [0.9, 0.6, 0.6, 0.3, 0.4, 0.3, 0.9, 0.7, 0.5, 0.3, 0.9]
+BETA_TEST_OF_VARIANTS = {"imagenetv2": 0.9, "imagenet_r": 0.9, "imagenet_a": 0.8, "imagenet_sketch": 0.7}
+# CoPrompt's blocks, tokens and weights.
+DEPTHS = [12, 12, 12, 12, 9, 9, 9, 12, 12, 12, 12]
+TOKENS = [4, 4, 2, 4, 4, 4, 4, 4, 2, 2, 4]
+WEIGHTS = [8, 4, 0.1, 4, 8, 0.5, 2, 8, 8, 0.1, 2]
+LAMBDA_08 = ("oxford_flowers", "dtd", "eurosat")
+
+
+def mmrl(batch: int = 4, epochs: int = 10, lr: float = 0.001) -> dict[str, Any]:
+    own = {"INPUT.RRCROP_SCALE": [0.5, 1.0], "OPTIM.NAME": "adamw"}
+    return {**settings(batch, lr, epochs), **own}
+
+
+def of_mmrl(trainer: str, few_shot: dict[str, Any], cross: dict[str, Any]) -> dict[str, tuple[str, dict]]:
+    """The files of MMRL and MMRL++."""
+    name, on_shapes = trainer.upper(), shapes(mmrl(), trainer.upper())
+    one_rule = {"TEST_LOGITS": "class"}
+    transfer = section(name, {**mmrl(32, 1), "OPTIM.WARMUP_EPOCH": 0}, **cross)
+    found = {
+        "vit_b16": (OWN, mmrl()),
+        "vit_b16_one_rule": (OWN, section(name, mmrl(), **one_rule)),
+        "vit_b16_few_shot": (MMRL, few_shot),
+        "vit_b16_cross_datasets": (MMRL, transfer),
+        "shapes": (OWN, on_shapes),
+        "shapes_one_rule": (OWN, section(name, on_shapes, **one_rule)),
+    }
+    for number, dataset in enumerate(DATASETS.split()):
+        own: dict[str, Any] = {"REG_WEIGHT": (REG_MMRL if trainer == "MMRL" else REG_MMRLPP)[number]}
+        if trainer == "MMRLpp":
+            own["BETA"] = BETA[number]
+        elif dataset == "eurosat":
+            own["REP_DIM"] = 2048
+        of_imagenet = dataset == "imagenet"
+        few = few_shot | ({"OPTIM.MAX_EPOCH": 5, "OPTIM.LR": 0.001} if of_imagenet else {})
+        base = mmrl(32, 5) if of_imagenet else mmrl()
+        found[f"per_dataset/{dataset}"] = (MMRL, section(name, base, **own))
+        found[f"per_dataset_few_shot/{dataset}"] = (MMRL, section(name, few, **own))
+        if dataset == "eurosat":
+            own.pop("REP_DIM", None)
+            found["per_dataset/shapes"] = (OWN, section(name, on_shapes, **own))
+        if trainer == "MMRLpp":
+            at_test = section(name, transfer, BETA_TEST=BETA_TEST[number])
+            found[f"per_dataset_transfer/{dataset}"] = (MMRL, at_test)
+    if trainer == "MMRLpp":
+        for dataset, share in BETA_TEST_OF_VARIANTS.items():
+            found[f"per_dataset_transfer/{dataset}"] = (MMRL, section(name, transfer, BETA_TEST=share))
+    return {f"{trainer}/{file}": each for file, each in found.items()}
+
+
+def mma(batch: int) -> dict[str, Any]:
+    return {**settings(batch, 0.0015, 5), "OPTIM.WARMUP_EPOCH": 0}
+
+
+def tcp(epochs: int) -> dict[str, Any]:
+    return {**settings(32, 0.002, epochs), "OPTIM.NAME": "adam", "OPTIM.EPS": 1e-3}
+
+
+def prograd(epochs: int, backbone: str = "ViT-B/16", **own: Any) -> dict[str, Any]:
+    return section("PROGRAD", settings(32, 0.002, epochs, backbone=backbone), **own)
+
+
+def coprompt(epochs: int = 8, **own: Any) -> dict[str, Any]:
+    views = {"DATALOADER.K_TRANSFORMS": 2, "INPUT.TRANSFORMS": ["randaugment", "normalize"]}
+    files = {"DESCRIPTIONS": "descriptions/{dataset}.json"}
+    return section("COPROMPT", {**settings(4, 0.0035, epochs), **views}, **files, **own)
+
+
+SHAPES_COPROMPT = shapes(
+    coprompt(),
+    "COPROMPT",
+    PROMPT_DEPTH=4,
+    DESCRIPTIONS="configs/trainers/CoPrompt/shapes_descriptions.json",
+)
+SHAPES_PROGRAD = {**shapes(prograd(25), "PROGRAD", N_CTX=4), "DATALOADER.TRAIN_X.BATCH_SIZE": 16}
+SETTINGS |= {
+    **of_mmrl("MMRL", mmrl(32, 50), {"REG_WEIGHT": 0.2}),
+    **of_mmrl("MMRLpp", mmrl(32, 100, 0.002), {"REG_WEIGHT": 0.1, "BETA": 0.9}),
+    "MMA/vit_b16": (MMA, mma(16)),
+    "MMA/vit_b16_batch128": (MMA, mma(128)),
+    "MMA/shapes": (OWN, shapes({**mma(4), "OPTIM.MAX_EPOCH": 20}, "MMA")),
+    "TCP/vit_b16": (TCP, tcp(50)),
+    "TCP/vit_b16_ep25": (TCP, tcp(25)),
+    "TCP/shapes": (OWN, shapes({**tcp(25), "DATALOADER.TRAIN_X.BATCH_SIZE": 16}, "TCP")),
+    **{f"ProGrad/rn50_ep{epochs}": (PROGRAD, prograd(epochs, "RN50")) for epochs in (50, 100, 200)},
+    **{f"ProGrad/vit_b16_ep{epochs}": (OWN, prograd(epochs)) for epochs in (50, 100, 200)},
+    **{
+        f"ProGrad/per_dataset_few_shot/{name}": (PROGRAD, prograd(200, "RN50", LAMBDA=0.8))
+        for name in LAMBDA_08
+    },
+    "ProGrad/shapes": (OWN, SHAPES_PROGRAD),
+    "ProGrad/shapes_lambda08": (OWN, section("PROGRAD", SHAPES_PROGRAD, LAMBDA=0.8)),
+    "CoPrompt/vit_b16": (OWN, coprompt()),
+    "CoPrompt/shapes": (OWN, SHAPES_COPROMPT),
+    "CoPrompt/per_dataset/shapes": (OWN, section("COPROMPT", SHAPES_COPROMPT, N_CTX=2, W=0.1)),
+}
+for number, name in enumerate(DATASETS.split()):
+    own = {"N_CTX": TOKENS[number], "PROMPT_DEPTH": DEPTHS[number], "W": WEIGHTS[number]}
+    epochs = 5 if name == "food101" else 8
+    SETTINGS[f"CoPrompt/per_dataset/{name}"] = (COPROMPT, coprompt(epochs, **own))
+
+
 def test_each_file_is_here():
-    files = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/*.yaml")}
+    files = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/**/*.yaml")}
     assert files == set(SETTINGS)
 
 
