@@ -50,7 +50,7 @@ class Method:
         return frozenset(found)
 
     def config(self, protocol: str, dataset: str, shots: int) -> str:
-        """The file, as `config_name` has it, for a protocol, the dataset that is trained on, and a number of shots.
+        """The file, as `config_name` has it, for a protocol, the dataset trained on, and a number of shots.
 
         Raises:
             ValueError: no rule fits.
@@ -111,8 +111,8 @@ def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Metho
 def config_name(file: str, trainer: str) -> str:
     """A configuration's name: its path below configs/trainers/<trainer>, without .yaml; else its stem."""
     path = Path(file)
-    _, found, below = path.with_suffix("").as_posix().rpartition(f"trainers/{trainer}/")
-    return below if found else path.stem
+    _, found, below = path.as_posix().rpartition(f"trainers/{trainer}/")
+    return below.removesuffix(path.suffix) if found else path.stem
 
 
 def method_of(methods: Sequence[Method], trainer: str, config: str) -> Method:
