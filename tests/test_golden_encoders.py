@@ -1,4 +1,4 @@
-"""Parity of methods of 2023 to 2025 with their authors' code: tests/golden/README_methods.md.
+"""Parity of methods of 2023 to 2025 with their authors' code, as tests/golden/README.md says.
 
 Logits, gradients, and ten steps, through each trainer's own step and its own test.
 """

@@ -7,7 +7,7 @@ and of a sentence that describes the class (section 3).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ from .maple import MaPLe
 from .step_graph import cuda_graph_safe
 from .templates import template_of
 
-DISTANCES = {"cosine": knowledge_loss, "mse": F.mse_loss}
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": knowledge_loss, "mse": F.mse_loss}
 
 
 class Adapter(nn.Module):
@@ -143,12 +143,12 @@ class CoPrompt(MaPLe):
         return *super().parse_batch_train(batch), torch.tensor([number], device=self.device)
 
     @cuda_graph_safe
-    def losses(self, images: Tensor, labels: Tensor, sentence: Tensor) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor, *sentence: Tensor) -> dict[str, Tensor]:
         """Frozen CLIP sees the last view of an image, and the sentence of that number, `(1)`."""
         image_features, text_features = self.model.encode_image(images[0]), self.model.encode_text()
         logits = self.model.logits(image_features, text_features)
         distance, weight = DISTANCES[self.own_settings.DISTILL], self.own_settings.W
-        described = self.sentence_features.index_select(0, sentence)[0]
+        described = self.sentence_features.index_select(0, *sentence)[0]
         return {
             "loss_ce": F.cross_entropy(logits, labels),
             "loss_text": weight * distance(text_features, described),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -73,7 +73,8 @@ class AdapterLearner(PromptLearner):
         return self._adapters(self.visual_adapter)
 
     def _adapters(self, of_encoder: nn.ModuleDict) -> Adapters:
-        blocks = [BlockAdapter(block=partial(self._beside, *each)) for each in of_encoder.items()]
+        own: Any = of_encoder.items()
+        blocks = [BlockAdapter(block=partial(self._beside, *each)) for each in own]
         return Adapters([*[None] * (self.first - 1), *blocks])
 
     def _beside(self, block: str, adapter: nn.ModuleDict, _: Tensor, normed: Tensor) -> Tensor:
@@ -97,10 +98,10 @@ class MMA(CLIPPromptTrainer):
 
     settings: ClassVar = {
         "TEXT_CTX_INIT": "a photo of a",  # the words before each class name, of every dataset
-        # First and last block with adapters, counted from 1; -1: as published, 5 and 12 of 12 blocks, and in
-        # proportion in other encoders.
+        # The first block with adapters, counted from 1; -1: as published, 5 of 12 blocks, and in proportion
+        # in other encoders.
         "ADAPTER_START": IN_PROPORTION,
-        "ADAPTER_END": IN_PROPORTION,
+        "ADAPTER_END": IN_PROPORTION,  # the last block with adapters; -1: the last of the encoder with fewer
         "ADAPTER_DIM": 32,  # width of the bottleneck
         "ADAPTER_SCALE": 0.001,  # of what the adapters add, above 0
         # `published`: all learned tensors get their gradient divided by ADAPTER_SCALE, as in the authors'

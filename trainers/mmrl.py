@@ -55,7 +55,6 @@ class MultiModalRepresentationLearner(PromptLearner):
         width: int = 512,
         alpha: float = 0.7,
         test_logits: str = "published",
-        **options: Any,
     ) -> None:
         super().__init__(class_sentences(clip_model, classnames, template))
         assert isinstance(clip_model.visual, VisionTransformer)
@@ -64,10 +63,8 @@ class MultiModalRepresentationLearner(PromptLearner):
         (self.representation_learner.compound_rep_tokens,) = noise(1, tokens, width)
         encoders = {"image": clip_model.visual.transformer.width, "text": clip_model.transformer.width}
         for encoder, own in encoders.items():
-            self.representation_learner.add_module(
-                self.COUPLINGS[encoder], self.couplings(width, own, **options)
-            )
-        projection = self.projection_tensors(*clip_model.visual.proj.shape, **options)
+            self.representation_learner.add_module(self.COUPLINGS[encoder], self.couplings(width, own))
+        projection = self.projection_tensors(*clip_model.visual.proj.shape)
         self.image_encoder = nn.ParameterDict(projection)  # its name in published checkpoints
         self.to(clip_model.text_projection.device)
 
@@ -142,7 +139,7 @@ class MMRL(CLIPPromptTrainer):
         "TEST_LOGITS": "published",
         "PREC": "amp",
     }
-    test_settings = ("TEST_LOGITS",)
+    test_settings: ClassVar[tuple[str, ...]] = ("TEST_LOGITS",)
     model_name = "MultiModalRepresentationLearner"
     prefixed_keys = False
     recipe: ClassVar = {
@@ -203,6 +200,7 @@ class MMRL(CLIPPromptTrainer):
     @cuda_graph_safe
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         own, learner = self.own_settings, self.model.prompt_learner
+        assert isinstance(learner, MultiModalRepresentationLearner)
         image_features, text_features = self.model.encode_image(images), self.model.encode_text()
         of_class, of_tokens = learner.logits_of_each(image_features, text_features)
         moved = knowledge_loss(image_features[:, 0], self.frozen_image_features(images))

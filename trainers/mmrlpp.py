@@ -46,30 +46,42 @@ class SharedResiduals(nn.Module):
         self.srra = nn.ModuleList(nn.ParameterDict(each) for each in own)
 
     def __iter__(self) -> Iterator[Any]:
-        for each in self.srra:
+        own: Any = self.srra
+        for each in own:
             yield partial(F.linear, weight=self.weight + each["A"] @ each["B"], bias=each["bias"])
 
 
 class SharedRepresentationLearner(MultiModalRepresentationLearner):
-    """MMRL's learner with shared matrices; see `MMRLpp.settings` for `beta`, `beta_test` and the ranks."""
+    """MMRL's learner with shared matrices.
+
+    Args:
+        rank, projection_rank: of each block's residual, and of that of the image projection.
+        beta, beta_test: share of a block's own tokens, in training and in a test.
+    """
 
     COUPLINGS: ClassVar = {"image": "srra_r2vproj", "text": "srra_r2tproj"}
 
-    def __init__(self, *args: Any, beta: float = 0.9, beta_test: float = AS_BETA, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        *args: Any,
+        rank: int = 4,
+        projection_rank: int = 64,
+        beta: float = 0.9,
+        beta_test: float = AS_BETA,
+    ) -> None:
+        self.ranks = rank, projection_rank
+        super().__init__(*args)
         self.betas = {True: beta, False: beta if beta_test == AS_BETA else beta_test}
 
     @property
     def blend(self) -> float:  # type: ignore[override]
         return self.betas[self.training]
 
-    def couplings(self, width: int, encoder_width: int, rank: int, **_: int) -> nn.Module:  # type: ignore[override]
-        return SharedResiduals(width, encoder_width, len(self.blocks), rank)
+    def couplings(self, width: int, encoder_width: int) -> nn.Module:
+        return SharedResiduals(width, encoder_width, len(self.blocks), self.ranks[0])
 
-    def projection_tensors(
-        self, width: int, feature: int, projection_rank: int, **_: int
-    ) -> dict[str, nn.Parameter]:  # type: ignore[override]
-        return low_rank(width, feature, projection_rank)
+    def projection_tensors(self, width: int, feature: int) -> dict[str, nn.Parameter]:
+        return low_rank(width, feature, self.ranks[1])
 
     def projection(self, clip_model: CLIP) -> Tensor:
         of_clip = at_least_float32(clip_model.vision_transformer().proj)

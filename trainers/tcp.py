@@ -140,7 +140,8 @@ class TCP(CLIPPromptTrainer):
 
     @cuda_graph_safe
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        text_features = self.model.encode_text()
+        text_features, learner = self.model.encode_text(), self.model.prompt_learner
+        assert isinstance(learner, ClassAwareLearner)
         logits = self.model.logits(self.frozen_image_features(images), text_features)
-        distance = knowledge_loss(text_features, self.model.prompt_learner.clip_features)
+        distance = knowledge_loss(text_features, learner.clip_features)
         return {"loss_ce": F.cross_entropy(logits, labels), "loss_kg": self.own_settings.W * distance}
