@@ -26,7 +26,7 @@ from experiments.costs.complexity import (
     known_trainers,
     published_parameters,
 )
-from experiments.costs.flops import count_flops, image_and_text_flops, step_flops
+from experiments.costs.flops import count_flops, has_own_step, image_and_text_flops, step_flops
 from experiments.costs.synthetic import (
     architecture,
     batch_of_noise,
@@ -38,13 +38,14 @@ from experiments.costs.synthetic import (
 from prompted_clip.model import VisionTransformer
 
 NAMES = ["cat", "german shepherd dog", "red fox"]
+OWN_STEPS = ("ProGrad",)  # which are not counted
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of a CLIP with one block in each encoder."""
+    """A file of a CLIP with two blocks in each encoder."""
     file = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
-    state = tiny_clip(1, 1, torch.float32).state_dict()
+    state = tiny_clip(2, 2, torch.float32).state_dict()
     save_file({key: value.clone() for key, value in state.items()}, file)
     return file
 
@@ -80,7 +81,9 @@ def test_vit_b16_has_35_gflops_per_image() -> None:
     assert 0.92 < one_position / every_position < 0.95
 
 
-@pytest.mark.parametrize("name", [name for name in known_trainers() if not name.startswith("Zeroshot")])
+@pytest.mark.parametrize(
+    "name", [name for name in known_trainers() if not name.startswith(("Zeroshot", *OWN_STEPS))]
+)
 def test_flops_of_shapes_are_those_of_a_real_step(name: str, weights: Path) -> None:
     trainer = tiny_trainer(name, weights)
     trainer.set_model_mode("train")
@@ -92,6 +95,12 @@ def test_flops_of_shapes_are_those_of_a_real_step(name: str, weights: Path) -> N
         assert all(each.grad is None for each in trainer.model.parameters())
         assert counted == count_flops(lambda b=batch: trainer.forward_backward(b))
         trainer.model.zero_grad()
+
+
+@pytest.mark.parametrize("name", OWN_STEPS)
+def test_a_step_of_two_backward_passes_is_not_counted_as_one(name: str, weights: Path) -> None:
+    assert has_own_step(tiny_trainer(name, weights))
+    assert not has_own_step(tiny_trainer("CoOp", weights))
 
 
 def test_text_is_encoded_per_image_or_once(weights: Path) -> None:

@@ -299,7 +299,7 @@ SETTINGS |= {
     **of_mmrl("MMRLpp", mmrl(32, 100, 0.002), {"REG_WEIGHT": 0.1, "BETA": 0.9}),
     "MMA/vit_b16": (MMA, mma(16)),
     "MMA/vit_b16_batch128": (MMA, mma(128)),
-    "MMA/shapes": (OWN, shapes({**mma(4), "OPTIM.MAX_EPOCH": 20}, "MMA")),
+    "MMA/shapes": (OWN, shapes({**mma(4), "OPTIM.MAX_EPOCH": 10}, "MMA")),
     "TCP/vit_b16": (TCP, tcp(50)),
     "TCP/vit_b16_ep25": (TCP, tcp(25)),
     "TCP/shapes": (OWN, shapes({**tcp(25), "DATALOADER.TRAIN_X.BATCH_SIZE": 16}, "TCP")),

@@ -93,7 +93,8 @@ def find_method(given: str, backbone: str, config: str = "") -> ConfiguredMethod
     embedded, folder = backbone in EMBEDDED, ROOT / "configs" / "trainers"
     wanted = own_config or config
     if not wanted and listed:
-        wanted = listed.config("base2new", EMBEDDED_DATASET if embedded else "", shots=16)
+        # Of settings for each dataset, those of Caltech101.
+        wanted = listed.config("base2new", EMBEDDED_DATASET if embedded else "caltech101", shots=16)
     if not wanted:
         return ConfiguredMethod(
             trainer, COMMON_CONFIGS[embedded], folder / f"{COMMON_CONFIGS[embedded]}.yaml", given
@@ -136,6 +137,8 @@ def build_cfg(
     key = TRAINER_REGISTRY.get(method.trainer).settings_key()
     own = ["DATASET.NAME", NoImages.__name__, "INPUT.SIZE", f"({size}, {size})"]
     own += [f"TRAINER.{key}.PREC", precision, "MODEL.BACKBONE.PATH", weights]
+    if "DESCRIPTIONS" in TRAINER_REGISTRY.get(method.trainer).settings:
+        own += [f"TRAINER.{key}.DESCRIPTIONS", "template"]  # encoded once, however many there are
     for node in ("TRAIN_X", "TEST"):
         own += [f"DATALOADER.{node}.LOADER", batches_of_noise.__name__]
     given = ["--trainer", method.trainer, "--config-file", str(method.file), "--backbone", backbone]

@@ -81,4 +81,5 @@ def step_flops(trainer: CLIPPromptTrainer, batch: dict[str, Tensor]) -> int:
 
 def has_own_step(trainer: CLIPPromptTrainer) -> bool:
     """Whether the trainer replaces the step of `CLIPPromptTrainer`, so that `step_flops` does not hold."""
-    return type(trainer).forward_backward is not CLIPPromptTrainer.forward_backward
+    steps = ("forward_backward", "summed_losses", "model_backward_and_update")
+    return any(getattr(type(trainer), step) is not getattr(CLIPPromptTrainer, step) for step in steps)
