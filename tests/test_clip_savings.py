@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import plain_block, plain_image_features, relative_error, tiny_clip
+from helpers import plain_image_features, relative_error, tiny_clip
 from test_methods import CASES, NAMES, options_of
 from torch import Tensor, nn
 
 import prompted_clip
+from benchmarks.reference import compute_as_reference, encode_sentences
 from prompted_clip import PromptedCLIP, Prompts, SharedPrefixText, shared_prefix
 from prompted_clip.mlp import MLP, QuickGELU
 from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer
@@ -28,50 +29,10 @@ BEYOND = {"PROMPT_DEPTH": 9, "PROMPT_DEPTH_TEXT": 9, "PROMPT_DEPTH_VISION": 9}
 # --- every method -----------------------------------------------------------------------------------------
 
 
-class PlainSentences(SharedPrefixText):
-    """Each class by itself, with all of its 77 tokens, in each position of each block."""
-
-    def __init__(self, text: SharedPrefixText) -> None:
-        nn.Module.__init__(self)
-        self.lengths, self.shared = text.lengths, text.shared  # by these a batch is taken in parts
-        self.tokens, self.slots = text.tokens.long(), text.slots
-
-    def encode(self, model: CLIP, prompts: Prompts | None = None, adapters: Any = None) -> Tensor:
-        prompts = prompts or Prompts()
-        grouped = prompts.tokens is not None and prompts.tokens.dim() == 3 and not prompts.class_specific
-        if not grouped:
-            return self.encode_group(model, prompts.tokens, prompts.deep)
-        return torch.stack([self.encode_group(model, tokens, prompts.deep) for tokens in prompts.tokens])
-
-    def encode_group(self, model: CLIP, tokens: Tensor | None, deep: Any) -> Tensor:
-        x = self.put(model.token_embedding(self.tokens), tokens) + model.positional_embedding
-        for k, block in enumerate(model.transformer.resblocks):
-            x = self.put(x, deep[k - 1] if 0 < k <= len(deep) else None)
-            x = plain_block(block, x.transpose(0, 1), causal=True).transpose(0, 1)
-        ends = x[torch.arange(len(x)), self.tokens.argmax(dim=1)]
-        return model.ln_final(ends) @ model.text_projection
-
-    def put(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        if tokens is None:
-            return x
-        index = self.slots[:, :, None].expand(-1, -1, x.shape[2])
-        return x.scatter(1, index, tokens.to(x.dtype).expand(len(x), -1, -1))
-
-
 def plainly(model: PromptedCLIP) -> PromptedCLIP:
-    """The same prompts in encoders written out."""
+    """The same learner on encoders that compute as the papers' code does."""
     plain = copy.deepcopy(model)
-    encoders = plain.clip_model
-
-    def encode_image(image: Tensor, prompts: Prompts | None = None, adapters: Any = None) -> Tensor:
-        prompts = prompts or Prompts()
-        return plain_image_features(encoders, image, prompts.tokens, prompts.deep)
-
-    encoders.encode_image = encode_image
-    for parent in list(plain.prompt_learner.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, SharedPrefixText):
-                setattr(parent, name, PlainSentences(child))
+    compute_as_reference(plain)
     return plain
 
 
@@ -92,9 +53,10 @@ def make_trainer(bare_trainer, golden_checkpoint):
 def compare_with_plain(run: Any, images: Tensor, labels: Tensor) -> None:
     """Logits, and the gradient of each learned tensor."""
     found = []
-    for model in (run.model, plainly(run.model)):
+    inputs = run.parse_batch_train({"img": [images] * 2 if run.takes_views else images, "label": labels})
+    for model in (run.model.eval(), plainly(run.model)):  # there may be dropout
         run.model = model
-        logits, losses = model(images), run.losses(images, labels)
+        logits, losses = model(images), run.losses(*inputs)
         loss = torch.stack(list(losses.values())).sum()
         learned = [each for each in model.parameters() if each.requires_grad]
         gradients = torch.autograd.grad(loss, learned, allow_unused=True) if learned else ()
@@ -156,7 +118,7 @@ def test_many_classes_of_many_lengths(chunk, groups, model):
     prompts, learned = learned_prompts(3, *groups)
     sentences = sentences_of(MANY, chunk)
     assert sentences._layout(0, len(MANY), sentences.shared, 0).bins > 2
-    features, right = sentences.encode(model, prompts), PlainSentences(sentences).encode(model, prompts)
+    features, right = sentences.encode(model, prompts), encode_sentences(sentences, model, prompts)
     assert relative_error(features, right) <= EXACT
     weights = torch.randn_like(right)
     ours = torch.autograd.grad((features * weights).sum(), learned)

@@ -135,7 +135,7 @@ def build_cfg(
         options: KEY VALUE pairs, which come last.
     """
     key = TRAINER_REGISTRY.get(method.trainer).settings_key()
-    own = ["DATASET.NAME", NoImages.__name__, "INPUT.SIZE", f"({size}, {size})"]
+    own = ["DATASET.NAME", NoImages.__name__, "DATASET.NUM_SHOTS", "16", "INPUT.SIZE", f"({size}, {size})"]
     own += [f"TRAINER.{key}.PREC", precision, "MODEL.BACKBONE.PATH", weights]
     if "DESCRIPTIONS" in TRAINER_REGISTRY.get(method.trainer).settings:
         own += [f"TRAINER.{key}.DESCRIPTIONS", "template"]  # encoded once, however many there are
