@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .adapters import Adapters, replaced_tensors
 from .errors import UserError
+from .kept import Kept, constant_blocks
 from .model import CLIP
 from .norm import LayerNorm
 from .ops import is_unmodified
@@ -93,6 +94,7 @@ class SharedPrefixText(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
         self._cache: dict[tuple[int, int, int, int, torch.device], PackedLayout] = {}
+        self.kept = Kept()
         self._checked_words: Tensor | None = None  # the vocabulary that the words were found in
         self._said_whole = False
 
@@ -219,7 +221,10 @@ class SharedPrefixText(nn.Module):
 
         Tokens are `(group row width)` here.
         """
-        layouts = self._layouts(prompts, len(clip_model.transformer.resblocks), first, end)
+        transformer = clip_model.transformer
+        layouts = self._layouts(prompts, transformer.layers, first, end)
+        constant, every = constant_blocks(prompts, adapters, transformer.layers), transformer.layers
+        eot = layouts[-1].last_rows
 
         def enter(block: int, x: Tensor) -> tuple[Tensor, Attend]:
             before, layout = layouts[block], layouts[block + 1]
@@ -230,15 +235,27 @@ class SharedPrefixText(nn.Module):
                 x = self._overwrite(x, layout, prompts, block, 1.0 if inserts else prompts.blend)
             return x, layout.attention(x)
 
-        with replaced_tensors(clip_model, adapters.tensors):
+        def embedded() -> Tensor:
             words = layouts[0].once("words", lambda layout: self.tokens[layout.classes, layout.position_ids])
             x = clip_model.embed_checked(words).expand(groups, -1, -1)
             if prompts.embedded() is not None:
                 x = self._overwrite(x, layouts[0], prompts, 0)
             positions = clip_model.positional_embedding.to(x.dtype)
-            x = x + positions.index_select(0, layouts[0].position_ids)
-            eot = layouts[-1].last_rows
-            x = clip_model.transformer(x.transpose(0, 1), enter, adapters.blocks, eot).transpose(0, 1)
+            return x + positions.index_select(0, layouts[0].position_ids)
+
+        def run(x: Tensor, blocks: range) -> Tensor:
+            return transformer(x.transpose(0, 1), enter, adapters.blocks, eot, blocks).transpose(0, 1)
+
+        with replaced_tensors(clip_model, adapters.tensors):
+            if not constant:
+                x = run(embedded(), range(every))
+            else:
+                frozen = [clip_model.token_embedding.weight, clip_model.positional_embedding]
+                frozen += list(transformer.resblocks[:constant].parameters())
+                x = self.kept.get(
+                    (first, end, groups, constant), frozen, lambda: run(embedded(), range(constant))
+                )
+                x = run(x, range(constant, every)) if constant < every else x
             return clip_model.ln_final(x) @ clip_model.text_projection.to(x.dtype)
 
     def _layouts(self, prompts: Prompts, blocks: int, first: int, end: int) -> list[PackedLayout]:

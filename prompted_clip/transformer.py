@@ -280,25 +280,28 @@ class Transformer(nn.Module):
         enter: EnterBlock | None = None,
         adapters: Sequence[BlockAdapter | None] = (),
         positions: Positions | None = None,
+        blocks: range | None = None,
     ) -> Tensor:
-        """Runs all blocks: `(length batch width)` → `(position batch width)`.
+        """Runs the blocks: `(length batch width)` → `(position batch width)`.
 
         Args:
             enter: puts in what a method adds to the tokens before each block, and says how they attend.
             adapters: of each block; see `Adapters.blocks`.
             positions: those to return, after the last block; None for all.
+            blocks: the numbers of those to run; None for all.
 
         Raises:
             ValueError: there are more adapters than blocks.
         """
-        blocks = len(self.resblocks)
-        if len(adapters) > blocks:
+        last = len(self.resblocks) - 1
+        if len(adapters) > last + 1:
             raise UserError(
-                f"Adapters.blocks holds {len(adapters)} adapters; this encoder has {blocks} blocks."
+                f"Adapters.blocks holds {len(adapters)} adapters; this encoder has {last + 1} blocks."
             )
         x = x.transpose(0, 1)
-        last = len(self.resblocks) - 1
         for k, block in enumerate(self.resblocks):
+            if blocks is not None and k not in blocks:
+                continue
             # Given only where there is something to give: what stands in a block's place need not take it.
             options: dict[str, Any] = {}
             if enter is not None:

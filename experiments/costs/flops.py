@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from prompted_clip import PromptedCLIP
+from prompted_clip import PromptedCLIP, SharedPrefixText
 from trainers.clip_trainer import CLIPPromptTrainer
 
 
@@ -70,6 +70,11 @@ def step_flops(trainer: CLIPPromptTrainer, batch: dict[str, Tensor]) -> int:
     with fake_copy(trainer.model) as fake:
         shadow = copy.copy(trainer)
         shadow.model = fake
+        for module in fake.modules():
+            if isinstance(module, SharedPrefixText):
+                module.kept.keeps_fake = True
+        with torch.no_grad(), shadow.precision.autocast():
+            shadow.losses(*inputs)
 
         def step() -> None:
             with shadow.precision.autocast():
