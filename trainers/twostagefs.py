@@ -128,6 +128,7 @@ class TwoStageFS(CLIPPromptTrainer):
         "PREC": "amp",
     }
     prefixed_keys = False
+    test_settings = ("CLASSIFIER",)
     recipe: ClassVar = {**CLIPLoRA.recipe, "OPTIM.ITER_PER_SHOT": 300}
 
     def has_image_tokens(self, cfg) -> bool:
