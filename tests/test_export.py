@@ -33,6 +33,7 @@ METHODS = [
 ]
 REFUSED = {"CoCoOp"}  # to be exported; the whole list
 OWN_CLASSES_ALONE = {  # without a graph of the text, and why
+    "CLIPLoRA": "no scaled cosines",
     "MMRL": "no scaled cosines",
     "MMRLpp": "no scaled cosines",
     "TCP": "CLIP's own features of each class",
