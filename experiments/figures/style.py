@@ -59,7 +59,7 @@ COLOURS = (*OKABE_ITO, "#7F7F7F", "#5B2A86", "#8C510A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
-LISTED = 20  # methods, at most, that methods.yaml lists
+LISTED = 60  # methods, at most, that methods.yaml lists
 
 
 class Look(NamedTuple):
