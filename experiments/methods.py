@@ -25,6 +25,7 @@ class Method:
         rules: which file of configs/trainers/<trainer> is taken where; the first that fits counts.
         published: the name of its published numbers, by table.
         place: its row among the methods.
+        per_class: whether it learns something for each class, so that no other classes can be tested.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Method:
     rules: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     published: Mapping[str, str] = field(default_factory=dict, hash=False)
     place: int = 10**6
+    per_class: bool = False
 
     @property
     def is_zero_shot(self) -> bool:
@@ -105,7 +107,8 @@ def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Metho
             f"{path}: {key}.configs is {rules!r}; allowed is a list of rules, {{config: FILE}} with or "
             f"without the conditions {', '.join(CONDITIONS)}."
         )
-    return Method(key, str(entry.get("label", key)), trainer, tuple(rules), published, place)
+    label, per_class = str(entry.get("label", key)), bool(entry.get("per_class", False))
+    return Method(key, label, trainer, tuple(rules), published, place, per_class)
 
 
 def config_name(file: str, trainer: str) -> str:

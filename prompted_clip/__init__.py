@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .model import CLIP
     from .ops import allow_double_backward
     from .prompt_learner import (
+        FrozenText,
         IndependentPromptLearner,
         PromptLearner,
         TemplateEnsemble,
@@ -29,6 +30,7 @@ __all__ = [
     "CLIP",
     "Adapters",
     "BlockAdapter",
+    "FrozenText",
     "IndependentPromptLearner",
     "PromptLearner",
     "PromptedCLIP",

@@ -69,6 +69,14 @@ class PromptLearner(nn.Module):
         """Text features of any norm: `(class feature)`, or `(batch class feature)` if conditional."""
         return self.sentences.encode(clip_model, self.text_prompts(image_features), self.text_adapters())
 
+    def image_head(self, features: Tensor) -> Tensor:
+        """What is learned after the image encoder: its features → those to compare with text; of any norm.
+
+        Args:
+            features: in at least float32, as `image_features` gives them.
+        """
+        return features
+
     def image_features(self, clip_model: CLIP, image: Tensor) -> Tensor:
         """Image features of any norm: `(batch 3 height width)` → `(batch feature)`, or what `logits` takes.
 
@@ -110,6 +118,13 @@ class PromptLearner(nn.Module):
             return data.get("DATASET.SUBSAMPLE_CLASSES") != "new"
         same_dataset = trained.get("data", {}).get("DATASET.NAME") == data.get("DATASET.NAME")
         return same_dataset and sorted(trained.get("classnames", ())) == sorted(here.get("classnames", ()))
+
+    def make_room(self, state: Mapping[str, Any]) -> None:
+        """Called before a state is compared with this learner's, where shapes depend on the training images.
+
+        Args:
+            state: under the learner's own names; may be anything still.
+        """
 
     def get_extra_state(self) -> dict:
         return self.identity
@@ -171,6 +186,7 @@ class TemplateEnsemble(PromptLearner):
     Args:
         templates: such as "a photo of a {}.".
         normalise_each: whether each sentence's features are brought to length 1 before the mean.
+        keep_underscores: whether `_` in a class name stays, and is no space.
     """
 
     def __init__(
@@ -179,11 +195,27 @@ class TemplateEnsemble(PromptLearner):
         classnames: Sequence[str],
         templates: Sequence[str],
         normalise_each: bool = True,
+        keep_underscores: bool = False,
     ) -> None:
-        each = [class_sentences(clip_model, classnames, template) for template in templates]
+        each = [
+            SharedPrefixText(
+                tokenize_classes(clip_model, classnames, template, keep_underscores), template=template
+            )
+            for template in templates
+        ]
         super().__init__(each[0])
         self.ensemble = nn.ModuleList(each)
         self.normalise_each = normalise_each
+        self.keep_underscores = keep_underscores
+
+    @property
+    def differs(self) -> str:
+        """What sets it apart from a mean of features of length 1, underscores being spaces; "" if nothing."""
+        if self.keep_underscores:
+            return "keep the underscores of class names"
+        return (
+            "" if self.normalise_each or len(self.ensemble) == 1 else "have a mean of features of any length"
+        )
 
     def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
         total = None
@@ -195,6 +227,22 @@ class TemplateEnsemble(PromptLearner):
             total = features if total is None else total + features
         assert total is not None
         return total / len(self.ensemble)
+
+
+class FrozenText(TemplateEnsemble):
+    """A `TemplateEnsemble` whose text features are computed once: for what is learned after both encoders."""
+
+    base_text_features: Tensor | None  # (class feature), of any norm
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register_buffer("base_text_features", None, persistent=False)
+
+    def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
+        if self.base_text_features is None:
+            with torch.no_grad():
+                self.base_text_features = super().text_features(clip_model)
+        return self.base_text_features
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -252,8 +300,13 @@ def class_sentences(
     return SharedPrefixText(tokenize_classes(clip_model, classnames, template), prompts, template)
 
 
-def tokenize_classes(clip_model: CLIP, classnames: Sequence[str], template: str) -> Tensor:
+def tokenize_classes(
+    clip_model: CLIP, classnames: Sequence[str], template: str, keep_underscores: bool = False
+) -> Tensor:
     """Token ids of a template with each class name in it, `(class length)`.
+
+    Args:
+        keep_underscores: whether `_` in a class name stays, and is no space.
 
     Raises:
         ValueError: a sentence is longer than the text encoder takes, named by its class; or the template has
@@ -266,7 +319,7 @@ def tokenize_classes(clip_model: CLIP, classnames: Sequence[str], template: str)
         )
     rows = []
     for name in classnames:
-        sentence = template.replace("{}", name.replace("_", " "))
+        sentence = template.replace("{}", name if keep_underscores else name.replace("_", " "))
         try:
             rows.append(tokenize(sentence, clip_model.context_length))
         except RuntimeError as error:

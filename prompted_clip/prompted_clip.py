@@ -68,9 +68,13 @@ class PromptedCLIP(nn.Module):
         return self
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """`(batch 3 height width)` → normalised image features, `(batch feature)`."""
-        features = self.prompt_learner.image_features(self.clip_model, image)
-        return F.normalize(at_least_float32(features), dim=-1)
+        """`(batch 3 height width)` → normalised image features, `(batch feature)`.
+
+        Features that CLIP's own image encoder gave earlier, `(batch feature)`, are taken in place of images.
+        """
+        learner = self.prompt_learner
+        features = image if image.dim() == 2 else learner.image_features(self.clip_model, image)
+        return F.normalize(learner.image_head(at_least_float32(features)), dim=-1)
 
     def encode_text(self, image_features: Tensor | None = None) -> Tensor:
         """Normalised text features, `(class feature)`; `(batch class feature)` if made of the image's."""

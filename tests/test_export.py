@@ -37,6 +37,7 @@ OWN_CLASSES_ALONE = {  # without a graph of the text, and why
     "MMRL": "no scaled cosines",
     "MMRLpp": "no scaled cosines",
     "TCP": "CLIP's own features of each class",
+    "CLIPAdapter": "keep the underscores of class names",
 }
 NAMES = ["cat", "german_shepherd", "st. bernard's"]
 OTHERS = ["lichen", "moss (wet)", "oh, no!", "Björk's 3rd"]
@@ -145,6 +146,16 @@ def test_every_method_is_exported(name: str, make, tmp_path: Path) -> None:
 def test_contexts_of_other_kinds_are_exported(settings: dict[str, Any], make, tmp_path: Path) -> None:
     given = {"CTX_INIT": "", "N_CTX": 3, **settings}
     model = make("CoOp", settings={f"TRAINER.COOP.{key}": value for key, value in given.items()})
+    export.export(model, tmp_path / "exported", ("onnx", "pt2"))
+    check_graphs(model, tmp_path / "exported")
+
+
+def test_an_adapter_after_the_image_encoder_is_exported_with_its_text(
+    make, monkeypatch, tmp_path: Path
+) -> None:
+    """As the authors have it: one sentence for a class, and no underscores."""
+    monkeypatch.delitem(OWN_CLASSES_ALONE, "CLIPAdapter")
+    model = make("CLIPAdapter", settings={"TRAINER.CLIPADAPTER.KEEP_UNDERSCORES": False})
     export.export(model, tmp_path / "exported", ("onnx", "pt2"))
     check_graphs(model, tmp_path / "exported")
 

@@ -321,6 +321,121 @@ for number, name in enumerate(DATASETS.split()):
     SETTINGS[f"CoPrompt/per_dataset/{name}"] = (COPROMPT, coprompt(epochs, **own))
 
 
+# --- heads on frozen features
+
+CLAP = "jusiro/CLAP, scripts and trainers/adapters.py; arXiv 2312.12730"
+TASKRES = "geekyutao/TaskRes, scripts/taskres/train_regular.sh; arXiv 2211.10277"
+CLIPADAPTER = "gaopengcuhk/CLIP-Adapter; arXiv 2110.04544; settings as in jusiro/CLAP"
+LPP = "FereshteShakeri/FewShot-CLIP-Strong-Baseline, methods/linear_probe_p2.py; arXiv 2404.02285"
+TIP = "gaopengcuhk/Tip-Adapter, configs and main.py; arXiv 2207.09519"
+# The weight of the cache; the largest beta and alpha of the search.
+TIP_OF_DATASETS = {
+    "imagenet": (1.17, 7.0, 3.0),
+    "caltech101": (3.0, 12.0, 5.0),
+    "oxford_pets": (1.17, 7.0, 3.0),
+    "stanford_cars": (3.0, 20.0, 10.0),
+    "oxford_flowers": (10.0, 50.0, 50.0),
+    "food101": (1.17, 10.0, 10.0),
+    "fgvc_aircraft": (5.0, 30.0, 30.0),
+    "sun397": (1.17, 12.0, 10.0),
+    "dtd": (2.0, 13.0, 13.0),
+    "eurosat": (2.0, 12.0, 10.0),
+    "ucf101": (3.0, 7.0, 3.0),
+}
+HALF_CROPS = {"INPUT.RRCROP_SCALE": [0.5, 1.0], "OPTIM.WARMUP_EPOCH": 0}
+
+
+def probe(backbone: str = "ViT-B/16", views: int = 20, **own: Any) -> dict[str, Any]:
+    more = {"OPTIM.WEIGHT_DECAY": 0.0, "DATALOADER.VIEWS": views}
+    return {**settings(256, 0.1, 300, backbone=backbone, **own), **more}
+
+
+def taskres(epochs: int = 200, lr: float = 2e-4, backbone: str = "ViT-B/16", **own: Any) -> dict[str, Any]:
+    return section("TASKRES", {**settings(256, lr, epochs, backbone=backbone), "OPTIM.NAME": "adam"}, **own)
+
+
+def adapter(
+    backbone: str = "ViT-B/16", views: int = 20, templates: int = 8, keep: bool = True
+) -> dict[str, Any]:
+    own = {"IMAGENET_TEMPLATES": templates, "KEEP_UNDERSCORES": keep}
+    return section("CLIPADAPTER", probe(backbone, views), **own)
+
+
+def lpp(backbone: str = "ViT-B/16", **more: Any) -> dict[str, Any]:
+    optim = {"OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WEIGHT_DECAY": 0.0}
+    return {
+        **settings(256, 1.0, 300, backbone=backbone),
+        **HALF_CROPS,
+        **optim,
+        "DATALOADER.VIEWS": 1,
+        **more,
+    }
+
+
+def tip(backbone: str = "ViT-B/16", epochs: int = 20, **own: Any) -> dict[str, Any]:
+    optim = {
+        "OPTIM.NAME": "adamw",
+        "OPTIM.EPS": 1e-4,
+        "OPTIM.WEIGHT_DECAY": 0.01,
+        "OPTIM.SCHEDULE_BY": "iteration",
+    }
+    data = {"DATALOADER.VIEWS": 10, "DATALOADER.TRAIN_X.DROP_LAST": False}
+    base = {**settings(256, 0.001, epochs, backbone=backbone), **HALF_CROPS, **optim, **data}
+    return section("TIPADAPTER", base, **own)
+
+
+FREE = {"FINE_TUNE": False}
+BEST_VAL = {"TEST.FINAL_MODEL": "best_val"}
+IMAGES = {"views": 0, "templates": 1, "keep": False}
+SHAPES_PROBE = {**SHAPES, "DATALOADER.VIEWS": 4}
+SHAPES_TIP = {**SHAPES, "DATALOADER.VIEWS": 2, "OPTIM.MAX_EPOCH": 5}
+SHAPES_TASKRES = {**taskres(lr=0.002), **SHAPES_PROBE}
+SETTINGS |= {
+    **{f"{name}/vit_b16": (CLAP, probe()) for name in ("CLAP", "ZSLinearProbe")},
+    **{f"{name}/rn50": (CLAP, probe("RN50")) for name in ("CLAP", "ZSLinearProbe")},
+    **{f"{name}/shapes": (OWN, {**probe(), **SHAPES_PROBE}) for name in ("CLAP", "ZSLinearProbe")},
+    "TaskRes/vit_b16": (TASKRES, taskres()),
+    "TaskRes/vit_b16_ep100": (TASKRES, taskres(100)),
+    "TaskRes/rn50": (TASKRES, taskres(200, 0.002, "RN50")),
+    "TaskRes/rn50_ep100": (TASKRES, taskres(100, 0.002, "RN50")),
+    "TaskRes/per_dataset/rn50_oxford_flowers": (TASKRES, taskres(200, 0.002, "RN50", ALPHA=1.0)),
+    "TaskRes/per_dataset/rn50_oxford_flowers_ep100": (TASKRES, taskres(100, 0.002, "RN50", ALPHA=1.0)),
+    "TaskRes/per_dataset/rn50_imagenet": (TASKRES, taskres(200, 2e-4, "RN50")),
+    "TaskRes/per_dataset/rn50_imagenet_ep100": (TASKRES, taskres(100, 2e-4, "RN50")),
+    "TaskRes/per_dataset/shapes": (OWN, SHAPES_TASKRES),
+    "TaskRes/shapes": (OWN, SHAPES_TASKRES),
+    "CLIPAdapter/vit_b16": (CLIPADAPTER, adapter()),
+    "CLIPAdapter/rn50": (CLIPADAPTER, adapter("RN50")),
+    "CLIPAdapter/vit_b16_images": (CLIPADAPTER, adapter(**IMAGES)),
+    "CLIPAdapter/rn50_images": (CLIPADAPTER, adapter("RN50", **IMAGES)),
+    "CLIPAdapter/shapes": (OWN, {**adapter(), **SHAPES_PROBE}),
+    "CLIPAdapter/shapes_images": (OWN, {**adapter(**IMAGES), **SHAPES, "OPTIM.MAX_EPOCH": 5}),
+    "LPPlusPlus/vit_b16": (LPP, lpp()),
+    "LPPlusPlus/vit_b16_best_val": (LPP, lpp(**BEST_VAL)),
+    "LPPlusPlus/rn50": (LPP, lpp("RN50")),
+    "LPPlusPlus/rn50_best_val": (LPP, lpp("RN50", **BEST_VAL)),
+    "LPPlusPlus/shapes": (OWN, {**lpp(), **SHAPES}),
+    "LPPlusPlus/shapes_best_val": (OWN, {**lpp(**BEST_VAL), **SHAPES}),
+    "TipAdapter/vit_b16": (TIP, tip()),
+    "TipAdapter/vit_b16_training_free": (TIP, tip(**FREE)),
+    "TipAdapter/vit_b16_search": (OWN, tip(SEARCH="val")),
+    "TipAdapter/rn50": (TIP, tip("RN50")),
+    "TipAdapter/rn50_training_free": (TIP, tip("RN50", **FREE)),
+    "TipAdapter/shapes": (OWN, {**tip(), **SHAPES_TIP}),
+    "TipAdapter/shapes_training_free": (OWN, {**tip(**FREE), **SHAPES_TIP}),
+    "TipAdapter/per_dataset/shapes": (OWN, {**tip(ALPHA=3.0), **SHAPES_TIP}),
+    "TipAdapter/per_dataset_training_free/shapes": (OWN, {**tip(ALPHA=3.0, **FREE), **SHAPES_TIP}),
+}
+for name, (alpha, *scale) in TIP_OF_DATASETS.items():
+    own = {"ALPHA": alpha, "SEARCH_SCALE": scale}
+    epochs = 100 if name == "eurosat" else 20
+    SETTINGS[f"TipAdapter/per_dataset/{name}"] = (TIP, tip(epochs=epochs, **own))
+    SETTINGS[f"TipAdapter/per_dataset_training_free/{name}"] = (TIP, tip(epochs=epochs, **own, **FREE))
+    full = {"ALPHA": 1.0} if name == "oxford_flowers" else {}
+    SETTINGS[f"TaskRes/per_dataset/{name}"] = (TASKRES, taskres(**full))
+    SETTINGS[f"TaskRes/per_dataset_ep100/{name}"] = (TASKRES, taskres(100, **full))
+
+
 def test_each_file_is_here():
     files = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/**/*.yaml")}
     assert files == set(SETTINGS)

@@ -14,6 +14,7 @@ from helpers import ROOT
 from rich.console import Console
 
 import train
+from dassl.engine import TRAINER_REGISTRY
 from experiments.methods import read_methods
 from experiments.protocols import protocol_names, read_protocol
 from experiments.run_folder import state
@@ -121,6 +122,23 @@ def test_every_run_of_every_protocol_has_a_configuration_that_train_takes(name):
                 del words[at : at + 2]
             cfg = train.setup_cfg(parser.parse_args(words))
             assert planned.trainer == cfg.TRAINER.NAME
+
+
+def test_methods_of_their_classes_are_left_out_where_others_are_tested_and_refused_by_name(tmp_path, capsys):
+    """CoOp with a context for each class, too, which its settings alone tell."""
+    of_classes = {method.key for method in read_methods() if method.per_class}
+    assert {"CLAP", "TaskRes", "LPPlusPlus", "TipAdapter", "ZSLinearProbe"} <= of_classes
+    trainers = {method.trainer for method in read_methods() if method.per_class}
+    assert all(TRAINER_REGISTRY.get(name).class_specific for name in trainers)
+    for protocol in ("base2new", "cross_dataset", "domain_generalisation"):
+        assert not of_classes & {job.planned.method for job in jobs(protocol, seeds=[1])}
+    assert of_classes <= {job.planned.method for job in jobs("few_shot", seeds=[1], shots=[16])}
+
+    command = ["base2new", "--datasets", "shapes", "--dry-run", "--output", str(tmp_path), "--trainers"]
+    assert "CLAP learns something for each class" in refused(capsys, *command, "CLAP")
+    own_contexts = ("TRAINER.COOP.CSC", "True", "TRAINER.COOP.CTX_INIT", "")
+    csc = refused(capsys, *command, "CoOp", "--options", *own_contexts)
+    assert "CoOp learns something for each class" in csc
 
 
 def test_every_configuration_of_every_method_is_there():

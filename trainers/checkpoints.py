@@ -25,11 +25,12 @@ IDENTITY = "_extra_state"  # where torch keeps a module's own state among its te
 MOST_DIFFERENCES = 6
 HALF_ROUNDING = 0.01  # more than what float16 or bfloat16 can make of a weight, relative to the largest one
 
-# The reference saves the whole model: CLIP's weights, and embeddings of words that are computed here.
+# The reference saves the whole model: CLIP's weights, and embeddings of words that are computed here. So are
+# the text features that TaskRes and CLAP save.
 TEACHER_KEYS = ("prompt_learner.ZS_image_encoder.", "model_distill.")
 CLIP_KEYS = ("image_encoder.", "text_encoder.", "logit_scale", *TEACHER_KEYS)
 CONTEXT_KEYS = ("token_prefix", "token_suffix", "token_midfix")
-WORD_KEYS = (*CONTEXT_KEYS, "prompt_embeddings", "token_embedding", "tokenized_prompts")
+WORD_KEYS = (*CONTEXT_KEYS, "prompt_embeddings", "token_embedding", "tokenized_prompts", "base_text_features")
 # Its IVLP, VPT and PromptSRC keep prompts in the encoders, those before block k in that block.
 ENCODER_PROMPTS = re.compile(r"(image|text)_encoder\.(?:transformer\.resblocks\.(\d+)\.)?VPT(?:_shallow)?")
 

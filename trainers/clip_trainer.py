@@ -18,7 +18,7 @@ from dassl.engine.ddp import Losses, select_device, wrap_ddp
 from dassl.engine.identity import sha256_of
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
-from dassl.utils.distributed import is_rank_zero
+from dassl.utils.distributed import get_world_size, is_rank_zero
 from prompted_clip import load_model
 from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
@@ -27,6 +27,7 @@ from prompted_clip.prompted_clip import PromptedCLIP
 from prompted_clip.shared_prefix import SharedPrefixText
 from prompted_clip.tensor_files import misfit, unusual
 
+from . import features
 from .checkpoints import IDENTITY, check_fit, check_same_run, identity_of, learned_tensors
 from .precision import PRECISIONS, Precision
 from .pretrained import Method, from_clip, preprocessing
@@ -60,6 +61,10 @@ class CLIPPromptTrainer(TrainerX):
     test_settings: ClassVar[tuple[str, ...]] = ()
     # Whether `losses` take several views of an image, as many as DATALOADER.K_TRANSFORMS says.
     takes_views: ClassVar[bool] = False
+    # Whether training runs on the features of DATALOADER.VIEWS; a method may need them for something else.
+    trains_on_views: ClassVar[bool] = True
+    # Whether what is learned belongs to the classes trained on, as `class_specific` of the learner says.
+    class_specific: ClassVar[bool] = False
     # Nothing is learned, and no shots are drawn: seed and shots do not matter.
     is_zero_shot: ClassVar[bool] = False
     # What `from_clip` and `fit` take where nothing else is said, beside `configuration.COMMON`: the settings
@@ -91,6 +96,11 @@ class CLIPPromptTrainer(TrainerX):
         """Whether the method puts tokens into the image encoder, which is a ViT then."""
         return False
 
+    @classmethod
+    def belongs_to_classes(cls, cfg) -> bool:
+        """Whether what is learned belongs to the classes trained on, so that no others can be tested."""
+        return cls.class_specific
+
     # --- the configuration ------------------------------------------------------------------------------
 
     @classmethod
@@ -110,7 +120,7 @@ class CLIPPromptTrainer(TrainerX):
             raise UserError(self._needs_vit_message(f"MODEL.BACKBONE.NAME is {name!r}"))
 
     def check_setting(
-        self, cfg, key: str, at_least: int | None = None, one_of: Sequence[str] | None = None, why: str = ""
+        self, cfg, key: str, at_least: int | None = None, one_of: Sequence[Any] | None = None, why: str = ""
     ) -> None:
         """Raises a `ValueError` if the trainer's setting `key` is below `at_least` or none of `one_of`.
 
@@ -122,7 +132,7 @@ class CLIPPromptTrainer(TrainerX):
         if at_least is not None and value < at_least:
             raise UserError(f"{where}; allowed is {at_least} or more ({why}).")
         if one_of is not None and value not in one_of:
-            raise UserError(f"{where}; allowed are {', '.join(one_of)}.")
+            raise UserError(f"{where}; allowed are {', '.join(map(str, one_of))}.")
 
     @property
     def own_settings(self):
@@ -207,6 +217,16 @@ class CLIPPromptTrainer(TrainerX):
         # Not the whole model: what is saved and optimised is what is learned.
         return nn.ModuleDict({"prompt_learner": learner}) if self.prefixed_keys else learner
 
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        if self.cfg.DATALOADER.VIEWS and self.trains_on_views and self.train_loader_x is not None:
+            self.train_loader_x = features.FeatureLoader(self.train_loader_x, lambda: self.view_features)
+
+    @cached_property
+    def view_features(self) -> features.Features:
+        """CLIP's features of fixed views of all training images; one of each where DATALOADER.VIEWS is 0."""
+        return features.features_of(self)
+
     def build_model(self) -> None:
         cfg = self.cfg
         saved = self.build_clip(self.load_clip())
@@ -214,10 +234,14 @@ class CLIPPromptTrainer(TrainerX):
         learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
+        if learned and cfg.DATALOADER.VIEWS:
+            features.check_encoder_is_frozen(self)
         if learned:
             self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM, self.schedule_phases())
             self.register_model(self.model_name, saved, self.optim, self.sched)
+        elif any(True for _ in saved.parameters()):  # that are made of the images without a step
+            self.register_model(self.model_name, saved)
         if cfg.MODEL.INIT_WEIGHTS:
             self.start_from(cfg.MODEL.INIT_WEIGHTS)
 
@@ -275,15 +299,30 @@ class CLIPPromptTrainer(TrainerX):
 
     # --- training and testing ---------------------------------------------------------------------------
 
+    def train(self) -> None:  # type: ignore[override]
+        if get_world_size() > 1 and isinstance(self.train_loader_x, features.FeatureLoader):
+            raise UserError(
+                f"DATALOADER.VIEWS is {self.cfg.DATALOADER.VIEWS}, and {get_world_size()} processes cannot "
+                "share a training on kept features. Train with python train.py, without torchrun."
+            )
+        super().train()
+
     def before_epoch(self) -> None:
-        """Writes the sample that is trained on beside the results, before the first epoch."""
+        """Before the first epoch, writes the sample that is trained on beside the results.
+
+        Where val images choose the epoch of a training on features, they are encoded once, too.
+        """
         super().before_epoch()
         graphed_step = vars(self).get("graphed_step")  # made when it is needed first
         if graphed_step is not None:
             graphed_step.begin_epoch()
         sample = getattr(self.dm.dataset, "sample", None)
-        if self.epoch == self.start_epoch and sample is not None and is_rank_zero():
+        if self.epoch != self.start_epoch:
+            return
+        if sample is not None and is_rank_zero():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
+        if isinstance(self.train_loader_x, features.FeatureLoader) and self._keeps_best() and self.val_loader:
+            self.val_loader = features.encoded(self, self.val_loader)
 
     @classmethod
     def can_share_batches(cls) -> bool:
@@ -384,8 +423,12 @@ class CLIPPromptTrainer(TrainerX):
 
     @torch.no_grad()
     def frozen_image_features(self, images: Tensor) -> Tensor:
-        """CLIP's own features of images `(batch 3 height width)`, of length 1: `(batch feature)`."""
-        return F.normalize(at_least_float32(self.model.clip_model.encode_image(images)), dim=-1)
+        """CLIP's own features of images `(batch 3 height width)`, of length 1: `(batch feature)`.
+
+        Features of fixed views are taken in place of images.
+        """
+        found = images if images.dim() == 2 else self.model.clip_model.encode_image(images)
+        return F.normalize(at_least_float32(found), dim=-1)
 
     @torch.no_grad()
     def frozen_text_features(self, templates: Sequence[str], normalise_each: bool = True) -> Tensor:
@@ -403,6 +446,8 @@ class CLIPPromptTrainer(TrainerX):
             ValueError: it does not fit this run; lists what differs. Nothing was loaded then.
         """
         state_dict = self._of_these_classes(checkpoint.get("state_dict", {}))
+        own = {key.removeprefix("prompt_learner."): each for key, each in state_dict.items()}
+        self.model.prompt_learner.make_room(own)
         wanted = self._models[name].state_dict()
         self._check_kinds(state_dict, wanted, path)
         check_fit(path, state_dict, wanted, self.model)

@@ -117,6 +117,11 @@ class CoOp(CLIPPromptTrainer):
         "TRAINER.COOP.CTX_INIT": "a photo of a",
     }
 
+    @classmethod
+    def belongs_to_classes(cls, cfg) -> bool:
+        own = cfg.TRAINER[cls.settings_key()]
+        return bool(own.CSC and not own.CTX_INIT)
+
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         self.check_setting(cfg, "N_CTX", at_least=1, why="the paper uses 16, and 4 beside CoCoOp")

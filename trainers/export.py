@@ -158,6 +158,8 @@ def no_text_graph(model: PromptedCLIP) -> str:
     prompts = learner.text_prompts()
     if prompts is not None and prompts.class_specific:
         return f"The prompts of {model.method.name} are made of CLIP's own features of each class."
+    if isinstance(learner, TemplateEnsemble) and learner.differs:
+        return f"The sentences of {model.method.name} {learner.differs}."
     if not all(templates_of(model)):
         return f"The sentences of {model.method.name} are made of no template."
     return ""
@@ -200,8 +202,6 @@ def _with_constant_prompts(model: PromptedCLIP) -> PromptedCLIP:
     """A model of the same tensors whose prompts are made already, and which does not look words up."""
     own, clip_model, learner = copy.copy(model), copy.copy(model.clip_model), copy.copy(model.prompt_learner)
     clip_model._buffers = {**clip_model._buffers, "embedded_words": None}
-    if isinstance(learner, TemplateEnsemble):  # the graph takes one sentence
-        learner = PromptLearner(learner.ensemble[0])  # type: ignore[arg-type]
     image, text = learner.image_prompts(), learner.text_prompts()
     learner.image_prompts = lambda: image  # type: ignore[method-assign]
     learner.text_prompts = lambda image_features=None: text  # type: ignore[method-assign]
@@ -237,6 +237,9 @@ class TextGraph(nn.Module):
     def __init__(self, model: PromptedCLIP) -> None:
         super().__init__()
         self.model = _with_constant_prompts(model)
+        learner = self.model.prompt_learner
+        if isinstance(learner, TemplateEnsemble):  # the graph takes one sentence
+            self.model._modules["prompt_learner"] = PromptLearner(learner.ensemble[0])  # type: ignore[arg-type]
         self.register_buffer("embedded_words", model.clip_model.embedded_words)
         self.example = tokenize(["a", "b"], model.clip_model.context_length).long()
 

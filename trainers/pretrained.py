@@ -240,6 +240,7 @@ class Method:
             other = trainer.build_learner(model.clip_model, names)
         state = {key: each for key, each in learner.state_dict().items() if not key.endswith(IDENTITY)}
         adapted = other.state_for(model.clip_model, state, model.classnames, names)
+        other.make_room(adapted)
         other.load_state_dict(adapted, strict=False)
         other.identity = {**learner.identity, "classnames": names}
         other.loaded_identity = learner.loaded_identity or learner.identity

@@ -24,6 +24,7 @@ from prompted_clip.calibration import checked
 from prompted_clip.errors import MissingFileError, NotFiniteError, UserError
 from prompted_clip.factory import _MODELS, EMBEDDED_SHA256, OPEN_CLIP
 from prompted_clip.files import atomic_open
+from prompted_clip.prompt_learner import PromptLearner
 from prompted_clip.prompted_clip import PromptedCLIP
 from prompted_clip.tensor_files import not_finite
 
@@ -84,6 +85,8 @@ class Saved(NamedTuple):
 
     def put_into(self, module: nn.Module) -> None:
         """Loads the learned tensors; a ValueError says which do not fit, before any is loaded."""
+        learner = next(each for each in module.modules() if isinstance(each, PromptLearner))
+        learner.make_room({key.removeprefix("prompt_learner."): each for key, each in self.tensors.items()})
         wanted = {key: each for key, each in module.state_dict().items() if not key.endswith(IDENTITY)}
         differing = [f"no {key}" for key in wanted if key not in self.tensors]
         differing += [f"{key} too many" for key in self.tensors if key not in wanted]

@@ -58,6 +58,12 @@ def check_settings(cfg, takes_views: bool) -> None:
     if views < 1 or (views > 1 and not takes_views):
         allowed = "1 or more" if takes_views else f"1: {cfg.TRAINER.NAME} takes one view of an image"
         raise UserError(f"DATALOADER.K_TRANSFORMS is {views}; allowed is {allowed}.")
+    sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
+    if cfg.DATALOADER.VIEWS and sampler != "RandomSampler":
+        raise UserError(
+            f"DATALOADER.TRAIN_X.SAMPLER is {sampler}; with DATALOADER.VIEWS {cfg.DATALOADER.VIEWS}, whose "
+            "views are drawn at random, allowed is RandomSampler."
+        )
     if cfg.TEST.SPLIT not in ("val", "test"):
         raise UserError(f"TEST.SPLIT is {cfg.TEST.SPLIT!r}; allowed are val and test.")
     if cfg.MODEL.TEXT_CHUNK < NEVER:

@@ -21,6 +21,7 @@ SELECTED_TEMPLATES = [
     "art of the {}.",
     "a photo of the small {}.",
 ]
+COUNTS = (8, 7, 1)  # of sentences, see `templates_of`
 
 
 def imagenet_templates() -> list[str]:
@@ -33,6 +34,17 @@ def imagenet_templates() -> list[str]:
 def template_of(dataset: Any) -> str:
     """The dataset's hand-written template; "a photo of a {}." where it has none."""
     return getattr(dataset, "template", None) or DEFAULT_TEMPLATE
+
+
+def templates_of(cfg: Any, dataset: Any) -> list[str]:
+    """The dataset's template; for ImageNet and its variants, as many as the trainer's IMAGENET_TEMPLATES.
+
+    8 are the seven selected ones and the dataset's own; 7, without that; 1, that alone.
+    """
+    own, count = template_of(dataset), cfg.TRAINER[cfg.TRAINER.NAME.upper()].IMAGENET_TEMPLATES
+    if count == 1 or not cfg.DATASET.NAME.startswith("ImageNet"):
+        return [own]
+    return [*SELECTED_TEMPLATES, own] if count == 8 else SELECTED_TEMPLATES
 
 
 def embedded_templates(clip_model: CLIP, templates: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ WITHOUT_INFLUENCE = {
     "DATALOADER.CACHE_GB": "cached images are those that would be decoded again",
     "DATALOADER.TEST_CACHE": "cached crops are those that would be made again",
     "DATALOADER.TEST_CACHE_GB": "size of that cache",
+    "DATALOADER.FEATURES_DIR": "kept features are those that would be computed again",
     "DATALOADER.TEST.SAMPLER": "each test image counts once, in any order",
     "DATALOADER.TEST.BATCH_SIZE": "changes rounding alone",
     "MODEL.BACKBONE.PATH": "where the weights are; the weights themselves count",
@@ -42,6 +43,7 @@ OF_TRAINING = (
     *DRAWN,
     *("OPTIM", "TRAIN", "DATASET.NUM_SHOTS", "DATASET.NUM_LABELED", "DATASET.VAL_PERCENT"),
     *("DATALOADER.TRAIN_X", "DATALOADER.TRAIN_U", "DATALOADER.K_TRANSFORMS", "DATALOADER.RETURN_IMG0"),
+    "DATALOADER.VIEWS",
     "TEST.FINAL_MODEL",
 )
 

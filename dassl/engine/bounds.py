@@ -33,6 +33,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "INPUT.GB_P": (0, 1),
     "INPUT.GB_K": (1, 10_001),
     "DATALOADER.NUM_WORKERS": (0, 1024),
+    "DATALOADER.VIEWS": (0, MANY),
     "DATALOADER.TRAIN_X.BATCH_SIZE": (1, MANY),
     "DATALOADER.TRAIN_U.BATCH_SIZE": (1, MANY),
     "DATALOADER.TEST.BATCH_SIZE": (1, MANY),

@@ -25,11 +25,12 @@ PARTS = {
     "sentences": "the sentences of the classes",
     "descriptions": "the descriptions of the classes",
     "trained_images": "the images trained on",
+    "searched_images": "the val images that settings were chosen on",
     "tested_images": "the images tested",
     "tested_model": "what is tested (its checkpoint)",
     "tested_training": "how the tested model was trained",
 }
-DRAWN_PARTS = ("trained_images", "tested_model")  # differ from seed to seed of one cell
+DRAWN_PARTS = ("trained_images", "searched_images", "tested_model")  # differ from seed to seed of one cell
 
 
 def sha256_of(content: Any) -> str:
@@ -72,13 +73,18 @@ def sha256_of_images(items: Sequence[Any], root: str, open_images: bool = True) 
     return digest.hexdigest()
 
 
+def root_of(cfg: Any, dataset: Any) -> str:
+    """The folder that a dataset's images are known from."""
+    return getattr(dataset, "dataset_dir", "") or os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+
+
 def data_parts(cfg: Any, dataset: Any, trains: bool, open_images: bool = True) -> dict[str, str | None]:
     """The parts of an identity that are of a dataset; None for what is not known without opening images.
 
     Args:
         trains: whether the run draws training images.
     """
-    root = getattr(dataset, "dataset_dir", "") or os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+    root = root_of(cfg, dataset)
     split = cfg.TEST.SPLIT if getattr(dataset, "val", None) else "test"
     tested = getattr(dataset, split, None) or []
     parts: dict[str, str | None] = {

@@ -323,7 +323,7 @@ class SimpleTrainer(TrainerBase):
                     f"The result on the val images of epoch {finished} is {result}: TEST.FINAL_MODEL "
                     "best_val cannot choose by it."
                 )
-            if result > self.best_result:
+            if self.is_better(result):
                 self.best_result = result
                 self.save_model(
                     self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar"
@@ -332,6 +332,10 @@ class SimpleTrainer(TrainerBase):
         if finished == self.max_epoch or (frequency > 0 and finished % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
             self._remove_surplus()
+
+    def is_better(self, result: float) -> bool:
+        """Whether a result on the val images is that of the best epoch so far; of equals, of the first."""
+        return result > self.best_result
 
     def _remove_surplus(self) -> None:
         newest = key_or_default(self.cfg.TRAIN, "TRAIN.CHECKPOINTS_KEPT")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,3 +35,19 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
         torch.cuda.set_rng_state(cuda_state.cpu(), device)
+
+
+@contextmanager
+def seeded(*seed: int) -> Iterator[None]:
+    """Within, the CPU's generators start from `seed`, numbers from 0 on; afterwards, they are as before."""
+    start = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(start)
+            np.random.seed(start)
+            torch.random.default_generator.manual_seed(start)  # not torch's own, which would seed the GPUs
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 from datasets.catalog_dataset import CatalogDataset
 from experiments.configuration import build_parser, setup_cfg
 from experiments.record import result_differences
@@ -46,6 +47,7 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
                 load_plugin(plugin)
                 checked.add(plugin)
         cfg = setup_cfg(args)
+        check_classes(cfg, job)
         if on_disk and job.planned.dataset not in checked:
             check_dataset(cfg, job.planned.dataset)
             checked.add(job.planned.dataset)
@@ -59,6 +61,23 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
         raise UserError(
             f"{len(others)} folders hold results of other runs: {'; '.join(others[:MANY])}{more}. "
             "Give another --output, or remove them."
+        )
+
+
+def check_classes(cfg: Any, job: Job) -> None:
+    """Refuses tests on other classes of a method that learns something for each class.
+
+    Raises:
+        ValueError: names the method and the protocol.
+    """
+    planned = job.planned
+    belongs = getattr(TRAINER_REGISTRY.get(planned.trainer), "belongs_to_classes", None)
+    # The variants of ImageNet, whose names begin as its own does, have its classes.
+    others = planned.classes == "new" or not planned.dataset.startswith(planned.source)
+    if others and not planned.trains and belongs is not None and belongs(cfg):
+        raise UserError(
+            f"--trainers {planned.method}: {planned.trainer} learns something for each class it is trained "
+            f"on, so that {planned.protocol} cannot test it on other classes. Leave it out; few_shot has it."
         )
 
 

@@ -87,12 +87,19 @@ def _variants(
 def chosen_methods(protocol: Protocol, names: Sequence[str]) -> list[Method]:
     """The methods of these names: keys of methods.yaml, or TRAINER:CONFIG; `all`, or none, for all of them.
 
+    All are without those that learn something for each class, where other classes are tested.
+
     Raises:
         ValueError: an unknown name.
     """
     known = {method.key: method for method in read_methods()}
     if not names or list(names) == ["all"]:
-        return [method for key, method in known.items() if not protocol.methods or key in protocol.methods]
+        others = bool(protocol.source) or any(step.classes == "new" for step in protocol.tests)
+        return [
+            method
+            for key, method in known.items()
+            if (not protocol.methods or key in protocol.methods) and not (others and method.per_class)
+        ]
     chosen = []
     for name in names:
         trainer, colon, config = name.partition(":")
