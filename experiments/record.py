@@ -22,15 +22,18 @@ except ImportError:  # on Windows
 
 from dassl.config.influence import flat, influencing, plain
 from dassl.data.few_shot_list import shots_of
-from dassl.engine.identity import identity_differences
+from dassl.engine.identity import identity_differences, image_root, path_below, sha256_of
+from dassl.evaluation import Prediction, write_predictions
 from dassl.utils import write_json
 from dassl.utils.distributed import get_world_size, is_rank_zero
 from dassl.utils.tools import package_versions
 from experiments.configuration import setup_cfg
 from experiments.methods import config_name
-from experiments.run_folder import FORMAT, RESULT_FILE, ROOT, TEST_FILE, read_json
+from experiments.run_folder import FORMAT, PREDICTIONS_OF, RESULT_FILE, ROOT, TEST_FILE, read_json
 from prompted_clip.errors import UserError
 from prompted_clip.factory import is_published
+from prompted_clip.files import sha256_of_file
+from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.templates import template_of
 
 MOST_LISTED = 6  # differences in a message
@@ -58,6 +61,7 @@ class Record:
         self.changed: dict[str, Any] = {}
         self.results: dict[str, float] = {}
         self.calibration: dict[str, Any] | None = None
+        self.predictions: list[Prediction] | None = None
         self.split = ""
         self.testing = 0.0  # seconds of the last test
         self._watch_tests()
@@ -68,10 +72,10 @@ class Record:
 
         def timed_test(split: str | None = None, **kwargs: Any) -> Any:
             start = time.monotonic()
-            trainer.calibration = None  # a trainer with a test of its own may not tell
+            trainer.calibration = trainer.tested_predictions = None  # a test of one's own may not tell
             result = test(split, **kwargs) if split else test(**kwargs)
             self.testing = time.monotonic() - start
-            self.calibration = trainer.calibration
+            self.calibration, self.predictions = trainer.calibration, trainer.tested_predictions
             chosen = split or trainer.cfg.TEST.SPLIT
             self.split = "val" if chosen == "val" and trainer.val_loader is not None else "test"
             return result
@@ -93,8 +97,19 @@ class Record:
         """Writes the file beside the log, whole or not at all; of several processes rank zero does."""
         if not is_rank_zero():
             return
-        write_json(self.content(), str(self._path()))
-        print(f"Result is saved to {self._path()}")
+        path = self._path()
+        predictions = path.with_name(PREDICTIONS_OF[path.name])
+        predictions.unlink(missing_ok=True)  # those of another test
+        if self.predictions is not None:
+            dataset = self.trainer.dm.dataset
+            root = image_root(self.trainer.cfg, dataset)
+            rows = [row._replace(image=path_below(root, row.image)) for row in self.predictions]
+            write_predictions(rows, predictions)
+            print(f"Predictions are saved to {predictions}")
+        content = self.content()
+        content["predictions_sha256"] = sha256_of_file(predictions) if self.predictions is not None else ""
+        write_json(sealed(content), str(path))
+        print(f"Result is saved to {path}")
 
     def _path(self) -> Path:
         folder = Path(self.trainer.cfg.OUTPUT_DIR)
@@ -134,12 +149,16 @@ class Record:
         trainer, cfg, args = self.trainer, self.trainer.cfg, self.args
         seconds = time.monotonic() - self.start
         per_class = self._per_class()
+        total = sum(each["total"] for each in per_class)
         cuda = trainer.device.type == "cuda"
         return {
             "format": FORMAT,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "trainer": cfg.TRAINER.NAME,
             "config": config_name(args.config_file, cfg.TRAINER.NAME),
+            "per_dataset": is_per_dataset(args.config_file),
+            "oracle": trainer.oracle(cfg) if isinstance(trainer, CLIPPromptTrainer) else "",
+            "selected_on": self._selected_on(),
             "dataset": cfg.DATASET.NAME,
             "dataset_config": Path(args.dataset_config_file).stem,
             "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
@@ -156,7 +175,7 @@ class Record:
             "sample_sha256": getattr(getattr(trainer.dm.dataset, "sample", None), "sha256", ""),
             "results": self.results,
             **({} if self.calibration is None else {"calibration": self.calibration}),
-            "total": sum(each["total"] for each in per_class),
+            "total": total,
             "correct": sum(each["correct"] for each in per_class),
             "per_class": per_class,
             "learned_parameters": self._learned_parameters(),
@@ -167,6 +186,7 @@ class Record:
                 "training": 0.0 if args.eval_only else round(seconds - self.testing, 3),
                 "testing": round(self.testing, 3),
             },
+            "images_per_second": round(total / self.testing, 1) if self.testing else None,
             "peak_memory_bytes": {
                 "process": _peak_of_process(),
                 "device": torch.cuda.max_memory_allocated(trainer.device) if cuda else None,
@@ -181,6 +201,15 @@ class Record:
             "changed": self.changed,
             "settings": plain(cfg),
         }
+
+    def _selected_on(self) -> str:
+        """`val` where the tested epoch is the one with the best accuracy on val images; else ""."""
+        if self.args.eval_only:
+            settings = (self.trainer.loaded_training or {}).get("settings") or {}
+            chosen = self.args.load_epoch is None and settings.get("TEST.FINAL_MODEL") == "best_val"
+        else:
+            chosen = self.trainer.cfg.TEST.FINAL_MODEL == "best_val"
+        return "val" if chosen and self.trainer.get_model_names() else ""
 
     def _per_class(self) -> list[dict[str, Any]]:
         """Images and hits by label, where the evaluator keeps labels and guesses as Dassl's does."""
@@ -224,6 +253,17 @@ class Record:
         models = [self.trainer._models[name] for name in self.trainer.get_model_names()]
         learned = {id(each): each for model in models for each in model.parameters() if each.requires_grad}
         return sum(each.numel() for each in learned.values())
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a result.json with `sha256`, which is over all others."""
+    others = {key: value for key, value in content.items() if key != "sha256"}
+    return {**others, "sha256": sha256_of(others)}
+
+
+def is_per_dataset(config_file: str) -> bool:
+    """Whether a configuration is one dataset's own: in a folder `per_dataset`, or `per_dataset_few_shot`."""
+    return Path(config_file).parent.name.startswith("per_dataset")
 
 
 def result_differences(path: Path, identity: Mapping[str, Any]) -> list[str]:

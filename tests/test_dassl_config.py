@@ -13,7 +13,13 @@ from dassl.config import Config, clean_cfg, get_cfg_default
 
 GOLDEN = Path(__file__).parent / "golden"
 # What upstream does not have.
-ADDED = {"DATALOADER.CACHE_GB", "OPTIM.EPS", "TEST.SAVE_PREDICTIONS", "TRAIN.CHECKPOINTS_KEPT"}
+ADDED = {
+    "TEST.RECORD_PREDICTIONS",
+    "DATALOADER.CACHE_GB",
+    "OPTIM.EPS",
+    "TEST.SAVE_PREDICTIONS",
+    "TRAIN.CHECKPOINTS_KEPT",
+}
 ADDED |= {"DATALOADER.TEST_CACHE", "DATALOADER.TEST_CACHE_GB"}
 ADDED |= {"OPTIM.SCHEDULE_BY", "OPTIM.LR_MIN", "OPTIM.MAX_ITER", "OPTIM.ITER_PER_SHOT", "TEST.CALIBRATE"}
 ADDED |= {f"DATALOADER.{split}.DROP_LAST" for split in ("TRAIN_X", "TRAIN_U")}

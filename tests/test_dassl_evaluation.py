@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -18,8 +19,12 @@ from dassl.evaluation import (
     EVALUATOR_REGISTRY,
     Classification,
     EvaluatorBase,
+    FirstClasses,
+    Prediction,
     Predictions,
     build_evaluator,
+    read_predictions,
+    write_predictions,
 )
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "evaluator.json").read_text())
@@ -220,3 +225,48 @@ def test_predictions_are_a_line_for_each_image(tmp_path: Path, capsys: pytest.Ca
 def test_what_cannot_be_a_line_is_refused(batch: Any, scores: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Predictions(get_cfg_default(), {}).add(batch, scores, torch.tensor([0]))
+
+
+def test_stored_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
+    cfg, scores = get_cfg_default(), torch.linspace(-3, 30, 21).reshape(3, 7).flip(1)
+    scores[1, 2] = -torch.inf  # a class that is masked
+    found = FirstClasses(cfg)
+    found.add({"impath": ["a b.jpg", "=ä.jpg", "c,\nd.jpg"]}, scores, torch.tensor([0, 6, 1]))
+    found.add({"impath": ["last.jpg"]}, scores[:1, :3], torch.tensor([2]))
+    rows = found.result()
+    assert rows is not None
+    assert rows[1][:4] == ("=ä.jpg", 6, 0, (0, 1, 3, 4, 5))
+    assert (rows[3].predicted, rows[3].classes) == (0, (0, 1, 2))
+    write_predictions(rows, tmp_path / "a.csv.gz")
+    write_predictions(rows, tmp_path / "b.csv.gz")
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
+    for wrote, read in zip(rows, read_predictions(tmp_path / "a.csv.gz"), strict=True):
+        assert read[:4] == wrote[:4]
+        assert read.scores == pytest.approx(wrote.scores, rel=1e-5)
+
+
+def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    table = Predictions(get_cfg_default(), {0: "cat", 1: "dog"})
+    table.add({"impath": ["a.jpg", "b.jpg"]}, torch.eye(2), torch.tensor([0, 0]))
+    table.write(str(tmp_path / "predictions_test.csv"))
+    rows = read_predictions(tmp_path / "predictions_test.csv")
+    assert rows == [Prediction("a.jpg", 0, 0), Prediction("b.jpg", 0, 1)]
+
+
+def test_batches_without_paths_or_scores_have_no_stored_predictions() -> None:
+    for batch, scores in (({"img": 0}, torch.ones(1, 2)), ({"impath": ["a"]}, {"scores": 0})):
+        found = FirstClasses(get_cfg_default())
+        found.add({"impath": ["a"]}, torch.ones(1, 2), torch.tensor([0]))
+        found.add(batch, scores, torch.tensor([0]))
+        assert found.result() is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "columns", "row"])
+def test_damaged_predictions_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "predictions.csv.gz"
+    write_predictions([Prediction("a.jpg", 0, 1, (1, 0), (2.0, 1.0))] * 50, path)
+    content = gzip.decompress(path.read_bytes())
+    changed = {"columns": content.replace(b"label", b"lable", 1), "row": content.replace(b"2 1", b"2", 1)}
+    path.write_bytes(path.read_bytes()[:-9] if damage == "cut" else gzip.compress(changed[damage]))
+    with pytest.raises(ValueError, match="holds no predictions"):
+        read_predictions(path)

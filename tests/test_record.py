@@ -15,8 +15,11 @@ from filelock import FileLock
 from helpers import ROOT
 
 import train
+from dassl.evaluation import read_predictions
 from experiments import record, run_folder
+from experiments.record import sealed
 from experiments.run_folder import IN_USE, is_in_use, locked
+from prompted_clip.files import sha256_of_file
 from train import command_line
 
 SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
@@ -80,6 +83,46 @@ def test_a_test_in_the_folder_of_its_training_keeps_the_trainings_result(root, t
     result = run(root, folder, "--eval-only", "--model-dir", str(folder), classes="new")
     assert result == training
     assert json.loads((folder / "result_test.json").read_text())["classes"] == "new"
+
+
+def test_the_predictions_of_all_tested_images_are_stored_with_a_result(trained):
+    folder, result = trained
+    rows = read_predictions(folder / "predictions.csv.gz")
+    assert sha256_of_file(folder / "predictions.csv.gz") == result["predictions_sha256"]
+    assert (len(rows), sum(row.label == row.predicted for row in rows)) == (
+        result["total"],
+        result["correct"],
+    )
+    assert all(row.classes[0] == row.predicted and len(row.scores) == 5 for row in rows)
+    assert all(list(row.scores) == sorted(row.scores, reverse=True) for row in rows)
+    assert not any(Path(row.image).is_absolute() for row in rows)  # another machine has the same names
+    assert (result["oracle"], result["per_dataset"], result["selected_on"]) == ("", False, "")
+    assert result["images_per_second"] > 0
+    assert sealed(result) == result
+
+
+def test_a_test_keeps_the_predictions_of_the_training_in_whose_folder_it_is(root, tmp_path):
+    training = run(root, tmp_path)
+    run(root, tmp_path, "--eval-only", "--model-dir", str(tmp_path), classes="new")
+    assert sha256_of_file(tmp_path / "predictions.csv.gz") == training["predictions_sha256"]
+    result = json.loads((tmp_path / "result_test.json").read_text())
+    assert sha256_of_file(tmp_path / "predictions_test.csv.gz") == result["predictions_sha256"]
+
+
+def test_what_a_test_is_told_and_whose_its_settings_are_is_recorded(root, tmp_path, monkeypatch):
+    file = tmp_path / "trainers/MaPLe/per_dataset/shapes.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"_BASE_: {ROOT}/configs/trainers/MaPLe/shapes.yaml")
+    monkeypatch.setattr("trainers.maple.MaPLe.oracle", classmethod(lambda cls, cfg: "which half is asked"))
+    dataset = ["--dataset-config-file", f"{ROOT}/configs/datasets/shapes.yaml", "--config-file", str(file)]
+    output = tmp_path / "out"
+    words = ["--root", root, "--seed", "1", "--trainer", "MaPLe", "--output-dir", str(output), *dataset]
+    assert command_line([*words, *SHORT, "TEST.FINAL_MODEL", "best_val"]) == 0
+    result = json.loads((output / "result.json").read_text())
+    assert (result["oracle"], result["config"]) == ("which half is asked", "per_dataset/shapes")
+    assert (result["per_dataset"], result["selected_on"]) == (True, "val")
+    result = run(root, tmp_path / "test", "--eval-only", "--model-dir", str(output), classes="all")
+    assert (result["per_dataset"], result["selected_on"]) == (False, "val")
 
 
 def test_zero_shot_was_trained_on_nothing(root, tmp_path):

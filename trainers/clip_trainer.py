@@ -101,6 +101,14 @@ class CLIPPromptTrainer(TrainerX):
         """Whether what is learned belongs to the classes trained on, so that no others can be tested."""
         return cls.class_specific
 
+    @classmethod
+    def oracle(cls, cfg) -> str:
+        """What a test with these settings is told beside the images, in words; "" for nothing.
+
+        Such as "which half of the classes is asked". result.json records it, and tables mark it.
+        """
+        return ""
+
     # --- the configuration ------------------------------------------------------------------------------
 
     @classmethod

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dassl.config.influence import flat, plain
-from dassl.engine.identity import root_of, sha256_of, sha256_of_images, sha256_of_tensors
+from dassl.engine.identity import image_root, sha256_of, sha256_of_images, sha256_of_tensors
 from dassl.utils.distributed import is_rank_zero
 from dassl.utils.rng import seeded
 from dassl.utils.tools import package_versions
@@ -186,7 +186,7 @@ def key_of(trainer: CLIPPromptTrainer, images: Any, views: int) -> dict[str, Any
         "format": FORMAT,
         "model": trainer.model.prompt_learner.identity["backbone_sha256"],
         "precision": [trainer.precision.name, trainer.device.type],
-        "images": sha256_of_images(images.data_source, root_of(cfg, dataset)),
+        "images": sha256_of_images(images.data_source, image_root(cfg, dataset)),
         "transforms": flat(plain(cfg.INPUT)),
         "seed": abs(cfg.SEED),
         "views": views,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.identity import root_of, sha256_of_images
+from dassl.engine.identity import image_root, sha256_of_images
 from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import FrozenText, PromptLearner, at_least_float32
@@ -149,7 +149,7 @@ class TipAdapter(CLIPPromptTrainer):
     def model_parts(self) -> dict[str, str]:
         dataset = self.dm.dataset
         val = (getattr(dataset, "val", None) or ()) if self.own_settings.SEARCH == "val" else ()
-        searched = sha256_of_images(val, root_of(self.cfg, dataset)) if val else ""
+        searched = sha256_of_images(val, image_root(self.cfg, dataset)) if val else ""
         return {**super().model_parts(), "searched_images": searched or ""}
 
     def total_steps(self) -> int:

@@ -44,6 +44,9 @@ def default_config() -> Config:
             "COMPUTE_CMAT": False,  # writes the confusion matrix to OUTPUT_DIR/cmat.pt
             # Writes each image's prediction to OUTPUT_DIR/predictions_<split>.csv. Not a key of upstream.
             "SAVE_PREDICTIONS": False,
+            # Stores each image's prediction and the scores of its first five classes with the result, in
+            # OUTPUT_DIR/predictions.csv.gz, where batches have paths and scores. Not a key of upstream.
+            "RECORD_PREDICTIONS": True,
             # Fits a temperature on the val images, and records what it does to the probabilities of the test
             # images. Not a key of upstream.
             "CALIBRATE": False,

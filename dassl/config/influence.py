@@ -34,6 +34,7 @@ WITHOUT_INFLUENCE = {
     "TEST.PER_CLASS_RESULT": "what is printed",
     "TEST.COMPUTE_CMAT": "what is written beside the number",
     "TEST.SAVE_PREDICTIONS": "what is written beside the number",
+    "TEST.RECORD_PREDICTIONS": "what is written beside the number",
     "TEST.CALIBRATE": "what is recorded beside the number",
 }
 # What the seed draws, and what else changes the random numbers: seeds of one cell may differ here.

@@ -67,15 +67,18 @@ def sha256_of_images(items: Sequence[Any], root: str, open_images: bool = True) 
     for path, item in zip(paths, items, strict=True):
         if path not in contents and not open_images:
             return None
-        relative = os.path.relpath(path, root) if os.path.isabs(path) else path
-        line = f"{relative}\n{item.label}\n{contents.get(path, '')}\n"
+        line = f"{path_below(root, path)}\n{item.label}\n{contents.get(path, '')}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def root_of(cfg: Any, dataset: Any) -> str:
-    """The folder that a dataset's images are known from."""
+def image_root(cfg: Any, dataset: Any) -> str:
+    """The folder that paths of images are told from."""
     return getattr(dataset, "dataset_dir", "") or os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+
+
+def path_below(root: str, path: str) -> str:
+    return os.path.relpath(path, root) if os.path.isabs(path) else path
 
 
 def data_parts(cfg: Any, dataset: Any, trains: bool, open_images: bool = True) -> dict[str, str | None]:
@@ -84,7 +87,7 @@ def data_parts(cfg: Any, dataset: Any, trains: bool, open_images: bool = True) -
     Args:
         trains: whether the run draws training images.
     """
-    root = root_of(cfg, dataset)
+    root = image_root(cfg, dataset)
     split = cfg.TEST.SPLIT if getattr(dataset, "val", None) else "test"
     tested = getattr(dataset, split, None) or []
     parts: dict[str, str | None] = {

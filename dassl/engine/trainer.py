@@ -23,7 +23,15 @@ from dassl.engine.ddp import broadcast_initial_state, check_ddp, select_device
 from dassl.engine.identity import data_parts, identity_differences, identity_of, settings_of
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.trainer_base import SummaryWriter, TrainerBase
-from dassl.evaluation import Confidences, FiniteScores, HeldOut, Predictions, build_evaluator
+from dassl.evaluation import (
+    Confidences,
+    FiniteScores,
+    FirstClasses,
+    HeldOut,
+    Prediction,
+    Predictions,
+    build_evaluator,
+)
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     AverageMeter,
@@ -74,12 +82,14 @@ class SimpleTrainer(TrainerBase):
     Attributes:
         calibration: how sure the model was of the images that `test` tested last, as result.json says it;
             None where it gives no logits.
+        tested_predictions: of those images, with `TEST.RECORD_PREDICTIONS`; None without paths or logits.
 
     Raises:
         ValueError: a setting with a value that is not allowed.
     """
 
     calibration: dict[str, Any] | None = None
+    tested_predictions: list[Prediction] | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -387,6 +397,8 @@ class SimpleTrainer(TrainerBase):
         print(f"Evaluate on the *{split}* set")
         saves = key_or_default(self.cfg.TEST, "TEST.SAVE_PREDICTIONS")
         predictions = Predictions(self.cfg, self.lab2cname) if saves else None
+        records = key_or_default(self.cfg.TEST, "TEST.RECORD_PREDICTIONS")
+        first_classes = FirstClasses(self.cfg) if records else None
         finite = FiniteScores(f"the {split} images", self.hint_of_overflow())
         fitted = self._fit_temperature(data_loader) if key_or_default(self.cfg.TEST, "TEST.CALIBRATE") else {}
         confidences = Confidences(self.cfg, fitted.get("temperature"))
@@ -395,12 +407,15 @@ class SimpleTrainer(TrainerBase):
             finite.add(output)
             self.evaluator.process(output, label)
             confidences.add(output, label)
+            if first_classes is not None:
+                first_classes.add(batch, output, label)
             if predictions is not None:
                 predictions.add(batch, output, label)
         finite.check()
         results = self.evaluator.evaluate()
         self.test_results = {str(name): float(value) for name, value in results.items()}
         found = confidences.result()
+        self.tested_predictions = None if first_classes is None else first_classes.result()
         self.calibration = None if found is None else {**found, **fitted}
         if found is not None and "temperature" in fitted:
             print(

@@ -4,7 +4,7 @@ from .build import EVALUATOR_REGISTRY, build_evaluator
 from .confidences import Confidences, HeldOut
 from .evaluator import Classification, EvaluatorBase
 from .finite import FiniteScores
-from .predictions import Predictions
+from .predictions import FirstClasses, Prediction, Predictions, read_predictions, write_predictions
 
 __all__ = [
     "EVALUATOR_REGISTRY",
@@ -12,7 +12,11 @@ __all__ = [
     "Confidences",
     "EvaluatorBase",
     "FiniteScores",
+    "FirstClasses",
     "HeldOut",
+    "Prediction",
     "Predictions",
     "build_evaluator",
+    "read_predictions",
+    "write_predictions",
 ]

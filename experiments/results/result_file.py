@@ -14,14 +14,26 @@ from prompted_clip.console import shortened
 from prompted_clip.errors import MissingFileError, UserError
 
 RESULT_FILES = (RESULT_FILE, TEST_FILE)
-TEXTS = ("trainer", "config", "dataset", "dataset_config", "classes", "split", "backbone", "device", "commit")
+TEXTS = (
+    "trainer",
+    "config",
+    "dataset",
+    "dataset_config",
+    "classes",
+    "split",
+    "backbone",
+    "device",
+    "commit",
+    "oracle",
+)
+TEXTS += ("selected_on", "predictions_sha256")
 # Percentages, whole numbers (any seed below 0 is one that was not set), and seconds.
 BOUNDS: dict[str, tuple[Any, int, int]] = {
     **dict.fromkeys(("accuracy", "macro_f1", "ece", "ece_after"), ((int, float), 0, 100)),
     **dict.fromkeys(("seed", "shots"), (int, -(2**63), 2**63)),
     **dict.fromkeys(("total", "learned_parameters", "peak_memory"), (int, 0, 2**63)),
     "temperature": ((int, float), 0, 100),
-    "training_seconds": ((int, float), 0, 2**63),
+    **dict.fromkeys(("training_seconds", "images_per_second"), ((int, float), 0, 2**63)),
 }
 LOG = "log"  # source of a result that is read from a log
 
@@ -49,6 +61,11 @@ class Result:
         ece: expected calibration error in percent, and at the temperature that was fitted on val images; None
             where the file has none. As `ece_after` and `temperature`.
         total: images tested.
+        images_per_second: of the test, with the reading of its images; None if the file does not say.
+        oracle: what the test is told beside the images, in words; "" for nothing.
+        per_dataset: whether the settings are the dataset's own.
+        selected_on: the images that the tested epoch was chosen on: "val"; "" for the last one.
+        has_predictions: whether those of all tested images lie beside it.
         peak_memory: bytes, of the device if it has memory of its own, else of the process.
         cell: the same for runs that differ in the seed alone, see `dassl/engine/identity.py`; "" for a
             result of an earlier version, which has no identity.
@@ -79,6 +96,11 @@ class Result:
     total: int | None = None
     learned_parameters: int | None = None
     training_seconds: float | None = None
+    images_per_second: float | None = None
+    oracle: str = ""
+    per_dataset: bool = False
+    selected_on: str = ""
+    has_predictions: bool = False
     peak_memory: int | None = None
     device: str = ""
     torch: str = ""
@@ -192,6 +214,11 @@ def _result(path: Path, content: Mapping[str, Any]) -> Result:
         total=content.get("total") or None,  # 0 where the evaluator does not count
         learned_parameters=content.get("learned_parameters"),
         training_seconds=(seconds.get("training") or None) if is_whole else None,
+        images_per_second=content.get("images_per_second"),
+        oracle=str(content.get("oracle") or ""),
+        per_dataset=content.get("per_dataset") is True,
+        selected_on=str(content.get("selected_on") or ""),
+        has_predictions=bool(content.get("predictions_sha256")),
         peak_memory=peak,
         device=str(content.get("device") or ""),
         torch=str(versions.get("torch") or ""),
