@@ -13,7 +13,7 @@ endif
 demo: install
 	@echo "Zero-shot CLIP and MaPLe on Shapes, 48 classes of drawings, with a tiny CLIP that has never seen them."
 	@echo "MaPLe learns prompts from 16 images of each of 24 base classes; both are tested on these and on 24 new"
-	@echo "classes. Four runs, each tens of seconds to minutes. Ctrl-C at any time: make demo goes on from there."
+	@echo "classes, apart and together. Six runs, each seconds to minutes. Ctrl-C at any time: make demo goes on from there."
 	$(BIN)/python -m scripts.sweep base2new --datasets shapes --trainers ZeroshotCLIP MaPLe --seeds 1
 	@echo "These drawings need little: on photographs, MaPLe's gains are smaller (docs/embedded_default.md)."
 	@echo "Next: your own photos (docs/own_data.md), a table of the paper (docs/sweeps.md),"

@@ -24,8 +24,8 @@ class Method:
     Attributes:
         rules: which file of configs/trainers/<trainer> is taken where; the first that fits counts.
         published: the name of its published numbers, by table.
+        class_specific: whether what is learned belongs to the classes trained on; no others are tested.
         place: its row among the methods.
-        per_class: whether it learns something for each class, so that no other classes can be tested.
     """
 
     key: str
@@ -33,8 +33,8 @@ class Method:
     trainer: str
     rules: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     published: Mapping[str, str] = field(default_factory=dict, hash=False)
+    class_specific: bool = False
     place: int = 10**6
-    per_class: bool = False
 
     @property
     def is_zero_shot(self) -> bool:
@@ -107,8 +107,11 @@ def _method(path: Path, key: str, entry: Mapping[str, Any], place: int) -> Metho
             f"{path}: {key}.configs is {rules!r}; allowed is a list of rules, {{config: FILE}} with or "
             f"without the conditions {', '.join(CONDITIONS)}."
         )
-    label, per_class = str(entry.get("label", key)), bool(entry.get("per_class", False))
-    return Method(key, label, trainer, tuple(rules), published, place, per_class)
+    class_specific = entry.get("class_specific", False)
+    if not isinstance(class_specific, bool):
+        raise UserError(f"{path}: {key}.class_specific is {class_specific!r}; allowed are true and false.")
+    label = str(entry.get("label", key))
+    return Method(key, label, trainer, tuple(rules), published, class_specific, place)
 
 
 def config_name(file: str, trainer: str) -> str:

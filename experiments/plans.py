@@ -15,7 +15,7 @@ from prompted_clip.errors import UserError
 from prompted_clip.escaping import printable
 from prompted_clip.files import atomic_open
 
-ROLES = ("base", "new", "source", "target", "all")
+ROLES = ("base", "new", "joint", "source", "target", "all")
 
 
 @dataclass(frozen=True)

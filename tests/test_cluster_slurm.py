@@ -168,7 +168,7 @@ def test_a_training_and_its_test_run_by_one_command(training: tuple[subprocess.P
     printed = (output / "printed").read_text()
     assert code == 0, printed
     assert "submitted 1 Slurm jobs: " in printed
-    assert f"2 of 2 runs have a result in {output}." in printed
+    assert f"3 of 3 runs have a result in {output}." in printed
     for part in ("train_base", "test_new"):
         (result,) = (output / "base2new" / part).rglob("result.json")
         assert json.loads(result.read_text())["results"]["accuracy"] > 20  # by chance: 1 of 24 classes

@@ -50,7 +50,7 @@ def test_a_sweep_without_what_windows_lacks(tmp_path, small_dtd, golden_checkpoi
     argv = [str(word) for word in [*words, "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]]
     done = python("-c", f"{WINDOWS}\nfrom scripts.sweep import main\nsys.exit(main({argv!r}))")
     assert done.returncode == 0, done.stderr.decode()
-    assert b"2 of 2 runs have a result" in done.stdout
+    assert b"3 of 3 runs have a result" in done.stdout
 
 
 @pytest.mark.parametrize("code_page", ["ascii", "cp1252"])

@@ -37,27 +37,45 @@ def places(found: list[Job]) -> list[tuple]:
 # --- what a protocol asks for
 
 
-def test_base_to_novel_trains_on_base_and_tests_on_both_halves():
+def test_base_to_novel_trains_on_base_and_tests_on_both_halves_apart_and_together():
     found = jobs("base2new", methods=["MaPLe"], datasets=["dtd"], seeds=[2])
-    assert places(found) == [("base", "dtd", "base", True), ("new", "dtd", "new", False)]
+    tests = [("new", "dtd", "new", False), ("joint", "dtd", "all", False)]
+    assert places(found) == [("base", "dtd", "base", True), *tests]
     config = "shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx/seed2"
     assert [job.folder for job in found] == [
         f"base2new/train_base/dtd/{config}",
         f"base2new/test_new/dtd/{config}",
+        f"base2new/test_all/dtd/{config}",
     ]
-    assert found[1].weights == found[1].needs == found[0].folder
+    assert {job.weights for job in found[1:]} == {job.needs for job in found[1:]} == {found[0].folder}
+
+
+def test_what_belongs_to_its_classes_is_tested_on_no_others(tmp_path, monkeypatch):
+    entry = "{trainer: CoOp, class_specific: true, configs: [{config: vit_b16_ctxv1}]}"
+    (tmp_path / "methods.yaml").write_text(f"CoOp: {entry}")
+    monkeypatch.setattr("experiments.methods.METHODS_FILE", tmp_path / "methods.yaml")
+    assert places(jobs("base2new", methods=["CoOp"], datasets=["dtd"], seeds=[1])) == [
+        ("base", "dtd", "base", True)
+    ]
+    assert places(jobs("few_shot", methods=["CoOp"], datasets=["dtd"], seeds=[1], shots=[1])) == [
+        ("all", "dtd", "all", True)
+    ]
+    (tmp_path / "methods.yaml").write_text(f"CoOp: {entry.replace('true', 'maybe')}")
+    with pytest.raises(ValueError, match=r"CoOp.class_specific is 'maybe'; allowed are true and false"):
+        jobs("base2new", methods=["CoOp"])
 
 
 def test_the_table_of_the_paper_has_eleven_datasets_and_three_seeds():
     found = jobs("base2new", methods=["MaPLe"])
-    assert Counter(job.planned.role for job in found) == {"base": 33, "new": 33}
-    assert len({job.folder for job in found}) == 66
+    assert Counter(job.planned.role for job in found) == {"base": 33, "new": 33, "joint": 33}
+    assert len({job.folder for job in found}) == 99
 
 
 def test_zero_shot_is_tested_once_since_no_seed_matters():
     found = jobs("base2new", methods=["ZeroshotCLIP"], datasets=["dtd"])
-    assert places(found) == [("base", "dtd", "base", False), ("new", "dtd", "new", False)]
-    assert [job.weights for job in found] == ["", ""]
+    tests = [("base", "dtd", "base", False), ("new", "dtd", "new", False), ("joint", "dtd", "all", False)]
+    assert places(found) == tests
+    assert {job.weights for job in found} == {""}
 
 
 def test_cross_dataset_trains_on_imagenet_with_the_settings_for_it():
@@ -97,15 +115,16 @@ def test_given_weights_are_tested_on_both_halves_without_training():
     found = jobs(
         "base2new", methods=["MaPLe"], datasets=["dtd"], seeds=[3], weights="/w/{dataset}/seed{seed}"
     )
-    assert places(found) == [("base", "dtd", "base", False), ("new", "dtd", "new", False)]
+    tests = [("base", "dtd", "base", False), ("new", "dtd", "new", False), ("joint", "dtd", "all", False)]
+    assert places(found) == tests
     assert {job.weights for job in found} == {"/w/dtd/seed3"}
     assert {job.needs for job in found} == {""}
 
 
 def test_a_trainer_with_a_configuration_of_its_own_is_a_method():
-    (job, _) = jobs("base2new", methods=["MaPLe:shapes_shallow"], datasets=["shapes"], seeds=[1])
+    job, *_ = jobs("base2new", methods=["MaPLe:shapes_shallow"], datasets=["shapes"], seeds=[1])
     assert (job.planned.method, job.planned.config) == ("MaPLe-shallow", "shapes_shallow")
-    (job, _) = jobs("base2new", methods=["CoOp:rn50"], datasets=["dtd"], seeds=[1])
+    job, *_ = jobs("base2new", methods=["CoOp:rn50"], datasets=["dtd"], seeds=[1])
     assert (job.planned.method, job.planned.trainer) == ("CoOp (rn50)", "CoOp")
 
 
@@ -167,8 +186,8 @@ def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path, capsys):
     flags = ("--trainers", "MaPLe", "--output", str(output), "--root", str(tmp_path), "--dry-run")
     assert main([*SHAPES, *flags, "--options", "OPTIM.MAX_EPOCH", "1"]) == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert [command[:2] for command in commands] == [["python", "train.py"]] * 2
-    assert [command[-2:] for command in commands] == [["OPTIM.MAX_EPOCH", "1"]] * 2
+    assert [command[:2] for command in commands] == [["python", "train.py"]] * 3
+    assert [command[-2:] for command in commands] == [["OPTIM.MAX_EPOCH", "1"]] * 3
     assert not output.exists()
     args = train.build_parser().parse_args(commands[0][2:])
     assert args.trainer == "MaPLe"
@@ -177,7 +196,7 @@ def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path, capsys):
 
 def test_dry_run_needs_no_data(tmp_path, capsys):
     assert main(["base2new", "--trainers", "MaPLe", "--root", str(tmp_path), "--dry-run"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 66
+    assert len(capsys.readouterr().out.splitlines()) == 99
 
 
 def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
@@ -198,7 +217,7 @@ def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
         (["base2new", "--seeds", "-1"], "--seeds is -1; allowed is 0 or more."),
         (["base2new", "--values", "3"], "--values is for ablations; base2new has no curve."),
         (["base2new", "--source", "dtd"], "--source is dtd; base2new trains on the dataset that it tests."),
-        (["base2new", "--classes", "odd"], "--classes odd: base2new has base, new."),
+        (["base2new", "--classes", "odd"], "--classes odd: base2new has all, base, new."),
         (["base2new", "--jobs-per-gpu", "0"], "--jobs-per-gpu is 0; allowed are auto, and 1 or more."),
         (["zeroshot", "--trainers", "MaPLe"], "zeroshot tests without training: --trainers MaPLe is not"),
         (
@@ -270,12 +289,14 @@ def test_a_sweep_runs_everything_and_writes_down_what_it_wanted(swept):
     assert [(job["method"], job["role"]) for job in plan["jobs"]] == [
         ("ZeroshotCLIP", "base"),
         ("ZeroshotCLIP", "new"),
+        ("ZeroshotCLIP", "joint"),
         ("MaPLe", "base"),
         ("MaPLe", "new"),
+        ("MaPLe", "joint"),
     ]
     for job in plan["jobs"]:
         assert state(swept / "out" / job["folder"]) == ("finished", "")
-    result = json.loads((swept / "out" / plan["jobs"][3]["folder"] / "result.json").read_text())
+    result = json.loads((swept / "out" / plan["jobs"][4]["folder"] / "result.json").read_text())
     assert result["trained_on"]["classes"] == "base"
 
 
@@ -296,11 +317,11 @@ def test_remaining_time_is_told_from_runs_of_the_same_kind():
     assert status.remaining() is None
     status.finished = {found[0].folder, found[1].folder}
     status.seconds = {("MaPLe", "shapes", 16, True): [100.0], ("MaPLe", "shapes", 16, False): [10.0]}
-    assert status.remaining() == (2 * 100 + 2 * 10) / 2
+    assert status.remaining() == (2 * 100 + 5 * 10) / 2
     status.seconds = {("ZeroshotCLIP", "shapes", 16, False): [10.0]}
     assert status.remaining() is None, "a test does not tell how long a training takes"
     status.seconds |= {("CoOp", "shapes", 16, True): [50.0]}
-    assert status.remaining() == (2 * 50 + 2 * 10) / 2
+    assert status.remaining() == (2 * 50 + 5 * 10) / 2
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -320,16 +341,16 @@ def test_the_view_shows_what_is_done_running_and_failed(tmp_path, terminal):
         status.failed[found[1].folder] = "out of memory"
         view(status, f"failed   {found[1].folder}: out of memory")
     text = written.getvalue()
-    assert f"[1/4] finished {found[0].folder} in 30 s: accuracy 80.00 %" in text
-    assert f"[2/4] failed   {found[1].folder}: out of memory" in text
+    assert f"[1/6] finished {found[0].folder} in 30 s: accuracy 80.00 %" in text
+    assert f"[2/6] failed   {found[1].folder}: out of memory" in text
     if terminal:
-        assert "1 finished, 1 running, 1 failed, 1 waiting" in text
+        assert "1 finished, 1 running, 1 failed, 3 waiting" in text
         assert "epoch [2/5] batch [40/96], 0:00:12 left" in text
 
 
 def test_without_a_terminal_progress_is_told_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.sweeps.view.HEARTBEAT", 0.0)
-    (job, _) = jobs("base2new", methods=["MaPLe"], datasets=["shapes"], seeds=[1])
+    job, *_ = jobs("base2new", methods=["MaPLe"], datasets=["shapes"], seeds=[1])
     status, written = Status([job]), io.StringIO()
     view = View(tmp_path, Console(file=written, force_terminal=False, width=80, soft_wrap=True))
     (tmp_path / job.folder).mkdir(parents=True)
@@ -350,7 +371,7 @@ def test_without_a_terminal_progress_is_told_now_and_then(tmp_path, monkeypatch)
 def test_runs_are_told_apart_in_a_narrow_terminal(tmp_path):
     found = jobs("base2new", methods=["MaPLe", "MaPLe-shallow"], datasets=["oxford_flowers"], seeds=[1, 2])
     names = [name_of(job) for job in found]
-    assert len(set(names)) == len(found) == 8
+    assert len(set(names)) == len(found) == 12
     assert max(map(len, names)) < 60
 
 

@@ -46,7 +46,7 @@ def class_gains(runs: Sequence[Run], methods: tuple[str, str]) -> dict[str, list
             raise UserError(f"--methods {method}: there is no run of it; there are {', '.join(known)}.")
     accuracies: defaultdict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
     for run in runs:
-        if run.method.key in methods:
+        if run.method.key in methods and run.role != "joint":  # where the same classes have other rivals
             for each in per_class_of(run):
                 key = (run.dataset, each["name"], run.method.key)
                 accuracies[key][run.seed] = 100 * each["correct"] / each["total"]

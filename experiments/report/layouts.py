@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from experiments.methods import Method
 from experiments.report.tables import Cell, Row, Section, Table
@@ -11,10 +12,13 @@ from experiments.results.accuracies import (
     Setting,
     average_title,
     averaged,
+    averages_of,
     curves_of,
     datasets_of,
     grouped,
     methods_of,
+    without,
+    without_eurosat,
 )
 from experiments.results.benchmarks import in_order, label_of
 from experiments.results.runs import Run
@@ -31,6 +35,7 @@ TITLES = {
 }
 HM = "HM of the averages (as published)"
 MEAN_OF_HMS = "mean of the HMs"
+NONE = "–"  # where no such run is wanted: of a class-specific method, or of an earlier version
 
 
 def sections_of(runs: Sequence[Run], metric: str) -> list[Section]:
@@ -40,6 +45,8 @@ def sections_of(runs: Sequence[Run], metric: str) -> list[Section]:
     for group, own in groups.items():
         if group.protocol == "few_shot":
             own += zero_shot_beside(own, runs)
+        if group.protocol == "base2new" and any(run.role == "joint" for run in own):
+            own += zero_shot_beside(own, runs, "joint")
     sections = []
     for group in sorted(groups, key=lambda g: (order.get(g[0], len(order)), g[0], -g.shots, g.source)):
         title = TITLES.get(group.protocol, group.protocol)
@@ -51,12 +58,12 @@ def sections_of(runs: Sequence[Run], metric: str) -> list[Section]:
     return sections
 
 
-def zero_shot_beside(few_shot: Sequence[Run], runs: Sequence[Run]) -> list[Run]:
-    """The runs of `zeroshot` on datasets of few-shot runs, where these have no zero-shot run themselves."""
-    datasets = {run.dataset for run in few_shot}
-    there = {(run.method.key, run.dataset) for run in few_shot}
+def zero_shot_beside(own: Sequence[Run], runs: Sequence[Run], role: str = "all") -> list[Run]:
+    """The runs of `zeroshot` on the datasets of others, in their role, where these have none themselves."""
+    datasets = {run.dataset for run in own}
+    there = {(run.method.key, run.dataset) for run in own if run.role == role}
     beside = [run for run in runs if run.protocol == "zeroshot" and run.dataset in datasets]
-    return [run for run in beside if (run.method.key, run.dataset) not in there]
+    return [replace(run, role=role) for run in beside if (run.method.key, run.dataset) not in there]
 
 
 def _builder(section: Section) -> Callable[[Section], list[Table]]:
@@ -64,7 +71,7 @@ def _builder(section: Section) -> Callable[[Section], list[Table]]:
     roles = {run.role for run in section.runs}
     if any(run.curve for run in section.runs):
         return ablation
-    if roles <= {"base", "new"}:
+    if roles <= {"base", "new", "joint"}:
         return base_to_novel
     if roles <= {"source", "target"}:
         return source_and_targets
@@ -74,18 +81,26 @@ def _builder(section: Section) -> Callable[[Section], list[Table]]:
 def base_to_novel(section: Section) -> list[Table]:
     accuracies, methods = Accuracies(section.runs, section.metric), methods_of(section.runs)
     datasets, setting = datasets_of(section.runs), Setting(section.shots)
-    each = Table("Each dataset", ("dataset", "method"), ["base", "new", "HM"])
+    has_joint = any(run.role == "joint" for run in section.runs)
+    joint = ["joint"] if has_joint else []
+    each = Table("Each dataset", ("dataset", "method"), ["base", "new", "HM", *joint])
     for dataset in datasets:
         for method in methods:
-            cells = accuracies.base_to_novel(method, dataset, setting)
+            cells: list[Cell] = [*accuracies.base_to_novel(method, dataset, setting)]
             if any(cells):
-                each.rows.append(Row((label_of(dataset), method.label), list(cells)))
-    chosen = averaged(datasets)
-    average = Table(average_title(chosen, datasets), ("method",), ["base", "new", HM, MEAN_OF_HMS])
-    for method in methods:
-        row = accuracies.base_to_novel_average(method, chosen, setting)
-        average.rows.append(Row((method.label,), list(row)))
-    return [average, each] if len(chosen) > 1 else [each]
+                cells += [accuracies.of(method, dataset, "joint", setting) or NONE] if has_joint else []
+                each.rows.append(Row((label_of(dataset), method.label), cells))
+    averages = []
+    for title, chosen in averages_of(datasets):
+        average = Table(title, ("method",), ["base", "new", HM, MEAN_OF_HMS, *joint])
+        for method in methods:
+            row: list[Cell] = [*accuracies.base_to_novel_average(method, chosen, setting)]
+            if has_joint:
+                tested = any(accuracies.of(method, dataset, "joint", setting) for dataset in chosen)
+                row.append(accuracies.average(method, chosen, "joint", setting) if tested else NONE)
+            average.rows.append(Row((method.label,), row))
+        averages.append(average)
+    return [*averages, each]
 
 
 def source_and_targets(section: Section) -> list[Table]:
@@ -93,15 +108,14 @@ def source_and_targets(section: Section) -> list[Table]:
     sources = in_order({run.dataset for run in section.runs if run.role == "source"})
     targets = in_order({run.dataset for run in section.runs if run.role == "target"})
     columns = [f"{label_of(source)} (source)" for source in sources] + list(map(label_of, targets))
+    means = [members for members in (targets, without_eurosat(targets)) if len(members) > 1]
+    columns += [f"average of {len(members)} targets{without(members, targets)}" for members in means]
     table = Table("Accuracy on the source and on each target", ("method",), columns)
     places = [(source, "source") for source in sources] + [(target, "target") for target in targets]
     for method in methods_of(section.runs):
         cells: list[Cell] = [accuracies.of(method, *place, setting) for place in places]
-        if len(targets) > 1:
-            cells.append(accuracies.average(method, targets, "target", setting))
+        cells += [accuracies.average(method, members, "target", setting) for members in means]
         table.rows.append(Row((method.label,), cells))
-    if len(targets) > 1:
-        columns.append(f"average of {len(targets)} targets")
     return [table]
 
 
@@ -116,25 +130,26 @@ def few_shot(section: Section) -> list[Table]:
             cells = [accuracies.of(method, dataset, "all", setting) for setting in settings]
             if any(cells):
                 each.rows.append(Row((label_of(dataset), method.label), list(cells)))
-    chosen = averaged(datasets)
-    average = Table(average_title(chosen, datasets), ("method",), columns)
-    for method in methods:
-        means = [accuracies.average(method, chosen, "all", setting) for setting in settings]
-        average.rows.append(Row((method.label,), list(means)))
-    return [average, each] if len(chosen) > 1 else [each]
+    averages = []
+    for title, chosen in averages_of(datasets):
+        average = Table(title, ("method",), columns)
+        for method in methods:
+            means = [accuracies.average(method, chosen, "all", setting) for setting in settings]
+            average.rows.append(Row((method.label,), list(means)))
+        averages.append(average)
+    return [*averages, each]
 
 
 def zero_shot(section: Section) -> list[Table]:
     accuracies, datasets = Accuracies(section.runs, section.metric), datasets_of(section.runs)
-    table = Table("Accuracy on all classes", ("method",), list(map(label_of, datasets)))
     chosen = averaged(datasets)
+    means = [members for members in (chosen, without_eurosat(chosen)) if len(members) > 1]
+    columns = [f"average of {len(members)}{without(members, chosen)}" for members in means]
+    table = Table("Accuracy on all classes", ("method",), [*map(label_of, datasets), *columns])
     for method in methods_of(section.runs):
         cells: list[Cell] = [accuracies.of(method, dataset, "all", Setting()) for dataset in datasets]
-        if len(chosen) > 1:
-            cells.append(accuracies.average(method, chosen, "all", Setting()))
+        cells += [accuracies.average(method, members, "all", Setting()) for members in means]
         table.rows.append(Row((method.label,), cells))
-    if len(chosen) > 1:
-        table.columns.append(f"average of {len(chosen)}")
     return [table]
 
 

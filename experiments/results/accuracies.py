@@ -133,6 +133,26 @@ def averaged(datasets: Sequence[str]) -> list[str]:
     return benchmarks or real or list(datasets)
 
 
+def without_eurosat(datasets: Sequence[str]) -> list[str]:
+    """The datasets but EuroSAT, whose accuracies are so far apart that it decides averages; [] without it."""
+    return [dataset for dataset in datasets if dataset != "eurosat"] if "eurosat" in datasets else []
+
+
+def without(members: Sequence[str], datasets: Sequence[str]) -> str:
+    """What a title says of an average over fewer datasets."""
+    return " without EuroSAT" if "eurosat" in datasets and "eurosat" not in members else ""
+
+
+def averages_of(datasets: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Titles of the averages over several datasets, and what each is over: with and without EuroSAT."""
+    chosen = averaged(datasets)
+    fewer = without_eurosat(chosen)
+    found = [(average_title(chosen, datasets), chosen)] if len(chosen) > 1 else []
+    return found + (
+        [(f"Average without EuroSAT, over {len(fewer)} datasets", fewer)] if len(fewer) > 1 else []
+    )
+
+
 def average_title(members: Sequence[str], datasets: Sequence[str]) -> str:
     """Over how many datasets is averaged, and which, where these are not all of the section's."""
     names = f": {', '.join(map(label_of, members))}" if len(members) < len(datasets) else ""

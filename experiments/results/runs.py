@@ -32,7 +32,7 @@ class Run:
         protocol: base2new, cross_dataset, domain_generalisation, few_shot, zeroshot, depth, length, or one
             of the user's own.
         dataset: that is tested; stem of the file in configs/datasets.
-        role: base or new, source or target, or all.
+        role: base, new or joint (both in one softmax), source or target, or all.
         shots: 0 for zero-shot.
         curve, value: of an ablation: its name, and the number on its axis.
         source: of a source or a target, the dataset that is trained on.
@@ -194,6 +194,8 @@ def place_of(result: Result, method: Method) -> tuple[str, str]:
         return (DOMAINS if result.dataset in VARIANTS else CROSS_DATASET), "target"
     if classes != "all" and (trained is None or trained.classes == "base"):
         return "base2new", classes
+    if trained and (trained.classes, classes) == ("base", "all"):
+        return "base2new", "joint"
     if trained and trained.classes != classes:
         raise UserError(f"trained on {trained.classes} classes, tested on {classes} classes")
     if trained is None and not method.is_zero_shot:

@@ -159,8 +159,13 @@ class _Plan:
             yield from self._tests(protocol.tests, trained, needs=trained)
 
     def _tests(self, steps: Sequence[Step], weights: str, needs: str) -> Iterator[Job]:
+        train = self.protocol.train
         for step in steps:
+            if self.method.class_specific and train and step.classes != train.classes:
+                continue  # what it has learned is of the classes trained on alone
             for dataset in self._tested_on(step):
+                if self.method.class_specific and dataset != self.trained_on:
+                    continue
                 yield self._job(step, dataset, trains=False, weights=weights, needs=needs)
 
     def _tested_on(self, step: Step) -> Sequence[str]:
