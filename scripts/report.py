@@ -10,6 +10,8 @@ the paper's code, too. See docs/results.md.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from experiments.report.latex import latex
 from experiments.report.report import Report, make_report
 from experiments.results.accuracies import METRICS
 from experiments.results.runs import RunSet, gather
+from experiments.run_folder import FORMAT
 from prompted_clip.console import run_command
 from prompted_clip.errors import UserError
 from prompted_clip.files import atomic_open
@@ -44,6 +47,10 @@ WRITTEN: dict[str, dict[str, Callable[[Report], str]]] = {
     "csv": {"runs.csv": formats.csv_of_runs, "tables.csv": formats.csv_of_tables},
     "html": {"report.html": html},
 }
+
+
+MADE_FILE = "report.json"  # folders and flags that the files beside it were made with
+FILTERS = ("protocol", "methods", "datasets", "metric", "seeds")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,8 +96,12 @@ def selected(gathered: RunSet, args: argparse.Namespace) -> RunSet:
     return replace(gathered, runs=runs)
 
 
-def write(report: Report, names: Sequence[str], folder: Path) -> None:
-    """Writes the files of some formats, and says where."""
+def write(report: Report, names: Sequence[str], folder: Path, args: argparse.Namespace) -> None:
+    """Writes the files of some formats, and what `scripts.verify` makes them again by; says where."""
+    flags = {key: vars(args)[key] for key in FILTERS}
+    folders = [os.path.relpath(each.resolve(), folder.resolve()) for each in args.folders]
+    with atomic_open(folder / MADE_FILE) as written:
+        json.dump({"format": FORMAT, "folders": folders, **flags}, written, indent=1)
     for name in names:
         files = WRITTEN[name] if name in WRITTEN else dict([PRINTED[name]])
         for file, render in files.items():
@@ -112,16 +123,21 @@ def main(argv: Sequence[str] | None = None, command: str = "") -> int:
     return run_command("report", lambda: run(args, command))
 
 
+def made(args: argparse.Namespace, command: str = "") -> Report:
+    """The report that the flags ask for."""
+    gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
+    return make_report(gathered, args.metric, command)
+
+
 def run(args: argparse.Namespace, command: str) -> None:
     """Prints the tables, or writes them."""
-    gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
-    report = make_report(gathered, args.metric, command)
+    report = made(args, command)
     is_printed = args.format in PRINTED and args.out is None
     if is_printed:
         print(PRINTED[args.format][1](report), end="")
     else:
         names = [*PRINTED, *WRITTEN] if args.format == "all" else [args.format]
-        write(report, names, args.out or args.folders[0] / "report")
+        write(report, names, args.out or args.folders[0] / "report", args)
         for warning in report.warnings:  # a printed report has them
             print(f"warning: {warning}", file=sys.stderr)
 

@@ -72,10 +72,12 @@ class RunSet:
 
     Attributes:
         warnings: files that could not be read and runs that are in no table, a line each.
+        apart: of those, the lines on seeds that have other settings than the rest.
     """
 
     runs: list[Run] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
 
 
 def gather(folders: Sequence[Path], methods: Sequence[Method], seeds: Iterable[int] | None = None) -> RunSet:
@@ -93,7 +95,9 @@ def gather(folders: Sequence[Path], methods: Sequence[Method], seeds: Iterable[i
     planned = [_planned(job, root, scan.results, methods) for job, root in scan.jobs]
     in_plan = {run.folder for run in planned}
     runs = [*planned, *_unplanned(_beside(planned, scan.results), methods, scan.warnings)]
-    runs = _once(settings_apart(runs, scan.warnings))
+    apart: list[str] = []
+    runs = _once(settings_apart(runs, scan.warnings, apart))
+    scan.warnings += apart
     for folder in sorted(scan.failed - in_plan - set(scan.results)):
         reason = last_line(folder / ERROR_FILE)
         scan.warnings.append(f"{folder} failed ({reason}); no log or plan tells which run it is.")
@@ -105,7 +109,7 @@ def gather(folders: Sequence[Path], methods: Sequence[Method], seeds: Iterable[i
         told = "".join(f" {warning}" for warning in scan.warnings[:1])
         raise UserError(f"no runs in {where}: no result.json, no plan, no log of a run.{told}")
     runs.sort(key=_order)
-    return RunSet(runs, scan.warnings)
+    return RunSet(runs, scan.warnings, apart)
 
 
 def _order(run: Run) -> tuple:
@@ -228,10 +232,13 @@ def _own_data_apart(results: Mapping[Path, Sequence[Result]]) -> dict[Path, list
     return {folder: [renamed(each) for each in several] for folder, several in results.items()}
 
 
-def settings_apart(runs: Sequence[Run], warnings: list[str]) -> list[Run]:
+def settings_apart(runs: Sequence[Run], warnings: list[str], lines: list[str]) -> list[Run]:
     """The runs, those of other settings than the rest of their cell as a method of their own.
 
     Seeds of different settings never make a mean: they are two rows, named by what differs.
+
+    Args:
+        lines: to which one is added for each dataset with such seeds.
     """
     finished = [run for run in runs if run.result and run.result.source != LOG]
     places: defaultdict[tuple, list[Run]] = defaultdict(list)
@@ -255,7 +262,7 @@ def settings_apart(runs: Sequence[Run], warnings: list[str]) -> list[Run]:
             for (label, words), seeds in groups.items()
         ]
         rows = "a row of its own" if len(parts) == 1 else "rows of their own"
-        warnings.append(f"{dataset}: {'; '.join(parts)}. Shown as {rows}, in no mean with the rest.")
+        lines.append(f"{dataset}: {'; '.join(parts)}. Shown as {rows}, in no mean with the rest.")
     if without := sum(1 for run in finished if run.result and not run.result.cell):
         have = "1 result has" if without == 1 else f"{without} results have"
         warnings.append(
