@@ -28,8 +28,8 @@ MARK_FILE = "collection.json"  # in the folder of a collection
 HEAD = """# Results that anyone can check
 
 Made from the files by `python -m scripts.verify results --page`, which recomputes each number from the stored
-predictions. How to add yours: [CONTRIBUTING.md](../CONTRIBUTING.md). What the marks mean, and what the check does
-not show: [docs/protocol.md](../docs/protocol.md).
+predictions. How to add yours: [CONTRIBUTING.md](../CONTRIBUTING.md). What the marks mean, and what the check
+does not show: [docs/protocol.md](../docs/protocol.md).
 """
 
 

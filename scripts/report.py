@@ -50,7 +50,7 @@ WRITTEN: dict[str, dict[str, Callable[[Report], str]]] = {
 
 
 MADE_FILE = "report.json"  # folders and flags that the files beside it were made with
-FILTERS = ("protocol", "methods", "datasets", "metric", "seeds")
+FILTERS = ("protocol", "methods", "datasets", "metric", "seeds", "against")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--protocol", nargs="+", help="only these, such as base2new")
     add("--methods", nargs="+", help="only these, by name or label")
     add("--datasets", nargs="+", help="only these, by file of configs/datasets")
+    add("--against", default="", help="the method that all are compared with; by default the best")
     add("--metric", choices=list(METRICS), default="accuracy", help="that the tables are of")
     add(
         "--seeds",
@@ -126,7 +127,11 @@ def main(argv: Sequence[str] | None = None, command: str = "") -> int:
 def made(args: argparse.Namespace, command: str = "") -> Report:
     """The report that the flags ask for."""
     gathered = selected(gather(args.folders, read_methods(), args.seeds), args)
-    return make_report(gathered, args.metric, command)
+    against = args.against
+    known = {name: run.method.label for run in gathered.runs for name in (run.method.key, run.method.label)}
+    if against and against not in known:
+        raise UserError(f"--against {against}: no such runs; there are {', '.join(sorted(known))}.")
+    return make_report(gathered, args.metric, command, known.get(against, ""))
 
 
 def run(args: argparse.Namespace, command: str) -> None:

@@ -203,10 +203,10 @@ def test_values_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ({"split": "val"}, "validation"),
         (
             {
-                "classes": "all",
-                "trained_on": {"dataset": "oxford_pets", "classes": "base", "shots": 16, "seed": 1},
+                "classes": "base",
+                "trained_on": {"dataset": "oxford_pets", "classes": "all", "shots": 16, "seed": 1},
             },
-            "tested on all",
+            "tested on base",
         ),
         (
             {"classes": "new", "trained_on": {"dataset": "dtd", "classes": "base", "shots": 16, "seed": 1}},

@@ -11,14 +11,14 @@ from tabulate import tabulate
 
 from experiments.report.report import CALIBRATION_NOTE, Report, unfinished_table
 from experiments.report.tables import Cell, Difference, Section, Table
-from experiments.results.statistics import Value
+from experiments.results.statistics import Paired, Value
 from prompted_clip.escaping import csv_cell
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
 WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers
 PLACE = ["protocol", "method", "dataset", "role", "shots", "seed", "curve", "value"]
 RUN_FIELDS = [*PLACE, "accuracy", "macro_f1", "state", "folder"]
-NUMBERS = ["mean", "std", "seeds", "wanted"]
+NUMBERS = ["mean", "std", "seeds", "wanted", "seed_error", "image_error", "low", "high"]
 CELL_FIELDS = ["protocol", "section", "table", "row", "column", *NUMBERS, "text"]
 MARKDOWN_SIGNS = {sign: f"\\{sign}" for sign in "\\|*_`[]!#~$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -32,6 +32,11 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, Difference):
         points = round(cell.points, 2) + 0.0  # no -0.00
         return f"{points:+.2f} {cell.verdict}".replace("-", "−")
+    if isinstance(cell, Paired):
+        words = f"{cell.points + 0.0:+.2f}"
+        if cell.half_width is not None:
+            words += f" [{cell.points - cell.half_width:+.2f}, {cell.points + cell.half_width:+.2f}]"
+        return words.replace("-", "−")
     if cell.lacking:
         return f"– ({cell.lacking})"
     count = f"({len(cell.by_seed)}/{cell.wanted})"
@@ -41,6 +46,14 @@ def cell_text(cell: Cell) -> str:
     return f"{cell.mean:.2f}{std}" + (f" {count}" if cell.state else "")
 
 
+def cell_with_errors(cell: Cell) -> str:
+    """As `cell_text`, and the standard errors over seeds and over images: `84.12 ± 0.31 [0.22/0.87]`."""
+    if not isinstance(cell, Value) or not cell.is_complete or cell.image_error is None:
+        return cell_text(cell)
+    seeds = "–" if cell.seed_error is None else f"{cell.seed_error:.2f}"
+    return f"{cell_text(cell)} [{seeds}/{cell.image_error:.2f}]"
+
+
 def tables_of(section: Section) -> list[Table]:
     """Those of a section, and at their end the runs without a result."""
     missing = unfinished_table(section.unfinished)
@@ -48,7 +61,10 @@ def tables_of(section: Section) -> list[Table]:
 
 
 def shown_rows(
-    table: Table, escape: Callable[[str], str] = str, bold: Callable[[str], str] = str
+    table: Table,
+    escape: Callable[[str], str] = str,
+    bold: Callable[[str], str] = str,
+    show: Callable[[Cell], str] = cell_text,
 ) -> list[list[str]]:
     """Labels and cells; a label is left out where it is the same as in the row above, except the last one."""
     best, above, rows = table.best(), [""] * len(table.index), []
@@ -57,7 +73,7 @@ def shown_rows(
             (i for i, label in enumerate(row.labels[:-1]) if label != above[i]), len(row.labels) - 1
         )
         labels = ["" if i < first_new else escape(label) for i, label in enumerate(row.labels)]
-        cells = [escape(cell_text(cell)) for cell in row.cells]
+        cells = [escape(show(cell)) for cell in row.cells]
         rows.append([*labels, *(bold(cell) if (number, k) in best else cell for k, cell in enumerate(cells))])
         above = list(row.labels)
     return rows
@@ -98,7 +114,8 @@ def _underlined(title: str) -> str:
 
 
 def _text_table(table: Table) -> str:
-    rows, head, align = shown_rows(table), [*table.index, *table.columns], alignment(table)
+    show = cell_with_errors if table.compares else cell_text
+    rows, head, align = shown_rows(table, show=show), [*table.index, *table.columns], alignment(table)
     labels = list(range(len(table.index)))
 
     def grid(columns: Sequence[int]) -> str:
@@ -142,8 +159,9 @@ def _markdown(words: str) -> str:
 
 
 def _markdown_table(table: Table) -> str:
+    show = cell_with_errors if table.compares else cell_text
     return tabulate(
-        shown_rows(table, _markdown, "**{}**".format),
+        shown_rows(table, _markdown, "**{}**".format, show),
         headers=[_markdown(name) for name in (*table.index, *table.columns)],
         tablefmt="pipe",
         colalign=alignment(table),
@@ -175,17 +193,20 @@ def csv_of_runs(report: Report) -> str:
 
 def csv_of_tables(report: Report) -> str:
     """A line for each number of the tables, with all digits and as it is shown; and one for each warning."""
-    rows = [["", "Attention", *[None] * 7, warning] for warning in report.warnings]
+    rows = [["", "Attention", *[None] * (3 + len(NUMBERS)), warning] for warning in report.warnings]
     for section in report.sections:
         for table in section.tables:
             for row in table.rows:
                 for column, cell in zip(table.columns, row.cells, strict=True):
                     place = [section.protocol, section.title, table.title, " | ".join(row.labels), column]
-                    numbers: list = [None] * 4
+                    numbers: list = [None] * len(NUMBERS)
                     if isinstance(cell, Value):
-                        numbers = [cell.mean, cell.std, len(cell.by_seed), cell.wanted]
-                    elif isinstance(cell, Difference):
+                        errors = [cell.seed_error, cell.image_error] if cell.is_complete else [None, None]
+                        numbers[:6] = [cell.mean, cell.std, len(cell.by_seed), cell.wanted, *errors]
+                    elif isinstance(cell, (Difference, Paired)):
                         numbers[0] = cell.points
+                    if isinstance(cell, Paired) and cell.half_width is not None:
+                        numbers[6:] = [cell.points - cell.half_width, cell.points + cell.half_width]
                     rows.append([*place, *numbers, cell_text(cell)])
     return _csv(CELL_FIELDS, rows)
 

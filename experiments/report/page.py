@@ -17,7 +17,7 @@ from experiments.report.tables import Cell, Difference, Table
 from experiments.results.accuracies import datasets_of, methods_of
 from experiments.results.benchmarks import label_of
 from experiments.results.states import FAILED, FINISHED, UNFINISHED
-from experiments.results.statistics import Value
+from experiments.results.statistics import Paired, Value
 
 PNG_DPI, SHOWN_DPI = 200, 120
 
@@ -43,11 +43,11 @@ class PageFigure:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table as the template takes it: rows of (text, class of the cell)."""
+    """A table as the template takes it: rows of (text, class of the cell, tooltip)."""
 
     title: str
     head: list[tuple[str, str]]
-    rows: list[list[tuple[str, str]]]
+    rows: list[list[tuple[str, str, str]]]
 
 
 def page(report: Report, figures: Sequence[PageFigure] = ()) -> str:
@@ -90,12 +90,22 @@ def page_table(table: Table) -> PageTable:
     best, rows = table.best(), []
     for number, (shown, row) in enumerate(zip(shown_rows(table), table.rows, strict=True)):
         starts_group = len(table.index) > 1 and bool(shown[0])
-        cells = [(label, "label") for label in shown[: len(table.index)]]
+        cells = [(label, "label", "") for label in shown[: len(table.index)]]
         for column, (cell, side) in enumerate(zip(row.cells, sides[len(table.index) :], strict=True)):
             marks = [side, _mark(cell), "best" if (number, column) in best else ""]
-            cells.append((cell_text(cell), " ".join(filter(None, marks))))
-        rows.append([(words, f"{kind} first" if starts_group else kind) for words, kind in cells])
+            cells.append((cell_text(cell), " ".join(filter(None, marks)), _tooltip(cell)))
+        rows.append([(words, f"{kind} first" if starts_group else kind, more) for words, kind, more in cells])
     return PageTable(table.title, list(zip([*table.index, *table.columns], sides, strict=True)), rows)
+
+
+def _tooltip(cell: Cell) -> str:
+    """The standard errors of a value."""
+    if not isinstance(cell, Value) or not cell.is_complete:
+        return ""
+    errors = (("the seeds", cell.seed_error), ("the test images", cell.image_error))
+    return "; ".join(
+        f"standard error over {what}: {error:.2f}" for what, error in errors if error is not None
+    )
 
 
 def _mark(cell: Cell) -> str:
@@ -104,4 +114,6 @@ def _mark(cell: Cell) -> str:
         return FAILED if cell.state == FAILED else "incomplete"
     if isinstance(cell, Difference):
         return cell.verdict
+    if isinstance(cell, Paired):
+        return "" if cell.is_clear else "undecided"
     return cell if isinstance(cell, str) and cell in UNFINISHED else ""

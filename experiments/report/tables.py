@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from experiments.results.runs import Run
 from experiments.results.states import FINISHED
-from experiments.results.statistics import Value
+from experiments.results.statistics import Paired, Value, paired
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Difference:
     verdict: str
 
 
-Cell = Value | Difference | str | None
+Cell = Value | Difference | Paired | str | None
 
 
 @dataclass
@@ -49,21 +49,46 @@ class Table:
     compares: bool = True
     together: int = 1
 
-    def best(self) -> set[tuple[int, int]]:
-        """Row and column of each column's highest complete value, where there are several to choose from."""
-        groups: defaultdict[tuple, list[tuple[float, int]]] = defaultdict(list)
+    def ranked(self) -> dict[tuple[int, tuple[str, ...]], list[tuple[Value, int]]]:
+        """By column and labels but the method, the complete values with their rows, the highest first."""
+        groups: defaultdict[tuple[int, tuple[str, ...]], list[tuple[Value, int]]] = defaultdict(list)
         for number, row in enumerate(self.rows):
             place = tuple(
                 label for name, label in zip(self.index, row.labels, strict=True) if name != "method"
             )
             for column, cell in enumerate(row.cells):
-                if isinstance(cell, Value) and cell.is_complete and cell.mean is not None:
-                    groups[column, place].append((round(cell.mean, 2), number))
+                if isinstance(cell, Value) and cell.is_complete:
+                    groups[column, place].append((cell, number))
+        for values in groups.values():
+            values.sort(key=lambda each: -(each[0].mean or 0.0))
+        return dict(groups)
+
+    def best(self) -> set[tuple[int, int]]:
+        """Row and column of each column's highest complete value, where it is clearly above the second."""
         found = set()
-        for (column, _), values in groups.items():
+        for (column, _), values in self.ranked().items():
             if self.compares and len(values) > 1:
-                found |= {(number, column) for mean, number in values if mean == max(values)[0]}
+                difference = paired(values[0][0], values[1][0])
+                if difference is not None and difference.is_clear:
+                    found.add((values[0][1], column))
         return found
+
+    def differences(self, against: str = "") -> Table | None:
+        """How far each method is from the best, or from the one of this label; None for no difference."""
+        title = f"{self.title}: less {against or 'the best'}"
+        table = Table(title, self.index, self.columns, compares=False)
+        table.rows = [Row(row.labels, [None] * len(row.cells)) for row in self.rows]
+        place = self.index.index("method") if "method" in self.index else 0
+        for (column, _), values in self.ranked().items() if self.compares else ():
+            named = [each for each in values if self.rows[each[1]].labels[place] == against]
+            if len(values) < 2 or (against and not named):
+                continue
+            other, other_row = (named or values)[0]
+            for value, number in values:
+                cell = paired(value, other) if number != other_row else "—" if against else "best"
+                table.rows[number].cells[column] = cell
+        table.rows = [row for row in table.rows if any(row.cells)]
+        return table if table.rows else None
 
 
 @dataclass

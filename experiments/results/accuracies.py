@@ -14,7 +14,8 @@ from experiments.protocols import protocol_names, read_protocol
 from experiments.results.benchmarks import ELEVEN, SYNTHETIC, in_order, label_of
 from experiments.results.runs import Run
 from experiments.results.states import MISSING, UNFINISHED
-from experiments.results.statistics import Value, harmonic, mean, over_datasets, over_seeds
+from experiments.results.statistics import Term, Value, harmonic, mean, over_datasets, over_seeds
+from experiments.run_folder import PREDICTIONS_OF
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 
@@ -58,11 +59,26 @@ class Accuracies:
             return None
         by_seed = {run.seed: getattr(run.result, self._metric) for run in runs if run.result}
         by_seed = {seed: value for seed, value in by_seed.items() if value is not None}
+        terms = self._terms(runs) if by_seed and self._metric == "accuracy" else {}
         if method.is_zero_shot and by_seed:
-            return over_seeds({0: mean(by_seed.values())}, 1)
+            return over_seeds({0: mean(by_seed.values())}, 1, terms=terms)
         states = {run.state for run in runs} | ({MISSING} if len(by_seed) < len(runs) else set())
         worst = next((state for state in UNFINISHED if state in states), "")
-        return over_seeds(by_seed, len(runs), worst)
+        return over_seeds(by_seed, len(runs), worst, terms)
+
+    @staticmethod
+    def _terms(runs: Sequence[Run]) -> dict[tuple[str, str], Term]:
+        done = [(run, run.result) for run in runs if run.result]
+        totals = {result.total for _, result in done}
+        files = {
+            run.seed: result.folder / PREDICTIONS_OF[result.source]
+            for run, result in done
+            if result.has_predictions and result.source in PREDICTIONS_OF
+        }
+        accuracy = mean([result.accuracy for _, result in done if result.accuracy is not None])
+        images = totals.pop() if len(totals) == 1 else None
+        key = (runs[0].dataset, runs[0].role)
+        return {key: Term(1.0, accuracy, images, files if len(files) == len(done) else {})}
 
     def base_to_novel(self, method: Method, dataset: str, setting: Setting) -> list[Value | None]:
         """Base, new, and their harmonic mean."""
