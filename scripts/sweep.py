@@ -43,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trainers", nargs="+", default=["all"], help="of configs/protocols/methods.yaml, or TRAINER:CONFIG")
     add("--datasets", nargs="+", default=["all"], help="of configs/datasets; all: those of the protocol")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of the few-shot samples and the training")
+    add(
+        "--ten-seeds",
+        nargs="+",
+        default=[],
+        metavar="DATASET",
+        help="datasets with the seeds 1 to 10 instead",
+    )
     add("--shots", nargs="+", type=int, default=[], help="images per class; by default the protocol's")
     add("--source", default="", help="the dataset that is trained on, in protocols with one")
     add("--values", nargs="+", type=int, default=[], help="of an ablation, such as prompt depths")
@@ -101,6 +108,12 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
         raise UserError(f"--values is for ablations; {protocol.name} has no curve.")
     if args.source and not protocol.source:
         raise UserError(f"--source is {args.source}; {protocol.name} trains on the dataset that it tests.")
+    trained = [args.source or protocol.source] if protocol.source else None
+    trained = trained or (protocol.datasets if args.datasets == ["all"] else args.datasets)
+    if wrong := [each for each in args.ten_seeds if each not in trained]:
+        raise UserError(
+            f"--ten-seeds {wrong[0]}: nothing is trained on it; allowed are {', '.join(trained)}."
+        )
     known = {step.classes for step in (*protocol.untrained, *protocol.tests)}
     wrong_classes = [each for each in args.classes if each not in known]
     if wrong_classes:
@@ -109,6 +122,7 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
         methods=args.trainers,
         datasets=[] if args.datasets == ["all"] else args.datasets,
         seeds=args.seeds,
+        ten_seeds=args.ten_seeds,
         shots=args.shots,
         source=args.source,
         values=args.values,

@@ -497,3 +497,16 @@ def test_numbers_of_test_images_are_as_published(dataset):
     assert published()["test_sizes"][STEMS[dataset]] == {"base": base, "new": new, "all": base + new}
     counts = find(STEMS[dataset]).counts
     assert (counts["test_base"], counts["test_new"], counts["test"]) == (base, new, base + new)
+
+
+@pytest.mark.parametrize("method", published()["averages"]["base2new"])
+def test_published_averages_are_harmonic_means_with_a_source(method):
+    """Those of methods whose papers give no numbers by dataset as text, and re-runs by others."""
+    for row in published()["averages"]["base2new"][method]:
+        assert row["source"]
+        if "base" in row:
+            assert 2 * row["base"] * row["new"] / (row["base"] + row["new"]) == pytest.approx(
+                row["hm"], abs=0.011
+            )
+        else:
+            assert row["rerun_by"]

@@ -64,7 +64,7 @@ def test_text_is_printed_and_nothing_written(folder: Path, capsys: pytest.Captur
     lines = [" ".join(line.split()) for line in printed.out.splitlines()]
     row = next(line for line in lines if line.startswith("MaPLe 82.28 ± 0.41 [0.29/0.22] 75.14 ± 0.41 ["))
     assert "] 78.55 ± 0.41 [" in row
-    assert "DTD CoOp 79.44 ± 0.41 40.93 ± 0.25 (2/3) 53.97 ± 0.28 (2/3)" in lines
+    assert "DTD CoOp 79.44 ± 0.41 [0.29/1.37] 40.93 ± 0.25 (2/3) 53.97 ± 0.28 (2/3)" in lines
     assert any(line.startswith("CoOp DTD new 3 missing not started") for line in lines)
     assert printed.err == ""
     assert set(folder.rglob("*")) == before

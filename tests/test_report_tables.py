@@ -283,13 +283,33 @@ def test_designs_are_compared_by_their_average_alone(tmp_path: Path) -> None:
     assert rows["average of 11", "deep language prompting"][6:] == ["77.56", "77.56", "+0.00 unknown"]
 
 
+def test_published_averages_and_reruns_stand_beside_with_their_sources(tmp_path: Path) -> None:
+    write(tmp_path / "a", result(80.0, "dtd", trainer="MMRL", config="per_dataset/dtd"))
+    report = report_of(tmp_path)
+    table = tables(report.sections[0])["Published averages"]
+    assert table.columns == ["base", "new", "HM", "backbone", "source"]
+    (paper, rerun) = [row for labels, row in shown(table).items() if labels[0].startswith("MMRL")]
+    assert paper[:4] == ["85.68", "77.16", "81.20", "ViT-B/16"]
+    assert rerun[:4] == ["", "", "80.59", "ViT-B/16"]
+    assert [labels[1] for labels in shown(table)] == ["the authors, quoted by others", "re-run by ReBaPL"]
+    for form in (text, markdown, latex, page):
+        assert "ReBaPL" in form(report)
+
+
 def test_costs_and_unlike_circumstances(tmp_path: Path) -> None:
     write(tmp_path / "a", result(80.0, seed=1))
     write(tmp_path / "b", result(80.0, seed=2, commit="e" * 40, versions={"torch": "2.14.0"}))
     write(tmp_path / "c", result(80.0, seed=3, commit_is_clean=False))
     report = report_of(tmp_path)
     assert report.costs is not None
-    assert shown(report.costs)["MaPLe", "16"] == ["3,555,072", "82", "3", "3.00", "NVIDIA H100 80GB HBM3"]
+    assert shown(report.costs)["MaPLe", "16"] == [
+        "3,555,072",
+        "82",
+        "3",
+        "3.00",
+        "120",
+        "NVIDIA H100 80GB HBM3",
+    ]
     notes = "\n".join(report.sections[0].notes)
     assert "The runs differ in their commits: d72648f0d7, eeeeeeeeee." in notes
     assert "The runs differ in their versions of torch: 2.14.0, 2.15.0." in notes
@@ -314,7 +334,7 @@ def test_costs_are_of_whole_trainings_at_one_number_of_shots(tmp_path: Path) -> 
         write(tmp_path / str(seed), result(80.0, seed=seed, seconds={"training": time}, device="cpu"))
     costs = report_of(tmp_path).costs
     assert costs is not None
-    assert [row.cells[1::3] for row in costs.rows] == [
+    assert [row.cells[1::4] for row in costs.rows] == [
         ["20", "NVIDIA H100 80GB HBM3"],
         ["85", "NVIDIA H100 80GB HBM3"],
         ["2,500", "cpu"],

@@ -78,6 +78,19 @@ def test_zero_shot_is_tested_once_since_no_seed_matters():
     assert {job.weights for job in found} == {""}
 
 
+def test_ten_seeds_are_for_the_datasets_that_ask_for_them():
+    found = jobs(
+        "base2new", methods=["MaPLe", "ZeroshotCLIP"], datasets=["dtd", "eurosat"], ten_seeds=["eurosat"]
+    )
+    counts = Counter((job.planned.method, job.planned.dataset) for job in found)
+    assert counts == {
+        ("MaPLe", "dtd"): 9,
+        ("MaPLe", "eurosat"): 30,
+        ("ZeroshotCLIP", "dtd"): 3,
+        ("ZeroshotCLIP", "eurosat"): 3,
+    }
+
+
 def test_cross_dataset_trains_on_imagenet_with_the_settings_for_it():
     found = jobs("cross_dataset", methods=["MaPLe"], seeds=[1])
     assert places(found)[0] == ("source", "imagenet", "all", True)
@@ -217,6 +230,10 @@ def test_a_missing_dataset_is_said_before_anything_runs(tmp_path, capsys):
         (["base2new", "--seeds", "-1"], "--seeds is -1; allowed is 0 or more."),
         (["base2new", "--values", "3"], "--values is for ablations; base2new has no curve."),
         (["base2new", "--source", "dtd"], "--source is dtd; base2new trains on the dataset that it tests."),
+        (
+            ["base2new", "--ten-seeds", "cars"],
+            "--ten-seeds cars: nothing is trained on it; allowed are imagenet,",
+        ),
         (["base2new", "--classes", "odd"], "--classes odd: base2new has all, base, new."),
         (["base2new", "--jobs-per-gpu", "0"], "--jobs-per-gpu is 0; allowed are auto, and 1 or more."),
         (["zeroshot", "--trainers", "MaPLe"], "zeroshot tests without training: --trainers MaPLe is not"),

@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from experiments.methods import Method
 from experiments.report.tables import Cell, Difference, Row, Section, Table
 from experiments.results.accuracies import Accuracies, Setting, methods_of
-from experiments.results.benchmarks import ELEVEN, in_order, label_of
-from experiments.results.published import base_to_novel_numbers, numbers_of, published, unlike_published
+from experiments.results.benchmarks import ELEVEN, VARIANTS, in_order, label_of
+from experiments.results.published import (
+    averages,
+    base_to_novel_numbers,
+    numbers_of,
+    published,
+    unlike_published,
+)
 from experiments.results.runs import Run
 from experiments.results.statistics import Value, is_within_noise, mean
 
@@ -29,6 +35,30 @@ def comparison(section: Section) -> tuple[Table | None, list[str]]:
     fairness = Fairness(section)
     table = compare(section, fairness)
     return (table if table.rows else None), fairness.notes()
+
+
+MEASURES = {"base": "base", "new": "new", "hm": "HM", "average": "average of the targets"}
+
+
+def published_averages(section: Section) -> Table | None:
+    """What is published of the methods of a section as averages, also what others quote or re-ran."""
+    if not {run.dataset for run in section.runs} & {*ELEVEN, *VARIANTS}:
+        return None
+    found = [
+        (method, row) for method in methods_of(section.runs) for row in averages(section.protocol, method)
+    ]
+    names = [*MEASURES, "1", "2", "4", "8", "16"]
+    names = [name for name in names if any(name in row for _, row in found)]
+    columns = [MEASURES.get(name, f"{name} shots") for name in names]
+    table = Table("Published averages", ("method", "by"), [*columns, "backbone", "source"], compares=False)
+    for method, row in found:
+        by = f"re-run by {row['rerun_by']}" if "rerun_by" in row else "the authors"
+        by += ", quoted by others" if row.get("second_hand") else ""
+        cells: list[Cell] = [f"{row[name]:.2f}" if name in row else None for name in names]
+        table.rows.append(
+            Row((method.label, by), [*cells, row.get("backbone", published()["backbone"]), row["source"]])
+        )
+    return table if table.rows else None
 
 
 class Fairness:

@@ -15,7 +15,17 @@ from experiments.results.statistics import Paired, Value
 from prompted_clip.escaping import csv_cell
 
 WIDTH = 130  # characters; a wider table is printed in parts, one below the other
-WORDS = ("role", "state", "reason", "folder", "device", "sha256", "methods")  # columns that hold no numbers
+WORDS = (
+    "role",
+    "state",
+    "reason",
+    "folder",
+    "device",
+    "sha256",
+    "methods",
+    "backbone",
+    "source",
+)  # columns that hold no numbers
 PLACE = ["protocol", "method", "dataset", "role", "shots", "seed", "curve", "value"]
 RUN_FIELDS = [*PLACE, "accuracy", "macro_f1", "state", "folder"]
 NUMBERS = ["mean", "std", "seeds", "wanted", "seed_error", "image_error", "low", "high"]
@@ -126,7 +136,7 @@ def _text_table(table: Table) -> str:
             disable_numparse=True,
         )
 
-    if "folder" in head:  # a list, whose lines end in a path
+    if {"folder", "source"} & set(head):  # a list, whose lines end in a path
         return grid(range(len(head)))
     parts: list[list[int]] = [[]]
     for start in range(len(labels), len(head), table.together):

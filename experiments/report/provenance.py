@@ -24,7 +24,7 @@ def costs(runs: Sequence[Run]) -> Table | None:
     The time is of runs that one process trained alone, from their start to their end.
     """
     columns = ["learned parameters", "training, seconds (median)", "whole trainings"]
-    columns += ["peak memory, GiB (most)", "device"]
+    columns += ["peak memory, GiB (most)", "tested images a second (median)", "device"]
     table = Table("Costs", ("method", "shots"), columns, compares=False)
     groups: defaultdict[tuple[Method, int, str], dict[tuple[Path, str], Result]] = defaultdict(dict)
     for run in runs:
@@ -39,11 +39,13 @@ def costs(runs: Sequence[Run]) -> Table | None:
             )
             seconds = [each.training_seconds for each in results if each.training_seconds]
             memory = [each.peak_memory for each in results if each.peak_memory]
+            speeds = [each.images_per_second for each in results if each.images_per_second]
             cells: list[Cell] = [
                 " / ".join(parameters) or None,
                 f"{median(seconds):,.0f}" if seconds else None,
                 str(len(seconds)) if seconds else None,
                 f"{max(memory) / GIB:.2f}" if memory else None,
+                f"{median(speeds):,.0f}" if speeds else None,
                 device or None,
             ]
             if any(cells):

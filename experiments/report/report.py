@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.report.comparison import comparison
+from experiments.report.comparison import comparison, published_averages
 from experiments.report.layouts import sections_of
 from experiments.report.provenance import calibration, code_versions, costs, differences, samples
 from experiments.report.tables import Cell, Row, Section, Table
@@ -95,6 +95,8 @@ def make_report(gathered: RunSet, metric: str = "accuracy", command: str = "", a
         if table:
             section.tables.append(table)
             section.notes += [NOISE_NOTE, f"Published numbers: {_sources(section)}."]
+        if metric == "accuracy" and (quoted := published_averages(section)):
+            section.tables.append(quoted)
         section.notes += reasons
         section.notes += [*differences(section.runs), *mark(section)]
     sample_table, unequal = samples(gathered.runs)

@@ -29,12 +29,18 @@ def base_to_novel_numbers(method: Method) -> dict[str, dict[str, float]]:
         name = method.published.get(table)
         if name in published()[table]:
             return published()[table][name]
-    return {}
+    own = (row for row in averages("base2new", method) if "base" in row and not row.get("second_hand"))
+    return next(({"average": row} for row in own), {})
 
 
 def numbers_of(protocol: str, method: Method) -> dict[str, float]:
     """Accuracies by dataset; for few_shot, the averages by shots."""
     return published()[protocol].get(method.published.get(protocol), {})
+
+
+def averages(protocol: str, method: Method) -> list[dict[str, Any]]:
+    """Published averages of a method, and re-runs by others: numbers by their names, with their `source`."""
+    return published()["averages"].get(protocol, {}).get(method.published.get(protocol), [])
 
 
 def unlike_published(run: Run) -> str:

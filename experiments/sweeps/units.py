@@ -25,6 +25,7 @@ class Selection:
     methods: Sequence[str] = ()
     datasets: Sequence[str] = ()
     seeds: Sequence[int] = (1, 2, 3)
+    ten_seeds: Sequence[str] = ()  # datasets with the seeds 1 to 10 instead
     shots: Sequence[int] = ()
     source: str = ""
     values: Sequence[int] = ()
@@ -51,7 +52,8 @@ def units(protocol: Protocol, selection: Selection) -> list[tuple[Job, ...]]:
     shots_list = selection.shots or protocol.shots
     for trained_on in _trained_on(protocol, selection):
         for method, label, options in _variants(protocol, selection, trained_on):
-            seeds = selection.seeds[:1] if method.is_zero_shot else selection.seeds
+            seeds = range(1, 11) if trained_on in selection.ten_seeds else selection.seeds
+            seeds = selection.seeds[:1] if method.is_zero_shot else seeds
             for shots in shots_list[-1:] if method.is_zero_shot else shots_list:
                 for seed in seeds:
                     plan = _Plan(protocol, selection, method, trained_on, shots, seed, label, options)
