@@ -20,6 +20,7 @@ from experiments.results.accuracies import datasets_of, methods_of
 from experiments.results.benchmarks import label_of
 from experiments.results.runs import RunSet, gather
 from experiments.run_folder import PREDICTIONS_OF, read_json
+from experiments.tasks import OVERLAP
 from experiments.verification import result_paths
 from prompted_clip.errors import UserError
 from prompted_clip.files import atomic_open
@@ -107,5 +108,7 @@ def page(folder: Path) -> str:
                 method = replace(method, key=key, label=label)
             all_runs.append(replace(run, method=method))
     head = ["submission", "methods", "datasets", "runs with a result"]
+    tasks = sorted({read_json(path).get("task") or "" for path in result_paths(folder)} - {""})
+    told = f"Tasks: {', '.join(tasks) or 'none of the published ones'}. {OVERLAP}"
     report = markdown(make_report(RunSet(all_runs, warnings)))
-    return f"{HEAD}\n{tabulate(rows, head, 'pipe')}\n\n{report.removeprefix('# Results').lstrip()}"
+    return f"{HEAD}\n{tabulate(rows, head, 'pipe')}\n\n{told}\n\n{report.removeprefix('# Results').lstrip()}"

@@ -30,6 +30,7 @@ from dassl.utils.tools import package_versions
 from experiments.configuration import setup_cfg
 from experiments.methods import config_name
 from experiments.run_folder import FORMAT, PREDICTIONS_OF, RESULT_FILE, ROOT, TEST_FILE, read_json
+from experiments.tasks import task_of
 from prompted_clip.errors import UserError
 from prompted_clip.factory import is_published
 from prompted_clip.files import sha256_of_file
@@ -107,6 +108,7 @@ class Record:
             write_predictions(rows, predictions)
             print(f"Predictions are saved to {predictions}")
         content = self.content()
+        content["task"] = task_of(content)
         content["predictions_sha256"] = sha256_of_file(predictions) if self.predictions is not None else ""
         write_json(sealed(content), str(path))
         print(f"Result is saved to {path}")

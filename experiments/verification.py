@@ -22,6 +22,7 @@ from experiments.load_run import load_trainer
 from experiments.record import sealed
 from experiments.results.result_file import RESULT_FILES
 from experiments.run_folder import PREDICTIONS_OF, read_json
+from experiments.tasks import task_of
 from prompted_clip.errors import UserError
 from prompted_clip.files import sha256_of_file
 
@@ -83,6 +84,8 @@ def _seal(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _identity(content: Mapping[str, Any]) -> Iterator[str]:
     """Where the identity is not of the settings and parts that it lists, or fields are of other settings."""
+    if "task" in content and content["task"] != (task := task_of(content)):
+        yield f"task is {content['task']!r}, what was tested is {task!r}"
     identity = content.get("identity")
     if not identity:
         return

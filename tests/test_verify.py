@@ -15,6 +15,7 @@ from fake_runs import result, write
 from dassl.engine.identity import identity_of
 from dassl.evaluation import Prediction, read_predictions, write_predictions
 from experiments.record import sealed
+from experiments.tasks import task_of
 from experiments.verification import numbers_of, per_class_of
 from prompted_clip.files import sha256_of_file
 from scripts import report, verify
@@ -202,6 +203,29 @@ def test_a_folder_without_results_is_refused_in_one_line(tmp_path, capsys, make,
         (tmp_path / "out").mkdir()
     assert verify.main([str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "task"),
+    [
+        ({}, "base2new/dtd@1"),
+        ({"total": 863}, ""),
+        (
+            {"dataset": "shapes", "dataset_config": "shapes", "total": 1200, "trained_on": None},
+            "base2new/shapes@1",
+        ),
+        ({"classes": "all", "total": 1692}, "base2new/dtd@1"),
+        ({"split": "val"}, ""),
+        ({"dataset_config": "my_photos"}, ""),
+    ],
+)
+def test_the_task_of_a_result_is_told_by_what_was_tested(changes, task):
+    assert task_of(result(80.0, "dtd") | changes) == task
+
+
+def test_a_result_of_another_task_than_it_says_is_found(output, capsys):
+    change(output / "base/seed1/result.json", lambda each: each.update(task="base2new/dtd@1"), seals=True)
+    assert "task is 'base2new/dtd@1', what was tested is ''" in faults(capsys, output)
 
 
 # --- a collection

@@ -159,14 +159,15 @@ def read_result_file(path: Path) -> Result:
         for name in TEXTS:
             if not isinstance(content.get(name) or "", str):
                 raise UserError(f"{name} is {shortened(repr(content[name]), 80)}; allowed are texts")
-        return _result(path, content)
+        return result_of(path, content)
     except KeyError as error:
         raise UserError(f"{path} lacks {error.args[0]}.") from error
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} holds a value that does not fit ({error}).") from error
 
 
-def _result(path: Path, content: Mapping[str, Any]) -> Result:
+def result_of(path: Path, content: Mapping[str, Any]) -> Result:
+    """The result that the content of a result.json is of; see `read_result_file`."""
     name = str(content["dataset"])
     stem = str(content.get("dataset_config") or "") or stem_of(name)
     place = own_path((content.get("settings") or {}).get("DATASET") or {})
