@@ -108,8 +108,9 @@ def selection_of(args: argparse.Namespace, protocol: Protocol) -> Selection:
         raise UserError(f"--values is for ablations; {protocol.name} has no curve.")
     if args.source and not protocol.source:
         raise UserError(f"--source is {args.source}; {protocol.name} trains on the dataset that it tests.")
-    trained = [args.source or protocol.source] if protocol.source else None
-    trained = trained or (protocol.datasets if args.datasets == ["all"] else args.datasets)
+    trained = protocol.datasets if args.datasets == ["all"] else args.datasets
+    if protocol.source:
+        trained = [args.source or protocol.source]
     if wrong := [each for each in args.ten_seeds if each not in trained]:
         raise UserError(
             f"--ten-seeds {wrong[0]}: nothing is trained on it; allowed are {', '.join(trained)}."

@@ -158,9 +158,9 @@ def test_every_run_of_every_protocol_has_a_configuration_that_train_takes(name):
 
 def test_methods_of_their_classes_are_left_out_where_others_are_tested_and_refused_by_name(tmp_path, capsys):
     """CoOp with a context for each class, too, which its settings alone tell."""
-    of_classes = {method.key for method in read_methods() if method.per_class}
+    of_classes = {method.key for method in read_methods() if method.class_specific}
     assert {"CLAP", "TaskRes", "LPPlusPlus", "TipAdapter", "ZSLinearProbe"} <= of_classes
-    trainers = {method.trainer for method in read_methods() if method.per_class}
+    trainers = {method.trainer for method in read_methods() if method.class_specific}
     assert all(TRAINER_REGISTRY.get(name).class_specific for name in trainers)
     for protocol in ("base2new", "cross_dataset", "domain_generalisation"):
         assert not of_classes & {job.planned.method for job in jobs(protocol, seeds=[1])}

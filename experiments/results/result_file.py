@@ -25,8 +25,9 @@ TEXTS = (
     "device",
     "commit",
     "oracle",
+    "selected_on",
+    "predictions_sha256",
 )
-TEXTS += ("selected_on", "predictions_sha256")
 # Percentages, whole numbers (any seed below 0 is one that was not set), and seconds.
 BOUNDS: dict[str, tuple[Any, int, int]] = {
     **dict.fromkeys(("accuracy", "macro_f1", "ece", "ece_after"), ((int, float), 0, 100)),

@@ -100,7 +100,7 @@ def chosen_methods(protocol: Protocol, names: Sequence[str]) -> list[Method]:
         return [
             method
             for key, method in known.items()
-            if (not protocol.methods or key in protocol.methods) and not (others and method.per_class)
+            if (not protocol.methods or key in protocol.methods) and not (others and method.class_specific)
         ]
     chosen = []
     for name in names:
