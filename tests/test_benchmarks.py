@@ -60,7 +60,9 @@ def test_the_papers_way_gives_the_same_logits_for_more_flops(name: str) -> None:
         reference.compute_as_reference(model)
         theirs, more_flops = model(pixels), image_and_text_flops(model, pixels[:1])
     assert relative_error(ours, theirs) < 1e-12
-    assert all(more > less for less, more in zip(flops, more_flops, strict=True))
+    pairs = list(zip(flops, more_flops, strict=True))
+    assert all(more >= less for less, more in pairs)  # a head's text features are numbers, and no text
+    assert any(more > less for less, more in pairs)
 
 
 def test_no_step_changes_the_next_one() -> None:

@@ -306,8 +306,7 @@ def test_fit_starts_from_what_is_published_for_base_to_novel(
     theirs, ours = (influencing(each, True, name.upper()) for each in (cfg, model.method.cfg))
     differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
     differing -= {"TRAINER.COPROMPT.DESCRIPTIONS"}  # the file of a dataset
-    asked = set() if method(name).settings["PREC"] == "fp16" else {f"TRAINER.{name.upper()}.PREC"}
-    assert differing == {"DATALOADER.NUM_WORKERS", "INPUT.SIZE"} | asked
+    assert differing == {"DATALOADER.NUM_WORKERS", "INPUT.SIZE"}
 
 
 # --- predict ------------------------------------------------------------------------------------------------

@@ -39,9 +39,16 @@ class NoImages(DatasetBase):
         super().__init__(train_x=entries, val=entries, test=entries)
 
 
-def batches_of_noise(cfg: Any, data_source: Sequence[Datum], batch_size: int, **_: Any) -> list[dict]:
-    """A loader of one batch."""
-    return [batch_of_noise(cfg, batch_size, len(data_source))]
+class OneBatch(list):
+    """A loader of one batch, with what trainers ask a loader for."""
+
+    def __init__(self, batch: dict[str, Any], batch_size: int, dataset: Sequence[Datum]) -> None:
+        super().__init__([batch])
+        self.batch_size, self.dataset = batch_size, dataset
+
+
+def batches_of_noise(cfg: Any, data_source: Sequence[Datum], batch_size: int, **_: Any) -> OneBatch:
+    return OneBatch(batch_of_noise(cfg, batch_size, len(data_source)), batch_size, data_source)
 
 
 @contextlib.contextmanager
