@@ -29,9 +29,13 @@ OVERLAP = (
 def task_of(content: Mapping[str, Any]) -> str:
     """The id of the task that a result.json is of; "" for one that is of none, such as a test on own data.
 
+    A run without a test is of none.
+
     Raises:
         ValueError: the content is not that of a result.json.
     """
+    if not content.get("results"):
+        return ""
     result = result_of(Path(), content)
     images = {"base": "test_base", "new": "test_new", "all": "test"}.get(result.classes, "")
     try:

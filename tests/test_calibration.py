@@ -286,7 +286,8 @@ def lines_of(folder: Path) -> list[str]:
     """The log from the first test on, without what is written where and what it took."""
     log = (folder / "log.txt").read_text()
     lines = log[log.index("Evaluate on") :].splitlines()
-    return [line for line in lines if not line.startswith(("Elapsed", "Result is saved", "Calibration"))]
+    others = ("Elapsed", "Result is saved", "Predictions are saved", "Calibration")
+    return [line for line in lines if not line.startswith(others)]
 
 
 def test_each_test_records_how_sure_the_model_was(run) -> None:

@@ -37,7 +37,6 @@ OWN_CLASSES_ALONE = {  # without a graph of the text, and why
     "MMRL": "no scaled cosines",
     "MMRLpp": "no scaled cosines",
     "TCP": "CLIP's own features of each class",
-    "CLIPLoRA": "no scaled cosines",
     "CLIPAdapter": "keep the underscores of class names",
 }
 NAMES = ["cat", "german_shepherd", "st. bernard's"]

@@ -52,11 +52,6 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.OWN.SPLIT_COLUMN = "split"  # column of a table that says train, val or test; may be missing
     cfg.DATASET.OWN.SUBSET = ""  # subset of a dataset of the hub that has several
     cfg.DATASET.OWN.REVISION = ""  # branch, tag or commit of a dataset of the hub; "": the newest
-    # Fixed augmented views of each training image, whose features are computed once and trained on, where the
-    # image encoder learns nothing. 0: a new augmentation each epoch.
-    cfg.DATALOADER.VIEWS = 0
-    # Folder for the features of fixed views, for all runs to come; "": they are kept in memory alone.
-    cfg.DATALOADER.FEATURES_DIR = ""
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP's weights; "": those that NAME stands for
     # Classes that run through the text encoder at once: fewer take less memory and more time. 0: 2,048;
     # -1: all.

@@ -143,6 +143,12 @@ def _dataloader() -> Config:
             "TEST_CACHE": "",
             # The most that the folder TEST_CACHE may take, in GB of 2**30 bytes. Not a key of upstream.
             "TEST_CACHE_GB": 40.0,
+            # Fixed augmented views of each training image, whose features are computed once and trained on,
+            # where the image encoder learns nothing. 0: a new augmentation each epoch. Not a key of upstream.
+            "VIEWS": 0,
+            # Folder for the features of fixed views, for all runs to come; "": they are kept in memory alone.
+            # Not a key of upstream.
+            "FEATURES_DIR": "",
             "K_TRANSFORMS": 1,  # views of a training image per sample; above 1 for methods that take several
             "RETURN_IMG0": False,  # batches also hold `img0`, the image resized but not augmented
             "TRAIN_X": train,

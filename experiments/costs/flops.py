@@ -85,6 +85,8 @@ def step_flops(trainer: CLIPPromptTrainer, batch: dict[str, Tensor]) -> int:
 
 
 def has_own_step(trainer: CLIPPromptTrainer) -> bool:
-    """Whether the trainer replaces the step of `CLIPPromptTrainer`, so that `step_flops` does not hold."""
+    """Whether the trainer has not `CLIPPromptTrainer`'s step, so that `step_flops` does not hold."""
     steps = ("forward_backward", "summed_losses", "model_backward_and_update")
+    if not any(each.requires_grad for each in trainer.model.parameters()):
+        return True  # there is none, as in Tip-Adapter without training
     return any(getattr(type(trainer), step) is not getattr(CLIPPromptTrainer, step) for step in steps)

@@ -48,7 +48,16 @@ from .data_cases import opened, photos, tar_of
 from .tensor_cases import WORDS, weights_of_clip
 
 SECONDS = 120  # of a command
-MAY_DIFFER = ("finished", "seconds", "peak_memory_bytes", "resumed_from_epoch", "command", "versions")
+MAY_DIFFER = (
+    "finished",
+    "seconds",
+    "peak_memory_bytes",
+    "images_per_second",
+    "sha256",  # over all of them
+    "resumed_from_epoch",
+    "command",
+    "versions",
+)
 # Logs of each attempt, and locks, which are empty and stay; what the runs of a sweep say of their attempts.
 NOT_COMPARED = re.compile(r"pid|attempts|log\.txt.*|events\.out\.tfevents.*|\.lock|lock|.*\.lock")
 TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
