@@ -205,13 +205,16 @@ class Record:
         }
 
     def _selected_on(self) -> str:
-        """`val` where the tested epoch is the one with the best accuracy on val images; else ""."""
-        if self.args.eval_only:
-            settings = (self.trainer.loaded_training or {}).get("settings") or {}
-            chosen = self.args.load_epoch is None and settings.get("TEST.FINAL_MODEL") == "best_val"
-        else:
-            chosen = self.trainer.cfg.TEST.FINAL_MODEL == "best_val"
-        return "val" if chosen and self.trainer.get_model_names() else ""
+        """`val` where what is tested was chosen by the accuracy on val images; else ""."""
+        trainer, here = self.trainer, self.trainer.cfg
+        if not trainer.get_model_names():
+            return ""
+        there = (trainer.loaded_training or {}).get("settings") if self.args.eval_only else flat(plain(here))
+        settings = dict(there or {})
+        if self.args.eval_only and self.args.load_epoch is not None:
+            settings["TEST.FINAL_MODEL"] = "last_step"  # an epoch that was asked for
+        method = trainer if isinstance(trainer, CLIPPromptTrainer) else CLIPPromptTrainer
+        return method.selected_on(settings)
 
     def _per_class(self) -> list[dict[str, Any]]:
         """Images and hits by label, where the evaluator keeps labels and guesses as Dassl's does."""

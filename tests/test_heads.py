@@ -81,8 +81,9 @@ def test_the_search_s_choice_is_kept_and_its_images_belong_to_the_identity(job, 
     assert [float(learner.alpha), float(learner.beta)] == pytest.approx(
         [float(each) for each in said.groups()]
     )
-    identity = json.loads((tmp_path / "run" / "result.json").read_text())["identity"]
-    assert identity["parts"]["searched_images"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["identity"]["parts"]["searched_images"]
+    assert result["selected_on"] == "val"  # tables mark it
 
 
 @pytest.mark.parametrize(

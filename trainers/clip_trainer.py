@@ -109,6 +109,15 @@ class CLIPPromptTrainer(TrainerX):
         """
         return ""
 
+    @classmethod
+    def selected_on(cls, settings: Mapping[str, Any]) -> str:
+        """The images by whose accuracy a training chose what is tested: "val"; "" where it is the last step.
+
+        Args:
+            settings: of the training, by dotted keys. result.json records the answer, and tables mark it.
+        """
+        return "val" if settings.get("TEST.FINAL_MODEL") == "best_val" else ""
+
     # --- the configuration ------------------------------------------------------------------------------
 
     @classmethod

@@ -129,6 +129,11 @@ class TipAdapter(CLIPPromptTrainer):
         if own.SEARCH == "val" and cfg.TEST.FINAL_MODEL == "best_val":
             raise UserError(f"{section}.SEARCH is val; TEST.FINAL_MODEL best_val does not go with it.")
 
+    @classmethod
+    def selected_on(cls, settings: Mapping[str, Any]) -> str:
+        searched = settings.get(f"TRAINER.{cls.settings_key()}.SEARCH") == "val"
+        return "val" if searched else super().selected_on(settings)
+
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         own, templates = self.own_settings, templates_of(self.cfg, self.dm.dataset)
         loader = getattr(self.dm, "train_loader_x", None)
