@@ -34,7 +34,7 @@ PAIRED_NOTE = (
 MARKS = {"oracle": "‡", "per_dataset": "§", "selected_on": "¶"}
 MARK_NOTES = {
     "per_dataset": "§ Settings that were chosen for each dataset: {methods}.",
-    "selected_on": "¶ The tested epoch or settings were chosen by the accuracy on validation images: {methods}.",
+    "selected_on": "¶ Epoch or settings were chosen by the accuracy on validation images: {methods}.",
 }
 HM_NOTE = (
     "HM is the harmonic mean of the means of base and new, over the seeds that both have; its ± is over "
