@@ -30,7 +30,10 @@ from trainers.maple import MaPLe
 
 IMAGES = {"train": 2, "val": 1, "test": 3}  # of each class: quickly drawn
 METHODS = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "KgCoOp", "PromptSRC", "MaPLeSRC")
+METHODS += ("MMA", "MMRL", "MMRLpp", "TCP", "TwoStageFS")
 CASES: dict[str, tuple[str, list[Any]]] = {name: (name, []) for name in METHODS} | {
+    "CLIPLoRA": ("CLIPLoRA", ["TRAINER.CLIPLORA.DROPOUT", 0.0]),  # which each process draws by itself
+    "CoPrompt": ("CoPrompt", ["TRAINER.COPROMPT.DESCRIPTIONS", "template", "DATALOADER.K_TRANSFORMS", 2]),
     "MaPLe, deeper than the encoders": ("MaPLe", ["TRAINER.MAPLE.PROMPT_DEPTH", 9]),
     "MaPLe, with workers": ("MaPLe", ["DATALOADER.NUM_WORKERS", 1]),
     "MaPLe, a batch of all": ("MaPLe", ["DATALOADER.TRAIN_X.BATCH_SIZE", 32]),
