@@ -26,6 +26,8 @@ MANY = 5  # results of other runs that are listed
 def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
     """Reads each run's configuration, looks for its data, and compares what has a result already.
 
+    Where all is right, datasets that the project draws itself are drawn.
+
     Args:
         on_disk: whether datasets, and what is tested, have to be there.
 
@@ -35,6 +37,7 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
     """
     parser = build_parser()
     others, checked, wanted = [], set(), Wanted()
+    to_draw: list[Any] = []  # configurations
     trained = {job.folder for job in jobs if job.planned.trains}
     for job in jobs:
         words = job.arguments(output)
@@ -49,8 +52,9 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
         cfg = setup_cfg(args)
         check_classes(cfg, job)
         if on_disk and job.planned.dataset not in checked:
-            check_dataset(cfg, job.planned.dataset)
             checked.add(job.planned.dataset)
+            if not is_there(cfg, job.planned.dataset):
+                to_draw.append(cfg)
         path = output / job.folder / RESULT_FILE
         if on_disk and path.is_file():
             found = result_differences(path, wanted.identity(cfg, job, output))
@@ -62,6 +66,11 @@ def check(jobs: Sequence[Job], output: Path, on_disk: bool = True) -> None:
             f"{len(others)} folders hold results of other runs: {'; '.join(others[:MANY])}{more}. "
             "Give another --output, or remove them."
         )
+    for cfg in to_draw:
+        print(f"Drawing {cfg.DATASET.NAME} into {cfg.DATASET.ROOT}, once for all runs ...")
+        progress = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with redirect_stdout(io.StringIO()), progress:
+            DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
 
 
 def check_classes(cfg: Any, job: Job) -> None:
@@ -81,24 +90,19 @@ def check_classes(cfg: Any, job: Job) -> None:
         )
 
 
-def check_dataset(cfg: Any, name: str) -> None:
-    """Looks for the folder of a dataset of the catalogue; draws it where the project does so itself.
+def is_there(cfg: Any, name: str) -> bool:
+    """Whether a dataset of the catalogue has its folder; False where the project can draw it.
 
     Raises:
         FileNotFoundError: there is none.
     """
     kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if not (isinstance(kind, type) and issubclass(kind, CatalogDataset) and kind.dataset_dir):
-        return
+        return True
     folder = Path(cfg.DATASET.ROOT).expanduser() / kind.dataset_dir
-    if folder.is_dir():
-        return
-    if kind.make is CatalogDataset.make:
-        raise MissingFileError(
-            f"{cfg.DATASET.NAME}: there is no folder {folder}. Give the folder of the datasets as --root, or "
-            f"fetch it: python -m datasets prepare {name} (docs/fetching_datasets.md)."
-        )
-    print(f"Drawing {cfg.DATASET.NAME} into {folder}, once for all runs ...")
-    progress = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    with redirect_stdout(io.StringIO()), progress:
-        kind(cfg)
+    if folder.is_dir() or kind.make is not CatalogDataset.make:
+        return folder.is_dir()
+    raise MissingFileError(
+        f"{cfg.DATASET.NAME}: there is no folder {folder}. Give the folder of the datasets as --root, or "
+        f"fetch it: python -m datasets prepare {name} (docs/fetching_datasets.md)."
+    )
