@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,6 +76,52 @@ class Kept:
 
     def __reduce__(self) -> Any:
         return Kept, ()
+
+
+@dataclass(frozen=True)
+class KeptImages:
+    """A batch of images that an image encoder has run as far as nothing learns: taken in place of pixels.
+
+    Attributes:
+        numbers: of the images, `(batch)`; `(view batch)` for a method that takes several views.
+        block: that they enter next, counted from 0.
+        all_states: of all images that are kept, `(image length width)`; of block 0 the embeddings, before
+            `ln_pre`.
+        all_features: gives CLIP's own features of all of them, `(image feature)`, of any norm.
+    """
+
+    numbers: Tensor
+    block: int
+    all_states: Tensor
+    all_features: Callable[[], Tensor]
+
+    @property
+    def states(self) -> Tensor:
+        """`(batch length width)`."""
+        return self.all_states.index_select(0, self.numbers)
+
+    @property
+    def features(self) -> Tensor:
+        """CLIP's own, `(batch feature)`, of any norm."""
+        return self.all_features().index_select(0, self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, view: int) -> KeptImages:
+        return replace(self, numbers=self.numbers[view])
+
+    # As of the tensors that a CUDA graph replays a step with.
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.numbers.shape
+
+    def clone(self) -> KeptImages:
+        return replace(self, numbers=self.numbers.clone())
+
+    def copy_(self, other: KeptImages) -> None:
+        self.numbers.copy_(other.numbers)
 
 
 def is_traced() -> bool:

@@ -16,8 +16,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .adapters import Adapters, BlockAdapter, replaced_tensors
 from .errors import UserError
+from .kept import KeptImages, constant_blocks
 from .mlp import QuickGELU
 from .norm import LayerNorm
+from .ops import is_unmodified
 from .prompting import Prompts, insert_tokens, overwrite_slots, replace_tokens
 from .resnet import ModifiedResNet
 from .simple_tokenizer import words_with
@@ -32,6 +34,7 @@ __all__ = [
 ]  # as OpenAI's
 
 HEAD_WIDTH = 64  # of every encoder that OpenAI released
+EMBEDDINGS = ("visual.conv1.", "visual.class_embedding", "visual.positional_embedding")
 
 
 class VisionTransformer(nn.Module):
@@ -73,18 +76,22 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
     def forward(
-        self, x: Tensor, prompts: Prompts | None = None, adapters: Sequence[BlockAdapter | None] = ()
+        self,
+        x: Tensor | KeptImages,
+        prompts: Prompts | None = None,
+        adapters: Sequence[BlockAdapter | None] = (),
     ) -> Tensor:
         """Image features: `(batch 3 height width)` → `(batch feature)`.
 
         Args:
+            x: or images that were kept, see `hidden_states`.
             adapters: of each block; see `Adapters.blocks`.
         """
         return self.project(self.hidden_states(x, prompts, adapters, positions=[0])[:, 0])
 
     def hidden_states(
         self,
-        x: Tensor,
+        x: Tensor | KeptImages,
         prompts: Prompts | None = None,
         adapters: Sequence[BlockAdapter | None] = (),
         positions: Positions | None = None,
@@ -94,26 +101,81 @@ class VisionTransformer(nn.Module):
         Position 0 is CLS, then the patches follow, then the prompt tokens.
 
         Args:
+            x: or images that were kept, from whose block the encoder goes on.
             adapters: of each block; see `Adapters.blocks`.
             positions: those to return; None for all.
+
+        Raises:
+            ValueError: something enters or learns before the block that images were kept for.
         """
-        prompts = prompts or Prompts()
+        prompts, options = prompts or Prompts(), {}
         prompts.check_blocks(self.transformer.layers)
-        x = self.conv1(x).flatten(2).transpose(1, 2)
-        class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
+        if isinstance(x, KeptImages):
+            if self.constant_blocks(prompts, Adapters(adapters)) < x.block:
+                raise UserError(
+                    f"Images were kept as they enter block {x.block} of the image encoder, counted from 0, "
+                    "but something is put in, learns or was modified before it. Compute them anew."
+                )
+            options = {"blocks": range(x.block, self.transformer.layers)} if x.block else {}
+            x = x.states
+        else:
+            x = self.embed(x)
         end = x.shape[1]
-        if (tokens := prompts.embedded()) is not None:
-            x = insert_tokens(x, tokens, end)
-        x = self.ln_pre(x)
+        if not options:
+            if (tokens := prompts.embedded()) is not None:
+                x = insert_tokens(x, tokens, end)
+            x = self.ln_pre(x)
 
         def enter(block: int, x: Tensor) -> tuple[Tensor, Attend | None]:
             return prompts.enter(block, x, end), None
 
         # Whoever hooked or replaced a block expects every position.
         computed = positions if self.transformer.is_unmodified() else None
-        x = self.transformer(x.transpose(0, 1), enter, adapters, computed).transpose(0, 1)
+        x = self.transformer(x.transpose(0, 1), enter, adapters, computed, **options).transpose(0, 1)
         return x if computed is positions else take(x, positions)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """CLS and the patches, before `ln_pre`: `(batch 3 height width)` → `(batch length width)`."""
+        x = self.conv1(x.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        return torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
+
+    def states_before(self, x: Tensor, block: int) -> Tensor:
+        """Images as they enter a block without prompts: `(batch 3 height width)` → `(batch length width)`.
+
+        Of block 0 the embeddings, which may be joined by tokens before `ln_pre`.
+        """
+        x = self.embed(x)
+        if not block:
+            return x
+        return self.transformer(self.ln_pre(x).transpose(0, 1), blocks=range(block)).transpose(0, 1)
+
+    def constant_blocks(self, prompts: Prompts, adapters: Adapters) -> int:
+        """How many blocks stand before the first one that something enters, learns in, or was modified.
+
+        −1 where the embeddings themselves are not constant.
+
+        Args:
+            adapters: its `tensors` by the names of all of CLIP.
+        """
+        learned = {f"visual.{name}": each for name, each in self.named_parameters() if each.requires_grad}
+        adapters = Adapters(adapters.blocks, {**adapters.tensors, **learned})
+        parts = (self, VisionTransformer), (self.conv1, nn.Conv2d)
+        if not all(is_unmodified(*part) for part in parts):
+            return -1
+        if any(name.startswith(EMBEDDINGS) for name in adapters.tensors):
+            return -1
+        if not (
+            is_unmodified(self.transformer, Transformer) and is_unmodified(self.ln_pre, type(self.ln_pre))
+        ):
+            return 0
+        blocks = self.transformer.resblocks
+        modified = (
+            k
+            for k, block in enumerate(blocks)
+            if not (isinstance(block, ResidualAttentionBlock) and block.is_unmodified())
+        )
+        return min(next(modified, len(blocks)), constant_blocks(prompts, adapters, len(blocks)))
 
     def project(self, hidden: Tensor) -> Tensor:
         """The last norm and the projection: `(... width)` → `(... feature)`."""
@@ -225,19 +287,23 @@ class CLIP(nn.Module):
         return self.visual.conv1.weight.dtype
 
     def encode_image(
-        self, image: Tensor, prompts: Prompts | None = None, adapters: Adapters | None = None
+        self, image: Tensor | KeptImages, prompts: Prompts | None = None, adapters: Adapters | None = None
     ) -> Tensor:
         """Image features, not normalised: `(batch 3 height width)` → `(batch feature)`.
+
+        Args:
+            image: or images that were kept, from whose block the encoder goes on.
 
         Raises:
             ValueError: prompts or adapters of blocks are given and the image encoder is a ResNet.
         """
         adapters = adapters or Adapters()
+        image = image.to(self.dtype) if isinstance(image, Tensor) else image
         with replaced_tensors(self, adapters.tensors):
             if prompts is None and not adapters.blocks:
-                return self.visual(image.to(self.dtype))
+                return self.visual(image)
             options = {"adapters": adapters.blocks} if adapters.blocks else {}
-            return self.vision_transformer()(image.to(self.dtype), prompts, **options)
+            return self.vision_transformer()(image, prompts, **options)
 
     def vision_transformer(self) -> VisionTransformer:
         """The image encoder, where it has tokens and blocks.

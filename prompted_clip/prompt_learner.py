@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .adapters import Adapters
 from .errors import UserError
 from .factory import tokenize
+from .kept import KeptImages
 from .model import CLIP, VisionTransformer
 from .prompting import Prompts
 from .shared_prefix import SharedPrefixText
@@ -77,10 +78,11 @@ class PromptLearner(nn.Module):
         """
         return features
 
-    def image_features(self, clip_model: CLIP, image: Tensor) -> Tensor:
+    def image_features(self, clip_model: CLIP, image: Tensor | KeptImages) -> Tensor:
         """Image features of any norm: `(batch 3 height width)` → `(batch feature)`, or what `logits` takes.
 
-        Several features of an image, `(batch n feature)`, are normalised each.
+        Several features of an image, `(batch n feature)`, are normalised each. Images that were kept as they
+        enter the first block that something learns in are handed on to CLIP in place of pixels.
         """
         return clip_model.encode_image(image, self.image_prompts(), self.image_adapters())
 

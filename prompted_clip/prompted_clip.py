@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .errors import UserError
+from .kept import KeptImages
 from .model import CLIP
 from .predictions import Images, predict
 from .prompt_learner import PromptLearner, at_least_float32
@@ -67,13 +68,17 @@ class PromptedCLIP(nn.Module):
         self.clip_model.eval()
         return self
 
-    def encode_image(self, image: Tensor) -> Tensor:
+    def encode_image(self, image: Tensor | KeptImages) -> Tensor:
         """`(batch 3 height width)` → normalised image features, `(batch feature)`.
 
-        Features that CLIP's own image encoder gave earlier, `(batch feature)`, are taken in place of images.
+        What CLIP's own image encoder gave earlier is taken in place of images: features, `(batch feature)`,
+        or states, as `KeptImages`.
         """
         learner = self.prompt_learner
-        features = image if image.dim() == 2 else learner.image_features(self.clip_model, image)
+        if isinstance(image, Tensor) and image.dim() == 2:
+            features = image
+        else:
+            features = learner.image_features(self.clip_model, image)
         return F.normalize(learner.image_head(at_least_float32(features)), dim=-1)
 
     def encode_text(self, image_features: Tensor | None = None) -> Tensor:
@@ -87,7 +92,7 @@ class PromptedCLIP(nn.Module):
         """Logits of normalised features, `(batch class)`; see `PromptLearner.logits`."""
         return self.prompt_learner.logits(self.clip_model, image_features, text_features)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor | KeptImages) -> Tensor:
         """`(batch 3 height width)` → logits in at least float32, `(batch class)`."""
         image_features = self.encode_image(image)
         if not self.prompt_learner.conditional:

@@ -24,6 +24,8 @@ from train import command_line
 from trainers import features
 from trainers.clip_trainer import CLIPPromptTrainer
 
+STATES = 3 * 8 * (1 + 4 * 4) * 128  # numbers in those of three views of eight images: CLS and the patches
+
 
 @pytest.fixture
 def job(tmp_path, small_dtd, golden_checkpoint):
@@ -129,6 +131,17 @@ def test_each_image_is_encoded_once_a_view(job, encoded_images):
     assert sum(encoded_images) == 3 * 8
 
 
+@pytest.mark.parametrize("name", ["MMRL", "PromptSRC", "TCP"])
+def test_each_view_is_decoded_once_whatever_learns(name, job, monkeypatch):
+    decoded: list[int] = []
+    item = DatasetWrapper.__getitem__
+    monkeypatch.setattr(
+        DatasetWrapper, "__getitem__", lambda self, index: decoded.append(index) or item(self, index)
+    )
+    assert command_line(job(name, "run", "TEST.NO_TEST", True)) == 0
+    assert len(decoded) == 3 * 8
+
+
 def test_val_images_that_choose_the_epoch_are_encoded_once(job, encoded_images, tmp_path):
     options = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 5)
     assert command_line(job("ZSLinearProbe", "run", *options)) == 0
@@ -136,8 +149,9 @@ def test_val_images_that_choose_the_epoch_are_encoded_once(job, encoded_images, 
     assert list((tmp_path / "run").glob("*/model-best.pth.tar"))
 
 
-def test_an_interrupted_training_goes_on_to_the_same_tensors(job, tmp_path, monkeypatch, capsys):
-    assert command_line(job("CLAP", "whole")) == 0
+@pytest.mark.parametrize("name", ["CLAP", "MMRL", "MaPLe"])
+def test_an_interrupted_training_goes_on_to_the_same_tensors(name, job, tmp_path, monkeypatch, capsys):
+    assert command_line(job(name, "whole")) == 0
     step = CLIPPromptTrainer.forward_backward
 
     def stop(self: Any, batch: Any) -> Any:
@@ -147,11 +161,11 @@ def test_an_interrupted_training_goes_on_to_the_same_tensors(job, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(CLIPPromptTrainer, "forward_backward", stop)
-        assert command_line(job("CLAP", "interrupted")) == 130
-    assert command_line(job("CLAP", "interrupted")) == 0
+        assert command_line(job(name, "interrupted")) == 130
+    assert command_line(job(name, "interrupted")) == 0
     assert "Previous epoch: 2" in capsys.readouterr().out
-    expected = learned(tmp_path / "whole")
-    assert torch.equal(learned(tmp_path / "interrupted")["prototypes"], expected["prototypes"])
+    expected, found = learned(tmp_path / "whole"), learned(tmp_path / "interrupted")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_the_number_of_views_belongs_to_a_run_s_identity_and_the_folder_does_not(job, tmp_path):
@@ -164,19 +178,14 @@ def test_the_number_of_views_belongs_to_a_run_s_identity_and_the_folder_does_not
 # --- what is refused
 
 
-@pytest.mark.parametrize("name", ["MaPLe", "VPT", "IVLP", "PromptSRC"])
-def test_a_method_that_learns_in_the_image_encoder_is_refused(name, job, tmp_path, capsys):
-    assert command_line(job(name, "run")) == 2
+def test_more_than_the_budget_is_refused_before_the_first_step(job, capsys, tmp_path):
+    needed = 4 * STATES / 2**30
+    assert command_line(job("MMRL", "enough", "DATALOADER.VIEWS_GB", 1.01 * needed)) == 0
+    assert command_line(job("MMRL", "run", "DATALOADER.VIEWS_GB", 0.99 * needed)) == 2
     printed = capsys.readouterr()
-    wanted = f"DATALOADER.VIEWS is 3, but {name} learns in the image encoder"
+    wanted = "but the states of all training images, 3 views of each, take"
     assert wanted in printed.out + printed.err
-    assert not list((tmp_path / "run").rglob("model.pth.tar*"))
-
-
-def test_prompts_of_the_text_alone_are_not_refused(job, encoded_images):
-    options = ("TRAINER.IVLP.N_CTX_VISION", 0, "TRAINER.IVLP.PROMPT_DEPTH_VISION", 0, "TEST.NO_TEST", True)
-    assert command_line(job("IVLP", "run", *options)) == 0
-    assert sum(encoded_images) == 3 * 8
+    assert not list((tmp_path / "run").rglob("model*pth.tar*"))
 
 
 def test_a_sampler_that_features_have_not_is_refused(job, capsys):
@@ -190,19 +199,19 @@ def test_several_processes_are_refused(job, monkeypatch):
     trainer = CLIPPromptTrainer.__new__(CLIPPromptTrainer)
     trainer.cfg = get_cfg_default()
     trainer.cfg.DATALOADER.VIEWS = 3
-    trainer.train_loader_x = features.FeatureLoader(DataLoader([1, 2]), lambda: None)
-    with pytest.raises(
-        UserError, match="VIEWS is 3, and 2 processes cannot share a training on kept features"
-    ):
+    trainer.train_loader_x = features.ViewLoader(DataLoader([1, 2]), trainer)
+    with pytest.raises(UserError, match="VIEWS is 3, and 2 processes cannot share a training on fixed views"):
         trainer.train()
 
 
 # --- the file
 
 
-def run_again(job: Any, capsys: Any, *options: Any, output: str = "again") -> str:
+def run_again(
+    job: Any, capsys: Any, *options: Any, output: str = "again", name: str = "ZSLinearProbe"
+) -> str:
     """What a run prints that keeps its features in a folder; its output is a new one each time."""
-    assert command_line(job("ZSLinearProbe", output, "TEST.NO_TEST", True, *options)) == 0
+    assert command_line(job(name, output, "TEST.NO_TEST", True, *options)) == 0
     return capsys.readouterr().out
 
 
@@ -221,6 +230,31 @@ def test_a_second_run_reads_the_features_and_learns_the_same(kept, job, tmp_path
     assert f"3 of each, from {kept}" in printed
     assert encoded_images == []
     assert torch.equal(learned(tmp_path / "again")["prototypes"], learned(tmp_path / "first")["prototypes"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "amp"])
+def test_states_are_kept_for_methods_that_learn_in_the_same_block(
+    precision, job, tmp_path, capsys, encoded_images
+):
+    """In the type that they are computed in; with the features that a method stays near to."""
+    folder = ("DATALOADER.FEATURES_DIR", tmp_path / "kept")
+
+    def run(name: str, output: str, *options: Any) -> str:
+        options = (*folder, *options, f"TRAINER.{name.upper()}.PREC", precision)
+        return run_again(job, capsys, *options, output=output, name=name)
+
+    printed = run("MMRL", "first", "TRAINER.MMRL.REP_LAYERS", "(3, 4)")
+    assert "Computing the states" in printed
+    assert "Computing the features" in printed
+    sizes = sorted(file.stat().st_size for file in (tmp_path / "kept").iterdir())
+    assert 0 < sizes[-1] - (4 if precision == "fp32" else 2) * STATES < 2000  # the file's header
+    encoded_images.clear()
+    printed = run("MMRL", "again", "TRAINER.MMRL.REP_LAYERS", "(3, 4)")
+    assert "Computing" not in printed
+    expected, found = learned(tmp_path / "first"), learned(tmp_path / "again")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert "Reading the states" in run("MMA", "other", "TRAINER.MMA.ADAPTER_START", 3)
+    assert "Computing the states" in run("MMA", "earlier", "TRAINER.MMA.ADAPTER_START", 2)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from dassl.utils import load_checkpoint
 from dassl.utils.distributed import get_world_size, is_rank_zero
 from prompted_clip import load_model
 from prompted_clip.errors import UserError
+from prompted_clip.kept import KeptImages
 from prompted_clip.model import CLIP, Transformer, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
@@ -61,7 +62,7 @@ class CLIPPromptTrainer(TrainerX):
     test_settings: ClassVar[tuple[str, ...]] = ()
     # Whether `losses` take several views of an image, as many as DATALOADER.K_TRANSFORMS says.
     takes_views: ClassVar[bool] = False
-    # Whether training runs on the features of DATALOADER.VIEWS; a method may need them for something else.
+    # Whether training runs on the fixed views of DATALOADER.VIEWS; a method may need their features alone.
     trains_on_views: ClassVar[bool] = True
     # Whether what is learned belongs to the classes trained on, as `class_specific` of the learner says.
     class_specific: ClassVar[bool] = False
@@ -87,7 +88,8 @@ class CLIPPromptTrainer(TrainerX):
         that takes more of a batch has more parameters here, as `parse_batch_train` gives them.
 
         Args:
-            images: `(batch 3 height width)`; `(view batch 3 height width)` where `takes_views` is set.
+            images: `(batch 3 height width)`; `(view batch 3 height width)` where `takes_views` is set. Of
+                fixed views, what the model takes in place of images.
             labels: `(batch)`.
         """
         return {"loss_ce": F.cross_entropy(self.model(images), labels)}
@@ -237,12 +239,18 @@ class CLIPPromptTrainer(TrainerX):
     def build_data_loader(self) -> None:
         super().build_data_loader()
         if self.cfg.DATALOADER.VIEWS and self.trains_on_views and self.train_loader_x is not None:
-            self.train_loader_x = features.FeatureLoader(self.train_loader_x, lambda: self.view_features)
+            self.train_loader_x = features.ViewLoader(self.train_loader_x, self)
 
     @cached_property
-    def view_features(self) -> features.Features:
+    def view_features(self) -> features.KeptViews:
         """CLIP's features of fixed views of all training images; one of each where DATALOADER.VIEWS is 0."""
-        return features.features_of(self)
+        return features.views_of(self, features.FEATURES)
+
+    @cached_property
+    def training_views(self) -> features.KeptViews:
+        """The fixed views of all training images, as far as the image encoder is constant."""
+        self.place = features.place_of(self.model)
+        return self.view_features if self.place == features.FEATURES else features.views_of(self, self.place)
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -251,8 +259,6 @@ class CLIPPromptTrainer(TrainerX):
         learned = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         print(f"Parameters to be updated: {sorted(learned)}")
         print(f"Learned parameters: {sum(each.numel() for each in learned.values()):,}")
-        if learned and cfg.DATALOADER.VIEWS:
-            features.check_encoder_is_frozen(self)
         if learned:
             self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM, self.schedule_phases())
@@ -317,10 +323,10 @@ class CLIPPromptTrainer(TrainerX):
     # --- training and testing ---------------------------------------------------------------------------
 
     def train(self) -> None:  # type: ignore[override]
-        if get_world_size() > 1 and isinstance(self.train_loader_x, features.FeatureLoader):
+        if get_world_size() > 1 and isinstance(self.train_loader_x, features.ViewLoader):
             raise UserError(
                 f"DATALOADER.VIEWS is {self.cfg.DATALOADER.VIEWS}, and {get_world_size()} processes cannot "
-                "share a training on kept features. Train with python train.py, without torchrun."
+                "share a training on fixed views. Train with python train.py, without torchrun."
             )
         super().train()
 
@@ -338,7 +344,9 @@ class CLIPPromptTrainer(TrainerX):
             return
         if sample is not None and is_rank_zero():
             sample.save(os.path.join(self.output_dir, SAMPLE_FILE))
-        if isinstance(self.train_loader_x, features.FeatureLoader) and self._keeps_best() and self.val_loader:
+        on_features = isinstance(self.train_loader_x, features.ViewLoader)
+        on_features = on_features and features.place_of(self.model) == features.FEATURES
+        if on_features and self._keeps_best() and self.val_loader:
             self.val_loader = features.encoded(self, self.val_loader)
 
     @classmethod
@@ -410,10 +418,12 @@ class CLIPPromptTrainer(TrainerX):
     def parse_batch_train(self, batch) -> tuple[Tensor, ...]:
         """What `losses` take: images and labels, on the device.
 
-        A method that takes more of a batch (`img0`, `img2`, `index`, ...) appends it; tensors alone, so that
-        a CUDA graph can replay the step.
+        Of fixed views, they are there already. A method that takes more of a batch (`img0`, `img2`, `index`,
+        ...) appends it; tensors alone, so that a CUDA graph can replay the step.
         """
         images, labels = batch["img"], batch["label"]
+        if isinstance(images, KeptImages):
+            return images, labels  # type: ignore[return-value]
         views = images if isinstance(images, (list, tuple)) else [images]
         moved = [each.to(self.device, non_blocking=True) for each in views]
         images = torch.stack(moved) if self.takes_views else moved[0]
@@ -439,12 +449,15 @@ class CLIPPromptTrainer(TrainerX):
     # --- the frozen CLIP, for methods that stay near it ---------------------------------------------------
 
     @torch.no_grad()
-    def frozen_image_features(self, images: Tensor) -> Tensor:
+    def frozen_image_features(self, images: Tensor | KeptImages) -> Tensor:
         """CLIP's own features of images `(batch 3 height width)`, of length 1: `(batch feature)`.
 
-        Features of fixed views are taken in place of images.
+        Those of fixed views are computed once, and taken in place of images.
         """
-        found = images if images.dim() == 2 else self.model.clip_model.encode_image(images)
+        if isinstance(images, KeptImages):
+            found = images.features
+        else:
+            found = images if images.dim() == 2 else self.model.clip_model.encode_image(images)
         return F.normalize(at_least_float32(found), dim=-1)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
 from prompted_clip import Prompts
+from prompted_clip.kept import KeptImages
 from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import PromptLearner, at_least_float32
 
@@ -68,7 +69,7 @@ class ConsistentPromptLearner(PromptLearner):
     def text_features(self, clip_model: CLIP, image_features: Tensor | None = None) -> Tensor:
         return self.adapter_text(super().text_features(clip_model))
 
-    def image_features(self, clip_model: CLIP, image: Tensor) -> Tensor:
+    def image_features(self, clip_model: CLIP, image: Tensor | KeptImages) -> Tensor:
         return self.adapter_image(super().image_features(clip_model, image))
 
 

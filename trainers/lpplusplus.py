@@ -20,7 +20,7 @@ from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import FrozenText, PromptLearner
 
 from .clip_trainer import CLIPPromptTrainer
-from .features import FeatureLoader
+from .features import ViewLoader
 from .templates import COUNTS, templates_of
 
 ALPHA = 250.0  # α starts from this times the mean cosine of images and their own text
@@ -96,8 +96,7 @@ class LPPlusPlus(CLIPPromptTrainer):
     def build_data_loader(self) -> None:
         super().build_data_loader()
         if self.train_loader_x is not None:
-            images = self.dm.train_loader_x
-            self.train_loader_x = FeatureLoader(images, lambda: self.view_features, whole=True)
+            self.train_loader_x = ViewLoader(self.dm.train_loader_x, self, whole=True)
 
     def before_train(self) -> None:
         """Has what is learned start from the training images, and learn by the rates that they give."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dassl.engine import TRAINER_REGISTRY
 from prompted_clip import Prompts
 from prompted_clip.errors import UserError
+from prompted_clip.kept import KeptImages
 from prompted_clip.model import CLIP, VisionTransformer
 from prompted_clip.prompt_learner import PromptLearner, at_least_float32, class_sentences, noise
 
@@ -96,12 +97,12 @@ class MultiModalRepresentationLearner(PromptLearner):
             deep[block - 2] = tokens
         return Prompts(first, deep, self.blocks[0] - 1, self.blend, insert=True)
 
-    def image_features(self, clip_model: CLIP, image: Tensor) -> Tensor:
+    def image_features(self, clip_model: CLIP, image: Tensor | KeptImages) -> Tensor:
         """The features of the class token and of the representation tokens, `(batch 2 feature)`."""
         visual, prompts = clip_model.vision_transformer(), self.image_prompts()
         end = len(visual.positional_embedding)
         positions = [0, *range(end, end + prompts.inserted())]
-        hidden = visual.hidden_states(image.to(clip_model.dtype), prompts, positions=positions)
+        hidden = visual.hidden_states(image, prompts, positions=positions)
         own = at_least_float32(visual.ln_post(hidden[:, 1:]).mean(dim=1)) @ self.projection(clip_model)
         return torch.stack([at_least_float32(visual.project(hidden[:, 0])), own], dim=1)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dassl.utils import restore_rng_state, rng_state
 from dassl.utils.distributed import get_world_size
+from prompted_clip.kept import KeptImages
 
 if TYPE_CHECKING:
     from .clip_trainer import CLIPPromptTrainer
@@ -83,7 +84,7 @@ class GraphedStep:
         self.checked = False
 
     def __call__(self, *inputs: Any) -> StepOutput:
-        if not self.disabled and not all(isinstance(each, Tensor) for each in inputs):
+        if not self.disabled and not all(isinstance(each, (Tensor, KeptImages)) for each in inputs):
             self._disable("parse_batch_train does not give tensors alone")
         if self.disabled:
             return self._eager(inputs)

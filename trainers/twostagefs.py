@@ -19,6 +19,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompted_clip import Adapters
 from prompted_clip.adapters import put_at
 from prompted_clip.errors import UserError
+from prompted_clip.kept import KeptImages
 from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import PromptLearner, at_least_float32, class_sentences
 
@@ -67,7 +68,7 @@ class TwoStages(PromptLearner):
             return super().text_features(clip_model, image_features)
         return self.classifier
 
-    def image_features(self, clip_model: CLIP, image: Tensor) -> Tensor:
+    def image_features(self, clip_model: CLIP, image: Tensor | KeptImages) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == 0):
             return super().image_features(clip_model, image)
 

@@ -143,11 +143,16 @@ def _dataloader() -> Config:
             "TEST_CACHE": "",
             # The most that the folder TEST_CACHE may take, in GB of 2**30 bytes. Not a key of upstream.
             "TEST_CACHE_GB": 40.0,
-            # Fixed augmented views of each training image, whose features are computed once and trained on,
-            # where the image encoder learns nothing. 0: a new augmentation each epoch. Not a key of upstream.
+            # Fixed augmented views of each training image, which are trained on. What the image encoder
+            # computes of them before the first block that learns is computed once: its states there, or the
+            # features where it learns nothing. 0: a new augmentation each epoch. Not a key of upstream.
             "VIEWS": 0,
-            # Folder for the features of fixed views, for all runs to come; "": they are kept in memory alone.
-            # Not a key of upstream.
+            # The most that states, features or pixels of fixed views may take, in GB of 2**30 bytes; more is
+            # refused. 8 GB hold the states of 14,000 views in float32 and 224 × 224 pixels by ViT-B/16. Not a
+            # key of upstream.
+            "VIEWS_GB": 8.0,
+            # Folder for what is computed of fixed views, for all runs to come; "": it is kept in memory
+            # alone. Not a key of upstream.
             "FEATURES_DIR": "",
             "K_TRANSFORMS": 1,  # views of a training image per sample; above 1 for methods that take several
             "RETURN_IMG0": False,  # batches also hold `img0`, the image resized but not augmented
