@@ -190,7 +190,7 @@ def compute(trainer: CLIPPromptTrainer, images: Any, views: int, place: Place) -
     """Runs all views of all images as far as `place`; on to features from states, where these are kept."""
     at_once = trainer.cfg.DATALOADER.TEST.BATCH_SIZE
     states: KeptViews | None = vars(trainer).get("training_views")
-    if states is not None and isinstance(trainer.place, int):
+    if place == FEATURES and states is not None and isinstance(trainer.place, int):
         numbers = torch.arange(states.views[..., 0, 0].numel(), device=trainer.device).split(at_once)
         each = [encode(trainer, kept_images(trainer, part)) for part in _progress(numbers, "Encoding states")]
         return KeptViews(torch.cat(each).unflatten(0, states.views.shape[:2]), states.labels)
