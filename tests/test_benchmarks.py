@@ -11,7 +11,7 @@ import torch
 from helpers import relative_error
 from torch.utils.data import DataLoader
 
-from benchmarks import evaluate, harness, loader, machine, predict, reference, step, training
+from benchmarks import evaluate, harness, loader, machine, predict, reference, step, training, views
 from experiments.costs.complexity import build_cfg, find_method, known_trainers
 from experiments.costs.flops import image_and_text_flops
 from experiments.costs.synthetic import batch_of_noise, build_synthetic, class_names
@@ -112,6 +112,20 @@ def test_a_way_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch) -
     assert "cannot be compiled: no compiler" in failed["way"]
     assert failed["ms a step"] == failed["plain / it, wall"] == "–"
     assert plain["plain / it, wall"] == "1.00 (1.00 to 1.00)"
+
+
+def test_steps_on_kept_states_are_beside_those_on_pixels(tmp_path: Path) -> None:
+    given = ["--classes", "2", "--batch-size", "2", "--trainers", "MMRL", "TCP", "TipAdapter-F"]
+    assert views.main(words(tmp_path, *given, "--first", "3", "--last", "4")) == 0
+    own, later, features, images = rows_of(tmp_path)
+    assert later["kept"] == "states before block 3"
+    assert (features["kept"], images["kept"]) == ("features", "nothing")
+    saved = [float(row["the same in GFLOPs: the bound"].split(" =")[0]) for row in (own, later, features)]
+    assert 1 < saved[0] < saved[1]
+    for row in (own, later, features):
+        assert all(float(error) <= 1e-12 for error in row["differences: logits, gradients"].split(", "))
+    assert images["pixels / kept, wall"] == "–"
+    assert images["plain / kept, wall"].count("to") == 1
 
 
 @pytest.mark.parametrize("name", ["MaPLe", "CoCoOp", "ZeroshotCLIP"])
