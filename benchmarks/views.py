@@ -62,6 +62,7 @@ FIRST_BLOCK: dict[str, Any] = {
     ],
 }
 TRAINERS = ["MMRL", "MMA", "CLIPLoRA", "TCP", "VPT", "MaPLe", "ZSLinearProbe", "TipAdapter-F"]
+CHECKED = 2  # images that both ways are compared with
 KEPT, PIXELS, PLAIN = "kept", "pixels", "plain"
 
 
@@ -178,7 +179,7 @@ def measure(
         place = f"states before block {found + 1}" if isinstance(found, int) else found
         stored = kept["img"]
         size = (stored if isinstance(stored, Tensor) else stored.all_states).nbytes // args.batch_size
-        errors = differences(trainer, batch)
+        errors = differences(trainer, {key: each[:CHECKED] for key, each in batch.items()})
     if not args.no_plain:
         plain = build(name, classes, args.backbone, weights, "fp32", options, plain=True)
         ways[PLAIN] = plain, batch
