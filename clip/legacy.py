@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import clip
 from prompted_clip.factory import build_model as plain_build_model
 from prompted_clip.factory import load as plain_load
+from prompted_clip.kept import KeptImages
 from prompted_clip.model import CLIP, ResidualAttentionBlock, Transformer, VisionTransformer
 from prompted_clip.prompting import Prompts, replace_tokens
 
@@ -93,7 +94,10 @@ class LegacyVisionTransformer(VisionTransformer):
     """CLIP's ViT, which takes MaPLe's prompts as arguments, and uses the parameter `VPT` if it has one."""
 
     def forward(
-        self, x: Tensor, prompts: Prompts | Tensor | None = None, deep_prompts: Sequence[Any] = ()
+        self,
+        x: Tensor | KeptImages,
+        prompts: Prompts | Tensor | None = None,
+        deep_prompts: Sequence[Any] = (),
     ) -> Tensor:
         """`(batch 3 height width)` → image features, `(batch feature)`.
 

@@ -108,31 +108,31 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: something enters or learns before the block that images were kept for.
         """
-        prompts, options = prompts or Prompts(), {}
+        prompts = prompts or Prompts()
         prompts.check_blocks(self.transformer.layers)
+        remaining: dict[str, Any] = {}
         if isinstance(x, KeptImages):
             if self.constant_blocks(prompts, Adapters(adapters)) < x.block:
                 raise UserError(
                     f"Images were kept as they enter block {x.block} of the image encoder, counted from 0, "
                     "but something is put in, learns or was modified before it. Compute them anew."
                 )
-            options = {"blocks": range(x.block, self.transformer.layers)} if x.block else {}
-            x = x.states
-        else:
-            x = self.embed(x)
-        end = x.shape[1]
-        if not options:
+            remaining = {"blocks": range(x.block, self.transformer.layers)} if x.block else {}
+        states = x.states if isinstance(x, KeptImages) else self.embed(x)
+        end = states.shape[1]
+        if not remaining:
             if (tokens := prompts.embedded()) is not None:
-                x = insert_tokens(x, tokens, end)
-            x = self.ln_pre(x)
+                states = insert_tokens(states, tokens, end)
+            states = self.ln_pre(states)
 
         def enter(block: int, x: Tensor) -> tuple[Tensor, Attend | None]:
             return prompts.enter(block, x, end), None
 
         # Whoever hooked or replaced a block expects every position.
         computed = positions if self.transformer.is_unmodified() else None
-        x = self.transformer(x.transpose(0, 1), enter, adapters, computed, **options).transpose(0, 1)
-        return x if computed is positions else take(x, positions)
+        states = self.transformer(states.transpose(0, 1), enter, adapters, computed, **remaining)
+        states = states.transpose(0, 1)
+        return states if computed is positions else take(states, positions)
 
     def embed(self, x: Tensor) -> Tensor:
         """CLS and the patches, before `ln_pre`: `(batch 3 height width)` → `(batch length width)`."""

@@ -201,16 +201,17 @@ def compute(trainer: CLIPPromptTrainer, images: Any, views: int, place: Place) -
         pin_memory=trainer.device.type == "cuda",
         generator=torch.Generator(),  # the loader draws a number, and shall not draw it from the run's
     )
-    kept, labels = torch.empty(0), []
+    kept, labels = torch.empty(0), torch.empty(len(images), dtype=torch.long)
+    done = 0
     for pixels, label in _progress(loader, "Encoding views"):
         rows = encode(trainer, pixels.flatten(0, 1), place).unflatten(0, pixels.shape[:2]).transpose(0, 1)
-        if not labels:
+        if not done:
             check_size(trainer, rows[0, 0].nbytes * len(rows) * len(images), place)
             kept = rows.new_empty(len(rows), len(images), *rows.shape[2:])
-        done = sum(map(len, labels))
         kept[:, done : done + len(label)] = rows
-        labels.append(label)
-    return KeptViews(kept, torch.cat(labels).to(trainer.device))
+        labels[done : done + len(label)] = label
+        done += len(label)
+    return KeptViews(kept, labels.to(trainer.device))
 
 
 def check_size(trainer: CLIPPromptTrainer, size: int, place: Place) -> None:
