@@ -80,7 +80,7 @@ class Case:
     """A method that learns from a block on, and its ways, by their names.
 
     Attributes:
-        first: the block, counted from 1; None for the method's own.
+        first: the block, counted from 1; 0 for the method's own.
         place: what is kept.
         size: bytes kept for an image.
         errors: the largest relative differences of logits and of gradients, in float64.
@@ -88,7 +88,7 @@ class Case:
 
     name: str
     classes: int
-    first: int | None
+    first: int
     place: str
     size: int
     errors: tuple[float, float]
@@ -160,11 +160,11 @@ def differences(trainer: Any, batch: dict[str, Tensor]) -> tuple[float, float]:
 
 
 def measure(
-    name: str, classes: int, first: int | None, args: argparse.Namespace, weights: str
+    name: str, classes: int, first: int, args: argparse.Namespace, weights: str
 ) -> tuple[Case, list[float]]:
     """One method, in interleaved rounds, and the load averages."""
     options = list(args.options)
-    if first is not None:
+    if first:
         options += FIRST_BLOCK[name](first, args.last)
     trainer = build(name, classes, args.backbone, weights, args.prec, options)
     batch = batch_for(trainer, args.batch_size)
@@ -219,13 +219,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(trainers=TRAINERS)
     add = parser.add_argument
     add("--batch-size", type=int, default=4)
-    add("--first", nargs="*", type=int, default=[1, 5, 9], help="blocks that MMRL, MMA, ... learn from, too")
+    add(
+        "--first",
+        nargs="+",
+        type=int,
+        default=[0, 1, 5, 9],
+        help="MMRL's and MMA's first block; 0: as published",
+    )
     add("--last", type=int, default=12, help="the encoders' last block")
     add("--no-plain", action="store_true", help="without the papers' way")
     add("--options", nargs="*", default=[], help="KEY VALUE pairs of settings of ours")
     args = parser.parse_args(argv)
-    if wrong := [first for first in args.first if not 1 <= first <= args.last]:
-        raise UserError(f"--first is {wrong[0]}; allowed are blocks 1 to {args.last}.")
+    if wrong := [first for first in args.first if not 0 <= first <= args.last]:
+        raise UserError(
+            f"--first is {wrong[0]}; allowed are blocks 1 to {args.last}, and 0 for the published."
+        )
     if is_refused(args):
         return 1
     machine = measure_rates(args.prec)
@@ -233,12 +241,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with weights_of(args.backbone) as weights:
         for name in args.trainers:
             for classes in args.classes:
-                for first in (None, *(args.first if name in FIRST_BLOCK else ())):
+                for first in (args.first if name in FIRST_BLOCK else []) or [0]:
                     progress(f"{name}, {classes} classes, from block {first or 'of its own'} ...")
                     case, those = measure(name, classes, first, args, weights)
                     cases.append(case)
                     loads += those
-    names = [] if args.trainers == TRAINERS else args.trainers
+    names = [] if args.trainers == TRAINERS else [*args.trainers]
+    names += [] if args.first == parser.get_default("first") else [f"from-{first}" for first in args.first]
     file = result_path(
         "views", argparse.Namespace(**{**vars(args), "trainers": names}), f"batch{args.batch_size}", args.prec
     )

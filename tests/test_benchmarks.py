@@ -116,7 +116,7 @@ def test_a_way_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch) -
 
 def test_steps_on_kept_states_are_beside_those_on_pixels(tmp_path: Path) -> None:
     given = ["--classes", "2", "--batch-size", "2", "--trainers", "MMRL", "TCP", "TipAdapter-F"]
-    assert views.main(words(tmp_path, *given, "--first", "3", "--last", "4")) == 0
+    assert views.main(words(tmp_path, *given, "--first", "0", "3", "--last", "4")) == 0
     own, later, features, images = rows_of(tmp_path)
     assert later["kept"] == "states before block 3"
     assert (features["kept"], images["kept"]) == ("features", "nothing")
