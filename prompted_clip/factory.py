@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .errors import DownloadError, NotFiniteError, UserError
 from .files import sha256_of_file
 from .model import CLIP, convert_weights
-from .simple_tokenizer import default_tokenizer
+from .simple_tokenizer import default_tokenizer, tokenize
 from .tensor_files import not_finite, number_kind
 from .weights import check_plain, clean_state_dict, model_arguments, read_state_dict, widen_embedding
 
@@ -235,7 +235,8 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
     OpenAI's weights carry the float16 rounding with which they are published; others keep their precision.
 
     Args:
-        name: one of `available_models()`, or `"open_clip:ARCHITECTURE/TAG"`.
+        name: one of `available_models()`, `"open_clip:ARCHITECTURE/TAG"`, or `"open_clip:local-dir:FOLDER"`
+            of a folder with open_clip_config.json and weights.
         path: a file of weights, read instead of the ones that `name` stands for. Widths, depth, patch and
             resolution are those of the file; heads, activation and rounding are still those of `name`.
 
@@ -245,12 +246,16 @@ def load_model(name: str, path: str | Path = "", download_root: str | None = Non
         ValueError: the name is not known, or the file does not fit or is damaged.
     """
     if open_clip_models := _open_clip_models(name):
-        open_clip_models.model_options(name)  # refuse before anything is downloaded
+        other = open_clip_models.why_not(open_clip_models.config_of(name))
         if not path:
             path = open_clip_models.fetch_weights(name)
             blob = Path(path).resolve()  # the hub's cache names large files by their sha256
             if re.fullmatch("[0-9a-f]{64}", blob.name):
                 _with_sum(blob, blob.name)
+        if other:
+            from .other_towers import load_other
+
+            return _finite(load_other(name, path), str(path))
         return _finite(_build(read_state_dict(path), str(path), name), str(path))
     if name not in available_models():
         near = difflib.get_close_matches(name, available_models(), n=1, cutoff=0.4)
@@ -311,23 +316,3 @@ def load(
     if (mean, std, interpolation(name)) != (MEAN, STD, "bicubic"):
         print(f"{name} takes images resized by {interpolation(name)}, of mean {mean} and std {std}")
     return model.to(device), _transform(model.visual.input_resolution, mean, std, interpolation(name))
-
-
-def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
-    """Sentences → token ids `(sentence length)`, int32, between SOS and EOT, then zeros.
-
-    Raises:
-        RuntimeError: a sentence is too long and `truncate` is not set (OpenAI's error).
-    """
-    tokenizer = default_tokenizer()
-    start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
-    texts = [texts] if isinstance(texts, str) else texts
-    result = torch.zeros(len(texts), context_length, dtype=torch.int)
-    for row, text in zip(result, texts, strict=True):
-        tokens = [start, *tokenizer.encode(text), end]
-        if len(tokens) > context_length:
-            if not truncate:
-                raise RuntimeError(f"Input {text} is too long for context length {context_length}")
-            tokens = [*tokens[: context_length - 1], end]
-        row[: len(tokens)] = torch.tensor(tokens)
-    return result

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from .norm import LayerNorm
 from .ops import is_unmodified
 from .prompting import Prompts, insert_tokens, overwrite_slots, replace_tokens
 from .resnet import ModifiedResNet
-from .simple_tokenizer import words_with
+from .simple_tokenizer import tokenize, words_with
 from .transformer import Activation, Attend, Positions, ResidualAttentionBlock, Transformer, take
 
 __all__ = [
@@ -193,6 +193,12 @@ class CLIP(nn.Module):
 
     # Which rows of the token embedding hold a word, `(vocabulary)`; None where all do.
     embedded_words: Tensor | None
+    # The first position of a sentence that a prompt may stand at: the one after SOS.
+    first_slot: int = 1
+    # Whether `SharedPrefixText` may run the text encoder's blocks on less than whole sentences.
+    shares_prefixes: bool = True
+    # What is added to the scaled cosines; None for nothing.
+    logit_bias: Tensor | None
 
     def __init__(
         self,
@@ -255,6 +261,7 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(transformer_width, eps=text_eps)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.register_parameter("logit_bias", None)
         self.register_buffer("embedded_words", None, persistent=False)
         self.initialize_parameters()
 
@@ -309,14 +316,27 @@ class CLIP(nn.Module):
         """The image encoder, where it has tokens and blocks.
 
         Raises:
-            ValueError: it is a ResNet.
+            ValueError: it has none, as a ResNet.
         """
-        if not isinstance(self.visual, VisionTransformer):
+        if not hasattr(self.visual, "transformer"):
+            kind = getattr(self.visual, "kind", "ResNet")
             raise UserError(
-                "This CLIP's image encoder is a ResNet: it has no tokens for image prompts, and no blocks "
+                f"This CLIP's image encoder is a {kind}: it has no tokens for image prompts, and no blocks "
                 "for adapters; use a ViT."
             )
-        return self.visual
+        return cast("VisionTransformer", self.visual)  # or what has its methods
+
+    def tokenize(self, texts: str | list[str], truncate: bool = False) -> Tensor:
+        """Sentences → token ids `(sentence length)`, of the length that the text encoder takes.
+
+        Raises:
+            RuntimeError: a sentence is too long and `truncate` is not set.
+        """
+        return tokenize(texts, self.context_length, truncate)
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Where EOT stands, which follows the last word: `(sentence length)` → `(sentence)`."""
+        return tokens.argmax(dim=-1)  # EOT has the highest id of the vocabulary
 
     def embed_words(self, text: Tensor) -> Tensor:
         """Token ids of any shape → their embeddings, `(... width)`, without positions.
@@ -361,8 +381,7 @@ class CLIP(nn.Module):
         prompts, adapters = prompts or Prompts(), adapters or Adapters()
         with replaced_tensors(self, adapters.tensors):
             hidden = self.text_hidden_states(text, prompts, adapters.blocks, slots)
-            # EOT has the highest id of the vocabulary.
-            eot = text.argmax(dim=-1) + prompts.inserted()
+            eot = self.ends(text) + prompts.inserted()
             at_eot = eot[:, None, None].expand(-1, 1, hidden.shape[2])
             normed = self.ln_final(hidden).gather(1, at_eot).squeeze(1)
             return normed @ self.text_projection.to(hidden.dtype)
@@ -399,6 +418,7 @@ class CLIP(nn.Module):
         image_features = F.normalize(self.encode_image(image), dim=-1)
         text_features = F.normalize(self.encode_text(text), dim=-1)
         logits = self.logit_scale.exp() * image_features @ text_features.t()
+        logits = logits if self.logit_bias is None else logits + self.logit_bias
         return logits, logits.t()
 
 
@@ -406,9 +426,11 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
     """Casts the weights that OpenAI publishes in float16 to `dtype`, in place.
 
     Those are convolutions, linear layers, attention and the two projections; embeddings and norms stay. Of a
-    parametrized weight, the original is cast.
+    parametrized weight, the original is cast. Towers that are not OpenAI's are cast as a whole.
     """
     for module in model.modules():
+        if getattr(module, "cast_whole", False):
+            module.to(dtype)
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             names = ["weight", "bias"]
         elif isinstance(module, nn.MultiheadAttention):

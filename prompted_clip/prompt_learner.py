@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .adapters import Adapters
 from .errors import UserError
-from .factory import tokenize
 from .kept import KeptImages
 from .model import CLIP, VisionTransformer
 from .prompting import Prompts
@@ -87,7 +86,7 @@ class PromptLearner(nn.Module):
         return clip_model.encode_image(image, self.image_prompts(), self.image_adapters())
 
     def logits(self, clip_model: CLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines, in at least float32: `(batch class)`.
+        """Scaled cosines, and the model's bias if it has one; in at least float32: `(batch class)`.
 
         Args:
             image_features: `(batch feature)`, normalised.
@@ -98,7 +97,8 @@ class PromptLearner(nn.Module):
             cosines = torch.einsum("bf,bcf->bc", image_features, text_features)
         else:
             cosines = image_features @ text_features.t()
-        return at_least_float32(clip_model.logit_scale.exp() * cosines)
+        logits = clip_model.logit_scale.exp() * cosines
+        return at_least_float32(logits if clip_model.logit_bias is None else logits + clip_model.logit_bias)
 
     def state_for(
         self, clip_model: CLIP, state: Mapping[str, Any], before: Sequence[str], now: Sequence[str]
@@ -170,8 +170,7 @@ class IndependentPromptLearner(PromptLearner):
             self.ctx = nn.Parameter(context)
             self.deep_text = noise(min(text_depth, text.layers) - 1, text_tokens, text.width)
         if image_tokens:
-            assert isinstance(clip_model.visual, VisionTransformer)
-            image = clip_model.visual.transformer
+            image = clip_model.vision_transformer().transformer
             (self.image_tokens,) = noise(1, image_tokens, image.width)
             self.deep_image = noise(min(image_depth, image.layers) - 1, image_tokens, image.width)
 
@@ -200,8 +199,10 @@ class TemplateEnsemble(PromptLearner):
         keep_underscores: bool = False,
     ) -> None:
         each = [
-            SharedPrefixText(
-                tokenize_classes(clip_model, classnames, template, keep_underscores), template=template
+            SharedPrefixText.of(
+                clip_model,
+                tokenize_classes(clip_model, classnames, template, keep_underscores),
+                template=template,
             )
             for template in templates
         ]
@@ -274,14 +275,14 @@ def initial_context(
     """
     if ctx_init and n_ctx <= most_words:
         words = ctx_init.replace("_", " ")
-        tokens = tokenize(words, clip_model.context_length, truncate=True)[0]
-        given = int(tokens.argmax()) - 1
+        tokens, first = clip_model.tokenize(words, truncate=True), clip_model.first_slot
+        given = int(clip_model.ends(tokens)) - first
         if given < n_ctx:
             print(
                 f'Warning: "{words}" has {given} tokens, the context {n_ctx}: as in the reference, the '
                 "learned tokens overwrite the first tokens of the class names"
             )
-        words_of_context = tokens[1 : 1 + n_ctx].to(clip_model.token_embedding.weight.device)
+        words_of_context = tokens[0, first : first + n_ctx].to(clip_model.token_embedding.weight.device)
         return clip_model.embed_words(words_of_context).float(), words
     (vectors,) = noise(1, n_ctx, clip_model.transformer.width)
     return vectors.detach(), " ".join(["X"] * n_ctx)
@@ -299,7 +300,8 @@ def class_sentences(
     Raises:
         ValueError: a sentence is longer than the text encoder takes, or ends before the prompts do.
     """
-    return SharedPrefixText(tokenize_classes(clip_model, classnames, template), prompts, template)
+    tokens = tokenize_classes(clip_model, classnames, template)
+    return SharedPrefixText.of(clip_model, tokens, prompts, template)
 
 
 def tokenize_classes(
@@ -323,7 +325,7 @@ def tokenize_classes(
     for name in classnames:
         sentence = template.replace("{}", name if keep_underscores else name.replace("_", " "))
         try:
-            rows.append(tokenize(sentence, clip_model.context_length))
+            rows.append(clip_model.tokenize(sentence))
         except RuntimeError as error:
             raise UserError(
                 f"The sentence of class {name!r} is longer than the {clip_model.context_length} tokens that "

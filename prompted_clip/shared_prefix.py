@@ -48,6 +48,8 @@ class SharedPrefixText(nn.Module):
         prompts: which positions belong to prompts, whatever words stand there: how many after SOS; or the
             position of each prompt token in each sentence, `(class n)`.
         template: what the sentences were made of, such as "a photo of a {}."; "" if it is not known.
+        first: the first position that prompts may stand at.
+        ends: the position that follows the last word of each sentence, `(class)`; EOT's by default.
 
     Raises:
         ValueError: a sentence ends before the prompts do.
@@ -58,16 +60,24 @@ class SharedPrefixText(nn.Module):
     order: Tensor  # (class): classes, longest sentence first
     inverse_order: Tensor  # (class)
 
-    def __init__(self, tokens: Tensor, prompts: int | Tensor = 0, template: str = "") -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        prompts: int | Tensor = 0,
+        template: str = "",
+        first: int = 1,
+        ends: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.template = template
+        self.template, self.first = template, first
         count, length = tokens.shape
-        eot = tokens.argmax(dim=-1)  # EOT has the highest id of the vocabulary
-        slots = prompts if isinstance(prompts, Tensor) else torch.arange(1, 1 + prompts).expand(count, -1)
+        eot = tokens.argmax(dim=-1) if ends is None else ends  # EOT has the highest id of the vocabulary
+        in_order = torch.arange(first, first + (prompts if isinstance(prompts, int) else prompts.shape[1]))
+        slots = prompts if isinstance(prompts, Tensor) else in_order.expand(count, -1)
         ends_early = (slots >= eot[:, None]).any(dim=1)
         if ends_early.any():
             raise UserError(
-                f"A sentence of {int(eot[ends_early].min()) - 1} tokens ends before its {slots.shape[1]} "
+                f"A sentence of {int(eot[ends_early].min()) - first} tokens ends before its {slots.shape[1]} "
                 "prompt tokens do."
             )
         self.chunk = AUTOMATIC  # classes at once; or NEVER for all
@@ -75,17 +85,17 @@ class SharedPrefixText(nn.Module):
         words_differ = (tokens != tokens[0]).any(dim=0)
         is_slot = torch.zeros(count, length, dtype=torch.bool).scatter(1, slots, True).any(dim=0)
         # Of the prompts, those right after SOS in all sentences may belong to the prefix.
-        leading = int((slots == torch.arange(1, 1 + self.prompts)).all(dim=0).int().cumprod(dim=0).sum())
-        overwritten = words_differ[: 1 + leading]
+        leading = int((slots == in_order).all(dim=0).int().cumprod(dim=0).sum())
+        overwritten = words_differ[: first + leading]
         # How many prompt tokens there must be, for the prefix to be the same for all classes.
-        self.needed = int(overwritten.nonzero().max()) if overwritten.any() else 0
+        self.needed = int(overwritten.nonzero().max()) + 1 - first if overwritten.any() else 0
 
-        def first(differs: Tensor, shortest: int = int(eot.min())) -> int:
+        def until(differs: Tensor, shortest: int = int(eot.min())) -> int:
             return min(int(differs.int().argmax()) if differs.any() else length, shortest)
 
-        after_prompts = (words_differ | is_slot) & (torch.arange(length) > leading)
-        self.shared = first(after_prompts)  # length of the prefix
-        self.shared_if_class_specific = first(words_differ | is_slot)  # the same for prompts of each class
+        after_prompts = (words_differ | is_slot) & (torch.arange(length) >= first + leading)
+        self.shared = until(after_prompts)  # length of the prefix
+        self.shared_if_class_specific = until(words_differ | is_slot)  # the same for prompts of each class
         self.leading = leading
 
         order = eot.argsort(descending=True, stable=True)
@@ -97,6 +107,13 @@ class SharedPrefixText(nn.Module):
         self.kept = Kept()
         self._checked_words: Tensor | None = None  # the vocabulary that the words were found in
         self._said_whole = False
+
+    @classmethod
+    def of(
+        cls, clip_model: CLIP, tokens: Tensor, prompts: int | Tensor = 0, template: str = ""
+    ) -> SharedPrefixText:
+        """The sentences as the text encoder of `clip_model` takes them; see the class."""
+        return cls(tokens, prompts, template, clip_model.first_slot, clip_model.ends(tokens))
 
     @property
     def suffix_tokens(self) -> int:
@@ -149,6 +166,8 @@ class SharedPrefixText(nn.Module):
 
     def _may_be_packed(self, clip_model: CLIP) -> bool:
         """Whether nobody would notice that no whole sentences run."""
+        if not clip_model.shares_prefixes:
+            return False
         if (
             clip_model.transformer.is_unmodified()
             and is_unmodified(clip_model.ln_final, LayerNorm)
@@ -173,7 +192,7 @@ class SharedPrefixText(nn.Module):
             return
         given = 0 if prompts.tokens is None else prompts.tokens.shape[-2]
         most = max((tokens.shape[-2] for tokens in each), default=0)
-        least, room = self.needed, self.shared - 1
+        least, room = self.needed, self.shared - self.first
         if self.leading < self.prompts or any(prompts.are_of_classes(tokens) for tokens in each):
             least = room = self.prompts  # all of them have their positions
         if given < least or most > room:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import regex
+import torch
+from torch import Tensor
 
 
 def _tokenizer_of_open_clip() -> ModuleType:
@@ -56,6 +58,26 @@ class SimpleTokenizer(open_clip_tokenizer.SimpleTokenizer):  # type: ignore[name
 def default_tokenizer() -> SimpleTokenizer:
     """The tokenizer with the published vocabulary, built once."""
     return SimpleTokenizer()
+
+
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
+    """Sentences → token ids `(sentence length)`, int32, between SOS and EOT, then zeros.
+
+    Raises:
+        RuntimeError: a sentence is too long and `truncate` is not set (OpenAI's error).
+    """
+    tokenizer = default_tokenizer()
+    start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+    texts = [texts] if isinstance(texts, str) else texts
+    result = torch.zeros(len(texts), context_length, dtype=torch.int)
+    for row, text in zip(result, texts, strict=True):
+        tokens = [start, *tokenizer.encode(text), end]
+        if len(tokens) > context_length:
+            if not truncate:
+                raise RuntimeError(f"Input {text} is too long for context length {context_length}")
+            tokens = [*tokens[: context_length - 1], end]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return result
 
 
 def words_with(missing: set[int], tokens: Sequence[int]) -> list[str]:

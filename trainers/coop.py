@@ -50,9 +50,10 @@ class ContextLearner(PromptLearner):
             context = torch.stack(list(contexts)).detach()
         template = f"{words} {{}}."
         tokens = tokenize_classes(clip_model, classnames, template)
-        names = [len(default_tokenizer().encode(name.replace("_", " "))) for name in classnames]
-        tokens, slots = arrange(tokens, n_ctx, torch.tensor(names), position)
-        super().__init__(SharedPrefixText(tokens, slots, template))
+        names = clip_model.tokenize([name.replace("_", " ") for name in classnames], truncate=True)
+        lengths = clip_model.ends(names) - clip_model.first_slot
+        tokens, slots = arrange(tokens, n_ctx, lengths, position, clip_model.first_slot)
+        super().__init__(SharedPrefixText.of(clip_model, tokens, slots, template))
         self.words, self.position = words, position
         self.ctx = nn.Parameter(context)
         self.class_specific = class_specific
@@ -75,7 +76,9 @@ def print_context(learner: ContextLearner) -> None:
     print(f"Number of context words (tokens): {learner.ctx.shape[-2]}")
 
 
-def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> tuple[Tensor, Tensor]:
+def arrange(
+    tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str, first: int = 1
+) -> tuple[Tensor, Tensor]:
     """Moves the class name of "SOS context name . EOT" to its position.
 
     Args:
@@ -83,6 +86,7 @@ def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> 
         name_lengths: tokens of each class name, `(class)`.
         position: "end" leaves the class name after the context; "middle" has half of the context before it
             (the smaller half, if it is odd); "front" has none.
+        first: where the context starts.
 
     Returns:
         The moved tokens, `(class length)`, and the positions of the context in them, `(class n_ctx)`.
@@ -91,11 +95,11 @@ def arrange(tokens: Tensor, n_ctx: int, name_lengths: Tensor, position: str) -> 
     """
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
     lengths, slot = name_lengths[:, None], torch.arange(n_ctx, device=tokens.device)
-    start, target = 1 + before, torch.arange(tokens.shape[1], device=tokens.device)
+    start, target = first + before, torch.arange(tokens.shape[1], device=tokens.device)
     is_name = (target >= start) & (target < start + lengths)
-    is_after = (target >= start + lengths) & (target < 1 + n_ctx + lengths)
+    is_after = (target >= start + lengths) & (target < first + n_ctx + lengths)
     source = target + is_name * (n_ctx - before) - is_after * lengths
-    return tokens.gather(1, source), 1 + slot + (slot >= before) * lengths
+    return tokens.gather(1, source), first + slot + (slot >= before) * lengths
 
 
 @TRAINER_REGISTRY.register()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dassl.data.class_names import few
 from dassl.utils import read_json
-from prompted_clip import tokenize
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.files import sha256_of_file
 from prompted_clip.model import CLIP
@@ -84,9 +83,9 @@ def description_features(clip_model: CLIP, descriptions: Sequence[Sequence[str]]
     features = []
     for sentences in zip(*descriptions, strict=True):  # one of each class
         try:
-            tokens = tokenize(list(sentences), clip_model.context_length)
+            tokens = clip_model.tokenize(list(sentences))
         except RuntimeError as error:
             raise UserError(f"{key}: a sentence is too long for the text encoder: {error}") from error
-        text = SharedPrefixText(tokens).to(clip_model.logit_scale.device)
+        text = SharedPrefixText.of(clip_model, tokens).to(clip_model.logit_scale.device)
         features.append(F.normalize(at_least_float32(text.encode(clip_model)), dim=-1))
     return torch.stack(features)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from dassl.engine import TRAINER_REGISTRY
-from prompted_clip.model import CLIP, VisionTransformer
+from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import IndependentPromptLearner, PromptLearner
 
 from .clip_trainer import CLIPPromptTrainer
@@ -52,8 +52,9 @@ class IVLP(CLIPPromptTrainer):
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         own = self.own_settings
         self.warn_of_unused_depth("PROMPT_DEPTH_TEXT", "text", clip_model.transformer)
-        if isinstance(clip_model.visual, VisionTransformer):
-            self.warn_of_unused_depth("PROMPT_DEPTH_VISION", "image", clip_model.visual.transformer)
+        if self.has_image_tokens(self.cfg):
+            image_encoder = clip_model.vision_transformer().transformer
+            self.warn_of_unused_depth("PROMPT_DEPTH_VISION", "image", image_encoder)
         print("Independent V-L design")
         learner = IndependentPromptLearner(
             clip_model,

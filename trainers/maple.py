@@ -18,7 +18,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 from prompted_clip import Prompts
 from prompted_clip.errors import UserError
-from prompted_clip.model import CLIP, VisionTransformer
+from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import PromptLearner, class_sentences, initial_context, noise
 
 from .clip_trainer import CLIPPromptTrainer
@@ -57,12 +57,12 @@ class MultiModalPromptLearner(PromptLearner):
         direction: str = "text_to_image",
         deep_init: str = "noise",
     ) -> None:
-        assert isinstance(clip_model.visual, VisionTransformer)
+        image_encoder = clip_model.vision_transformer()
         context, words = initial_context(clip_model, n_ctx, ctx_init)
         prompts = n_ctx if text_depth else 0
         super().__init__(class_sentences(clip_model, classnames, f"{words} {{}}.", prompts))
         self.words = words
-        widths = {"text": clip_model.transformer.width, "image": clip_model.visual.transformer.width}
+        widths = {"text": clip_model.transformer.width, "image": image_encoder.transformer.width}
         depths = {"text": text_depth, "image": image_depth}
         self.source, self.target = direction.split("_to_")
         self.source_depth, self.target_depth = depths[self.source], depths[self.target]
@@ -153,8 +153,7 @@ class MaPLe(CLIPPromptTrainer):
             )
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
-        own, image_encoder = self.own_settings, clip_model.visual
-        assert isinstance(image_encoder, VisionTransformer)
+        own, image_encoder = self.own_settings, clip_model.vision_transformer()
         text, image = ("PROMPT_DEPTH" if own[key] == AS_PROMPT_DEPTH else key for key in BRANCH_DEPTHS)
         self.warn_of_unused_depth(text, "text", clip_model.transformer)
         self.warn_of_unused_depth(image, "image", image_encoder.transformer)

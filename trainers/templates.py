@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prompted_clip import tokenize
 from prompted_clip.model import CLIP
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -56,7 +55,7 @@ def embedded_templates(clip_model: CLIP, templates: Sequence[str]) -> list[str]:
     usable: list[str] = []
     for template in templates:
         try:
-            clip_model.check_words(tokenize(template.replace("{}", "")))
+            clip_model.check_words(clip_model.tokenize(template.replace("{}", "")))
         except ValueError:
             if template == templates[-1] and not usable:
                 raise

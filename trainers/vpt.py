@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from dassl.engine import TRAINER_REGISTRY
-from prompted_clip.model import CLIP, VisionTransformer
+from prompted_clip.model import CLIP
 from prompted_clip.prompt_learner import IndependentPromptLearner, PromptLearner
 
 from .clip_trainer import CLIPPromptTrainer
@@ -44,8 +44,8 @@ class VPT(CLIPPromptTrainer):
 
     def build_learner(self, clip_model: CLIP, classnames: Sequence[str]) -> PromptLearner:
         own = self.own_settings
-        assert isinstance(clip_model.visual, VisionTransformer)
-        self.warn_of_unused_depth("PROMPT_DEPTH_VISION", "image", clip_model.visual.transformer)
+        image_encoder = clip_model.vision_transformer().transformer
+        self.warn_of_unused_depth("PROMPT_DEPTH_VISION", "image", image_encoder)
         print("Vision Prompting Design")
         learner = IndependentPromptLearner(
             clip_model,

@@ -1,0 +1,189 @@
+"""open_clip's models with towers that are not CLIP's, made tiny: their own numbers, and prompts in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import relative_error, tiny_clip
+from tiny_open_clip import KINDS, NAMES, make
+from torch import Tensor
+
+import prompted_clip
+from prompted_clip import Adapters, BlockAdapter, Prompts, class_sentences, other_towers
+from prompted_clip.prompt_learner import IndependentPromptLearner, TemplateEnsemble
+from prompted_clip.prompted_clip import PromptedCLIP
+from trainers.cocoop import ConditionalContextLearner
+from trainers.coop import ContextLearner
+from trainers.maple import MultiModalPromptLearner
+from trainers.tcp import ClassAwareLearner
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=KINDS)
+def model(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    """A tiny model of each kind: as it is loaded here, open_clip's own, and its tokenizer."""
+    name, theirs, tokenizer = make(request.param, tmp_path, monkeypatch)
+    return prompted_clip.load_model(name).requires_grad_(False), theirs, tokenizer
+
+
+def logits_of_open_clip(theirs: Any, tokenizer: Any, template: str) -> Tensor:
+    sentences = tokenizer([template.format(name) for name in NAMES])
+    with torch.no_grad():
+        image = theirs.encode_image(IMAGES, normalize=True)
+        logits = theirs.logit_scale.exp() * image @ theirs.encode_text(sentences, normalize=True).t()
+    return logits if theirs.logit_bias is None else logits + theirs.logit_bias
+
+
+def test_zero_shot_logits_are_open_clip_s(model):
+    ours, theirs, tokenizer = model
+    right = logits_of_open_clip(theirs, tokenizer, "a photo of a {}.")
+    found = PromptedCLIP(ours, TemplateEnsemble(ours, NAMES, ["a photo of a {}."]))(IMAGES)
+    assert relative_error(found, right) < 1e-5
+    sentences = ours.tokenize([f"a photo of a {name}." for name in NAMES])
+    assert relative_error(ours(IMAGES, sentences)[0], right) < 1e-5
+
+
+def test_text_of_clip_beside_another_image_encoder_shares_its_prefix(model):
+    """Known from the model: the text is this project's own then."""
+    ours, theirs, _ = model
+    assert ours.shares_prefixes == (type(ours) is prompted_clip.CLIP)
+    if ours.shares_prefixes:
+        assert theirs.text.attn_mask is not None
+
+
+def test_maple_learns_in_both_towers(model):
+    """Each tensor has a gradient, and each token of text, which those of the image are made of."""
+    ours = model[0]
+    learner = MultiModalPromptLearner(ours, NAMES, 2, "a photo of a", 3, 2)
+    whole = PromptedCLIP(ours, learner)
+    F.cross_entropy(whole(IMAGES), torch.tensor([0, 2])).backward()
+    learned = dict(learner.named_parameters())
+    assert [name for name, each in learned.items() if each.grad is None or not each.grad.any()] == []
+    assert not any(each.grad is not None for each in ours.parameters())
+    for each in (learner.ctx, *learner.compound_prompts_text):
+        assert bool(each.grad.any(dim=-1).all())
+
+
+def test_a_context_of_words_says_what_the_words_say(model):
+    """MaPLe that has learned nothing has, beside its image tokens, the sentence with these words."""
+    ours, theirs, tokenizer = model
+    learner = MultiModalPromptLearner(ours, NAMES, 2, "a photo of a", 1, 0)
+    right = logits_of_open_clip(theirs, tokenizer, "a photo of a {}.")
+    assert relative_error(PromptedCLIP(ours, learner)(IMAGES), right) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda clip: ContextLearner(clip, NAMES, 4),
+        lambda clip: ContextLearner(clip, NAMES, 3, position="middle"),
+        lambda clip: ContextLearner(clip, NAMES, 2, class_specific=True, position="front"),
+        lambda clip: ConditionalContextLearner(clip, NAMES, 2, ""),
+        lambda clip: IndependentPromptLearner(clip, NAMES, "a photo of a", image_tokens=3, image_depth=2),
+        lambda clip: IndependentPromptLearner(clip, NAMES, "a photo of a", 2, 3, 2, 2),
+        lambda clip: ClassAwareLearner(clip, NAMES, block=1),
+    ],
+    ids=["CoOp", "CoOp, middle", "CoOp, front, per class", "CoCoOp", "VPT", "IVLP", "TCP"],
+)
+@pytest.mark.parametrize("model", ["siglip", "eva", "bert"], indirect=True)
+def test_other_methods_learn(model, build):
+    ours = model[0]
+    learner = build(ours)
+    logits = PromptedCLIP(ours, learner)(IMAGES)
+    assert logits.shape == (2, 3)
+    F.cross_entropy(logits, torch.tensor([0, 2])).backward()
+    learned = dict(learner.named_parameters())
+    assert [name for name, each in learned.items() if each.grad is None or not each.grad.any()] == []
+
+
+@pytest.mark.parametrize("model", ["siglip"], indirect=True)
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_a_context_may_stand_on_any_side_of_the_name(model, position):
+    ours, theirs, tokenizer = model
+    learner = ContextLearner(ours, NAMES, ctx_init="one big photo of", position=position)
+    sentence = {"end": "one big photo of {}", "middle": "one big {} photo of", "front": "{} one big photo of"}
+    right = logits_of_open_clip(theirs, tokenizer, sentence[position])
+    assert relative_error(PromptedCLIP(ours, learner)(IMAGES), right) < 1e-5
+
+
+def test_prompts_act_as_in_this_project_s_own_encoders():
+    """The same weights, once as CLIP and once as other towers: the same logits and gradients."""
+    own = tiny_clip()
+    vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
+    towers = open_clip.CustomTextCLIP(32, vision, text, quick_gelu=True).double().eval()
+    weights = {
+        (key if key.startswith(("visual.", "logit")) else f"text.{key}"): each
+        for key, each in own.state_dict().items()
+    }
+    towers.load_state_dict(weights)
+    other = other_towers.OtherCLIP(towers, open_clip.SimpleTokenizer(), 32).requires_grad_(False)
+    torch.manual_seed(0)
+    learners = [
+        MultiModalPromptLearner(each, NAMES, 2, "a photo of a", 3, 3).double() for each in (own, other)
+    ]
+    learners[1].load_state_dict(learners[0].state_dict())
+    found = []
+    for clip_model, learner in zip((own, other), learners, strict=True):
+        logits = PromptedCLIP(clip_model, learner)(IMAGES.double())
+        logits.square().sum().backward()
+        found.append([logits, *(each.grad for each in learner.parameters())])
+    for ours, right in zip(*found, strict=True):
+        assert relative_error(ours, right) < 1e-9
+
+
+@pytest.mark.parametrize("model", ["eva"], indirect=True)
+def test_tokens_of_an_image_have_no_place_in_it(model):
+    """A rotary tower turns patches by their places; a prompt between other prompts acts alike."""
+    tower = model[0].visual
+    tokens = torch.randn(3, tower.transformer.width)
+    there, back = (tower(IMAGES, Prompts(each, [each])) for each in (tokens, tokens.flip(0)))
+    assert relative_error(there, back) < 1e-5
+    assert relative_error(there, tower(IMAGES)) > 1e-3
+
+
+def test_bfloat16_casts_the_towers_and_not_the_scale(model):
+    ours = model[0]
+    learner = MultiModalPromptLearner(ours, NAMES, 2, "a photo of a", 2, 2)
+    whole = PromptedCLIP(ours, learner)
+    right = whole(IMAGES)
+    prompted_clip.model.convert_weights(ours, torch.bfloat16)
+    found = whole(IMAGES)
+    assert found.dtype == ours.logit_scale.dtype == torch.float32
+    assert 0 < relative_error(found, right) < 0.1
+
+
+@pytest.mark.parametrize("model", ["siglip", "bert"], indirect=True)
+def test_a_name_that_is_too_long_is_refused_by_its_class(model):
+    ours = model[0]
+    length = ours.context_length
+    words = length - ours.first_slot - 1 - 4  # beside "a photo of a"
+    class_sentences(ours, ["x " * words], "a photo of a {}.")
+    with pytest.raises(ValueError, match=rf"^The sentence of class .* than the {length} tokens that"):
+        class_sentences(ours, ["cat", "x " * (words + 1)], "a photo of a {}.")
+
+
+@pytest.mark.parametrize("model", ["siglip"], indirect=True)
+def test_what_cannot_enter_is_refused(model):
+    ours = model[0]
+    sentences = class_sentences(ours, NAMES, "a {}.")
+    adapters = Adapters([BlockAdapter(mlp=torch.nn.Identity())])
+    for encode in (
+        lambda: ours.encode_image(IMAGES, None, adapters),
+        lambda: sentences.encode(ours, None, adapters),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^Adapters cannot enter a .*, whose blocks are not CLIP's\. Prompts can"
+        ):
+            encode()
+    inserted = Prompts(torch.zeros(2, 32), first_block=1)
+    with pytest.raises(ValueError, match=r"^Prompts cannot be inserted into a sentence of a TextTransformer"):
+        ours.encode_text(sentences.tokens, inserted)
+    with pytest.raises(ValueError, match=r"first_block=2\): this encoder has 2 blocks"):
+        ours.encode_image(IMAGES, Prompts(torch.zeros(2, 48), first_block=2))
