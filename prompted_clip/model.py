@@ -312,6 +312,10 @@ class CLIP(nn.Module):
             options = {"adapters": adapters.blocks} if adapters.blocks else {}
             return self.vision_transformer()(image, prompts, **options)
 
+    def takes_adapters(self) -> bool:
+        """Whether both encoders are this project's own, into whose blocks adapters can go."""
+        return self.shares_prefixes and isinstance(self.visual, (ModifiedResNet, VisionTransformer))
+
     def vision_transformer(self) -> VisionTransformer:
         """The image encoder, where it has tokens and blocks.
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import relative_error, tiny_clip
+from PIL import Image
 from tiny_open_clip import KINDS, NAMES, make
 from torch import Tensor
 
 import prompted_clip
-from prompted_clip import Adapters, BlockAdapter, Prompts, class_sentences, other_towers
+from prompted_clip import Adapters, BlockAdapter, Prompts, class_sentences, open_clip_models, other_towers
 from prompted_clip.prompt_learner import IndependentPromptLearner, TemplateEnsemble
 from prompted_clip.prompted_clip import PromptedCLIP
+from trainers import MMA, MMRL, CLIPLoRA, CoOp, MaPLe, TwoStageFS, ZeroshotCLIP, load
 from trainers.cocoop import ConditionalContextLearner
 from trainers.coop import ContextLearner
+from trainers.export import export_pt2
 from trainers.maple import MultiModalPromptLearner
 from trainers.tcp import ClassAwareLearner
 
+FETCH = open_clip_models.fetch_weights
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -187,3 +194,79 @@ def test_what_cannot_enter_is_refused(model):
         ours.encode_text(sentences.tokens, inserted)
     with pytest.raises(ValueError, match=r"first_block=2\): this encoder has 2 blocks"):
         ours.encode_image(IMAGES, Prompts(torch.zeros(2, 48), first_block=2))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of noise, four photos of each class."""
+    for label, name in enumerate(NAMES):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(10 * label + number).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("kind", ["siglip", "eva"])
+def test_maple_is_trained_saved_loaded_and_asked(kind, photos, tmp_path, monkeypatch):
+    """By the name of a folder, which has the weights, and says what the images are."""
+    (tmp_path / "weights").mkdir()
+    name, _, _ = make(kind, tmp_path / "weights", monkeypatch)
+    config = open_clip.get_model_config(name.partition(":")[2])
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    content = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (tmp_path / "weights" / "open_clip_config.json").write_text(json.dumps(content))
+    monkeypatch.delitem(open_clip.factory._MODEL_CONFIGS, name.partition(":")[2])
+    monkeypatch.setattr(open_clip_models, "fetch_weights", FETCH)
+
+    model = MaPLe.from_clip(f"open_clip:local-dir:{tmp_path / 'weights'}", NAMES, device="cpu")
+    before = model(IMAGES)
+    model.fit(photos, shots=1, epochs=1, calibrate=False)
+    assert relative_error(model(IMAGES), before) > 1e-4
+    assert model.preprocess(Image.new("RGB", (50, 40), "white")).unique().tolist() == [1.0]
+    model.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved", device="cpu")
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    found = again.predict(photos / "cat" / "0.png", ["dog", "cat", "house"])
+    assert sorted(found.names) == ["cat", "dog", "house"]
+    with pytest.raises(ValueError, match=r"has a tower that is not CLIP's: a graph of it"):
+        export_pt2(model, tmp_path / "graphs")
+
+
+def test_a_method_that_changes_blocks_is_refused_before_training(tmp_path, monkeypatch):
+    name, _, _ = make("siglip", tmp_path, monkeypatch)
+    for method in (MMA, MMRL, CLIPLoRA, TwoStageFS):
+        with pytest.raises(
+            ValueError, match=rf"is '{name}': {method.__name__} changes what is inside the blocks"
+        ):
+            method.from_clip(name, NAMES, device="cpu")
+
+
+def test_an_image_encoder_without_tokens_takes_prompts_of_text_alone(tmp_path, monkeypatch):
+    name, theirs, tokenizer = make("eva", tmp_path, monkeypatch, image="convnext_base")
+    with pytest.raises(ValueError, match=rf"is '{name}', whose image encoder is a ConvNeXt.* MaPLe could"):
+        MaPLe.from_clip(name, NAMES, device="cpu")
+    model = ZeroshotCLIP.from_clip(name, NAMES, device="cpu")
+    assert relative_error(model(IMAGES), logits_of_open_clip(theirs, tokenizer, "a photo of a {}.")) < 1e-5
+    model = CoOp.from_clip(name, NAMES, device="cpu")
+    model.requires_grad_(True)
+    model(IMAGES).sum().backward()
+    assert bool(model.prompt_learner.ctx.grad.any(dim=-1).all())
+
+
+def test_what_is_missing_is_said(tmp_path, monkeypatch):
+    name, _, _ = make("siglip", tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"its tokenizer takes the package transformers.* pip install"):
+        prompted_clip.load_model(name)
+    (tmp_path / "a.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=rf"a\.safetensors does not hold the weights of {name}:"):
+        prompted_clip.load_model(name, tmp_path / "a.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no file of CLIP weights at .*b\.safetensors"):
+        prompted_clip.load_model(name, tmp_path / "b.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"there is no .*open_clip_config\.json"):
+        prompted_clip.load_model(f"open_clip:local-dir:{tmp_path}")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"depth": 3}}}')
+    with pytest.raises(ValueError, match=r"open_clip_config\.json is no configuration of an open_clip model"):
+        prompted_clip.load_model(f"open_clip:local-dir:{tmp_path}")

@@ -118,12 +118,13 @@ def make(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, image: str = 
 
     Args:
         folder: its weights go there.
-        image: the name of a model whose image encoder it has, at its full size.
+        image: the name of a model whose image encoder, a ConvNeXt, it has instead.
     """
     config = open_clip.get_model_config(KINDS[kind])
     config["embed_dim"] = 48  # SigLIP has no projection of images
     if image:
         config["vision_cfg"] = open_clip.get_model_config(image)["vision_cfg"] | {"image_size": 32}
+        small_timm(monkeypatch, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
     else:
         timm_model = config["vision_cfg"].get("timm_model_name")
         config["vision_cfg"] |= {"image_size": 32} if timm_model else VISION

@@ -66,6 +66,8 @@ class CLIPPromptTrainer(TrainerX):
     trains_on_views: ClassVar[bool] = True
     # Whether what is learned belongs to the classes trained on, as `class_specific` of the learner says.
     class_specific: ClassVar[bool] = False
+    # Whether it changes what is inside the blocks, which are this project's own then.
+    adapts_blocks: ClassVar[bool] = False
     # Nothing is learned, and no shots are drawn: seed and shots do not matter.
     is_zero_shot: ClassVar[bool] = False
     # What `from_clip` and `fit` take where nothing else is said, beside `configuration.COMMON`: the settings
@@ -210,9 +212,27 @@ class CLIPPromptTrainer(TrainerX):
         weights = f", weights: {backbone.PATH}, heads and activation of the name" if backbone.PATH else ""
         print(f"Loading CLIP (backbone: {backbone.NAME}{weights})")
         clip_model = load_model(backbone.NAME, backbone.PATH).requires_grad_(False)
-        if self.has_image_tokens(self.cfg) and not isinstance(clip_model.visual, VisionTransformer):
-            raise UserError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {backbone.PATH} is"))
+        self._check_encoders(clip_model)
         return clip_model
+
+    def _check_encoders(self, clip_model: CLIP) -> None:
+        """Refuses encoders that what the method learns cannot enter."""
+        backbone, method = self.cfg.MODEL.BACKBONE, type(self).__name__
+        if self.adapts_blocks and not clip_model.takes_adapters():
+            raise UserError(
+                f"MODEL.BACKBONE.NAME is {backbone.NAME!r}: {method} changes what is inside the blocks, and "
+                "needs those of CLIP. Methods of prompts (MaPLe, PromptSRC, CoOp, ...) and heads (TaskRes, "
+                "CLIPAdapter, ...) may take this backbone: docs/backbones.md."
+            )
+        if self.has_image_tokens(self.cfg) and not hasattr(clip_model.visual, "transformer"):
+            kind = getattr(clip_model.visual, "kind", "")
+            if not kind:
+                raise UserError(self._needs_vit_message(f"MODEL.BACKBONE.PATH {backbone.PATH} is"))
+            raise UserError(
+                f"MODEL.BACKBONE.NAME is {backbone.NAME!r}, whose image encoder is a {kind}, without a "
+                f"sequence of tokens that {method} could put prompts into. Methods of the text (CoOp, "
+                "KgCoOp, CoCoOp, TCP) and heads (TaskRes, CLIPAdapter, ...) take it: docs/backbones.md."
+            )
 
     def build_clip(self, clip_model: CLIP) -> nn.Module:
         """Puts CLIP and the learner together as `self.model`; returns the module whose tensors are saved."""

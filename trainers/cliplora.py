@@ -137,6 +137,7 @@ class CLIPLoRA(CLIPPromptTrainer):
         "DETACHED": False,
         "PREC": "amp",
     }
+    adapts_blocks = True
     prefixed_keys = False
     recipe: ClassVar = {
         "DATALOADER.TRAIN_X.BATCH_SIZE": 32,

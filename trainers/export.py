@@ -140,6 +140,11 @@ def check(model: PromptedCLIP, formats: Sequence[str], precisions: Sequence[str]
         raise UserError("This model was put together by hand; export one of from_clip or of trainers.load.")
     if wrong := [each for each in precisions if each not in PRECISIONS]:
         raise UserError(f"The precision is {wrong[0]!r}; allowed are {', '.join(PRECISIONS)}.")
+    if not model.clip_model.takes_adapters():
+        raise UserError(
+            f"{model.method.cfg.MODEL.BACKBONE.NAME} has a tower that is not CLIP's: a graph of it, with its "
+            "tokenizer, is not written. Save the model instead (--format hub, save_pretrained)."
+        )
     if model.prompt_learner.conditional:
         raise UserError(
             f"{model.method.name} runs its text encoder for each photo: a graph would hold all of CLIP, "

@@ -109,6 +109,7 @@ class MMA(CLIPPromptTrainer):
         "GRADIENT": "published",
         "PREC": "amp",
     }
+    adapts_blocks = True
     model_name = "adapter_learner"
     prefixed_keys = False
     recipe: ClassVar = {

@@ -141,6 +141,7 @@ class MMRL(CLIPPromptTrainer):
         "PREC": "amp",
     }
     test_settings: ClassVar[tuple[str, ...]] = ("TEST_LOGITS",)
+    adapts_blocks = True
     model_name = "MultiModalRepresentationLearner"
     prefixed_keys = False
     recipe: ClassVar = {

@@ -128,6 +128,7 @@ class TwoStageFS(CLIPPromptTrainer):
         "TEMPLATE": DEFAULT_TEMPLATE,  # the sentence of a class, for every dataset
         "PREC": "amp",
     }
+    adapts_blocks = True
     prefixed_keys = False
     test_settings = ("CLASSIFIER",)
     recipe: ClassVar = {**CLIPLoRA.recipe, "OPTIM.ITER_PER_SHOT": 300}
