@@ -295,16 +295,22 @@ def load_other(name: str, path: str | Path) -> CLIP:
 def build_towers(name: str) -> Any:
     """The open_clip model that a name stands for, without its weights; it has `visual` and `text`."""
     config = open_clip_models.config_of(name)
-    config.pop("custom_text", None)
-    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
-    config["vision_cfg"]["timm_model_pretrained"] = config["text_cfg"]["hf_model_pretrained"] = False
     text_model = config["text_cfg"].get("hf_model_name")
     if not text_model:
-        return kind(**config)
+        return towers_of(config)
     folder = open_clip_models.local_folder(name)
-    if folder is not None:
+    if folder is not None and (folder / "config.json").is_file():
         config["text_cfg"]["hf_model_name"] = str(folder)
-    return _of_transformers(name, f"the configuration of {text_model}", lambda: kind(**config))
+    return _of_transformers(name, f"the configuration of {text_model}", lambda: towers_of(config))
+
+
+def towers_of(config: dict[str, Any]) -> Any:
+    """The open_clip model of a configuration, without weights; it has `visual` and `text`."""
+    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    text = {**config["text_cfg"], "hf_model_pretrained": False}
+    others = {key: value for key, value in config.items() if key != "custom_text"}
+    return kind(**{**others, "vision_cfg": vision, "text_cfg": text})
 
 
 def from_towers(name: str, towers: Any) -> CLIP:

@@ -21,6 +21,7 @@ import prompted_clip
 from prompted_clip import Adapters, BlockAdapter, Prompts, class_sentences, open_clip_models, other_towers
 from prompted_clip.prompt_learner import IndependentPromptLearner, TemplateEnsemble
 from prompted_clip.prompted_clip import PromptedCLIP
+from scripts import backbones
 from trainers import MMA, MMRL, CLIPLoRA, CoOp, MaPLe, TwoStageFS, ZeroshotCLIP, load
 from trainers.cocoop import ConditionalContextLearner
 from trainers.coop import ContextLearner
@@ -270,3 +271,15 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"depth": 3}}}')
     with pytest.raises(ValueError, match=r"open_clip_config\.json is no configuration of an open_clip model"):
         prompted_clip.load_model(f"open_clip:local-dir:{tmp_path}")
+
+
+def test_the_page_says_which_models_take_which_methods():
+    """All of open_clip's configurations are tried; one that the page was written without is let pass."""
+    rows = [line.strip("| \n").split(" | ") for line in backbones.PAGE.read_text().splitlines()]
+    models = {model: row[:3] for row in rows if len(row) == 4 for model in row[3].split(", ")}
+    known = [architecture for architecture in open_clip.list_models() if architecture in models]
+    assert {"ViT-B-16", "ViT-B-16-SigLIP2", "EVA02-L-14", "coca_ViT-B-32", "convnext_base"} <= set(known)
+    assert {each: list(backbones.backbone_of(each)) for each in known} == {
+        each: models[each] for each in known
+    }
+    assert backbones.methods_table() in backbones.PAGE.read_text()

@@ -178,8 +178,8 @@ def _model() -> Config:
             "INIT_WEIGHTS": "",
             "BACKBONE": {
                 # For the methods of `trainers/` the CLIP: one of OpenAI's nine, such as `ViT-B/16`,
-                # `open_clip:ARCHITECTURE/TAG`, or `ViT-Shapes/8`. For trainers of upstream a name in
-                # BACKBONE_REGISTRY. Also `--backbone`.
+                # `open_clip:ARCHITECTURE/TAG`, `open_clip:local-dir:FOLDER`, or `ViT-Shapes/8`; see
+                # docs/backbones.md. For trainers of upstream a name in BACKBONE_REGISTRY. Also `--backbone`.
                 "NAME": "",
                 "PRETRAINED": True,  # starts from ImageNet's weights. Read by upstream's `SimpleNet` alone
             },
