@@ -97,7 +97,7 @@ class ImageTower(nn.Module):
             tower = trunk.transformer
             self.transformer = Blocks(trunk.ln_pre, tower.resblocks, tower.width)
         elif isinstance(trunk, (TimmVisionTransformer, Eva)):
-            self.transformer = Blocks(trunk.norm_pre, trunk.blocks, trunk.embed_dim)
+            self.transformer = Blocks(trunk.norm_pre, list(trunk.blocks), trunk.embed_dim)
 
     @property
     def conv1(self) -> nn.Conv2d:

@@ -214,6 +214,11 @@ class SharedPrefixText(nn.Module):
     ) -> Tensor:
         """Features of some classes, longest first: `(group class feature)`."""
         classes = self.order[first:end]
+        if self._is_fixed(clip_model, prompts, adapters):
+            frozen = list(clip_model.parameters())
+            return self.kept.get(
+                (first, end), frozen, lambda: clip_model.encode_text(self.tokens[classes])[None]
+            )
         slots = None if self.leading == self.prompts else self.slots[classes]
 
         def of_group(group: int, tokens: Tensor | None) -> Tensor | None:
@@ -230,6 +235,13 @@ class SharedPrefixText(nn.Module):
             )
             features.append(clip_model.encode_text(self.tokens[classes], own, adapters, slots))
         return torch.stack(features)
+
+    def _is_fixed(self, clip_model: CLIP, prompts: Prompts, adapters: Adapters) -> bool:
+        """Whether nothing goes into a text encoder that is not CLIP's, and nobody watches it."""
+        blocks = clip_model.transformer.layers
+        if clip_model.shares_prefixes or constant_blocks(prompts, adapters, blocks) < blocks:
+            return False
+        return not any(each._forward_hooks or each._forward_pre_hooks for each in clip_model.modules())
 
     # --- a shared prefix ----------------------------------------------------------------------------------
 

@@ -109,7 +109,8 @@ def put_image_prompts(tower: ImageTower) -> None:
 def put_text_prompts(tower: TextTower) -> None:
     tokens = torch.empty(2, tower.transformer.width, device="meta")
     deep = [tokens] * (tower.transformer.layers - 1)
-    text = torch.zeros(1, tower.module.context_length, dtype=torch.long, device="meta")
+    length: Any = tower.module.context_length
+    text = torch.zeros(1, length, dtype=torch.long, device="meta")
     tower(text, Prompts(tokens, deep), lambda x, new, blend: replace_tokens(x, new, 1, blend))
 
 

@@ -37,6 +37,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def model(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
     """A tiny model of each kind: as it is loaded here, open_clip's own, and its tokenizer."""
     name, theirs, tokenizer = make(request.param, tmp_path, monkeypatch)
+    torch.manual_seed(0)
     return prompted_clip.load_model(name).requires_grad_(False), theirs, tokenizer
 
 
@@ -92,7 +93,7 @@ def test_a_context_of_words_says_what_the_words_say(model):
         lambda clip: ContextLearner(clip, NAMES, 4),
         lambda clip: ContextLearner(clip, NAMES, 3, position="middle"),
         lambda clip: ContextLearner(clip, NAMES, 2, class_specific=True, position="front"),
-        lambda clip: ConditionalContextLearner(clip, NAMES, 2, ""),
+        lambda clip: ConditionalContextLearner(clip, NAMES, 2, "", meta_width=32),
         lambda clip: IndependentPromptLearner(clip, NAMES, "a photo of a", image_tokens=3, image_depth=2),
         lambda clip: IndependentPromptLearner(clip, NAMES, "a photo of a", 2, 3, 2, 2),
         lambda clip: ClassAwareLearner(clip, NAMES, block=1),
@@ -118,6 +119,25 @@ def test_a_context_may_stand_on_any_side_of_the_name(model, position):
     sentence = {"end": "one big photo of {}", "middle": "one big {} photo of", "front": "{} one big photo of"}
     right = logits_of_open_clip(theirs, tokenizer, sentence[position])
     assert relative_error(PromptedCLIP(ours, learner)(IMAGES), right) < 1e-5
+
+
+@pytest.mark.parametrize("model", ["siglip"], indirect=True)
+def test_fixed_sentences_are_encoded_once(model, monkeypatch):
+    """Until a weight changes, or someone watches."""
+    ours = model[0]
+    learner = IndependentPromptLearner(ours, NAMES, "a photo of a", image_tokens=2)
+    whole = PromptedCLIP(ours, learner)
+    called: list[int] = []
+    encode = ours.text.forward
+    monkeypatch.setattr(ours.text, "forward", lambda *each: called.append(1) or encode(*each))
+    first, again = whole(IMAGES), whole(IMAGES)
+    assert torch.equal(first, again)
+    assert len(called) == 1
+    ours.text.module.ln_final.weight.mul_(2)
+    assert relative_error(whole(IMAGES), first) > 1e-3
+    ours.text.module.ln_final.register_forward_hook(lambda *_: None)
+    whole(IMAGES)
+    assert len(called) == 3
 
 
 def test_prompts_act_as_in_this_project_s_own_encoders():
