@@ -18,6 +18,7 @@ from tiny_open_clip import KINDS, NAMES, make
 from torch import Tensor
 
 import prompted_clip
+from dassl.engine import TRAINER_REGISTRY
 from prompted_clip import Adapters, BlockAdapter, Prompts, class_sentences, open_clip_models, other_towers
 from prompted_clip.prompt_learner import IndependentPromptLearner, TemplateEnsemble
 from prompted_clip.prompted_clip import PromptedCLIP
@@ -253,6 +254,18 @@ def test_maple_is_trained_saved_loaded_and_asked(kind, photos, tmp_path, monkeyp
     assert sorted(found.names) == ["cat", "dog", "house"]
     with pytest.raises(ValueError, match=r"has a tower that is not CLIP's: a graph of it"):
         export_pt2(model, tmp_path / "graphs")
+
+
+@pytest.mark.parametrize(
+    "method", [name for kind in (backbones.PROMPTS, backbones.TEXT) for name in backbones.methods()[kind]]
+)
+def test_the_methods_that_the_page_names_are_trained(method, photos, tmp_path, monkeypatch):
+    name, _, _ = make("siglip", tmp_path, monkeypatch)
+    needed = {"TRAINER.COPROMPT.DESCRIPTIONS": "template", "TRAINER.COPROMPT.PROMPT_DEPTH": 2}
+    settings = needed if method == "CoPrompt" else {}
+    model = TRAINER_REGISTRY.get(method).from_clip(name, NAMES, device="cpu", settings=settings)
+    model.fit(photos, shots=1, epochs=1, calibrate=False, settings=settings)
+    assert sum(model.predict(photos / "cat" / "0.png").probabilities) == pytest.approx(1)
 
 
 def test_a_method_that_changes_blocks_is_refused_before_training(tmp_path, monkeypatch):
