@@ -40,7 +40,7 @@ def split_name(name: str) -> tuple[str, str]:
     """
     name = name.removeprefix(OPEN_CLIP)
     if name.startswith(LOCAL_DIR):
-        return name, ""
+        return f"{LOCAL_DIR}{Path(name.removeprefix(LOCAL_DIR)).expanduser()}", ""
     architecture, _, tag = name.partition("/")
     return architecture, tag
 
@@ -49,7 +49,7 @@ def local_folder(name: str) -> Path | None:
     """The folder of `"open_clip:local-dir:FOLDER"`; None for other names."""
     architecture = split_name(name)[0]
     found = architecture.removeprefix(LOCAL_DIR)
-    return Path(found).expanduser() if found != architecture else None
+    return Path(found) if found != architecture else None
 
 
 def config_of(name: str) -> dict[str, Any]:
