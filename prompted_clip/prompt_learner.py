@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .adapters import Adapters
 from .errors import UserError
 from .kept import KeptImages
-from .model import CLIP, VisionTransformer
+from .model import CLIP
 from .prompting import Prompts
 from .shared_prefix import SharedPrefixText
 

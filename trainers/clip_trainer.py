@@ -22,7 +22,7 @@ from dassl.utils.distributed import get_world_size, is_rank_zero
 from prompted_clip import load_model
 from prompted_clip.errors import UserError
 from prompted_clip.kept import KeptImages
-from prompted_clip.model import CLIP, Transformer, VisionTransformer
+from prompted_clip.model import CLIP, Transformer
 from prompted_clip.prompt_learner import PromptLearner, TemplateEnsemble, at_least_float32
 from prompted_clip.prompted_clip import PromptedCLIP
 from prompted_clip.shared_prefix import SharedPrefixText
