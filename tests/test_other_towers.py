@@ -23,7 +23,7 @@ from prompted_clip import Adapters, BlockAdapter, Prompts, class_sentences, open
 from prompted_clip.prompt_learner import IndependentPromptLearner, TemplateEnsemble
 from prompted_clip.prompted_clip import PromptedCLIP
 from scripts import backbones
-from trainers import MMA, MMRL, CLIPLoRA, CoOp, MaPLe, TwoStageFS, ZeroshotCLIP, load
+from trainers import MMA, MMRL, CLIPLoRA, CoOp, MaPLe, TwoStageFS, ZeroshotCLIP, features, load
 from trainers.cocoop import ConditionalContextLearner
 from trainers.coop import ContextLearner
 from trainers.export import export_pt2
@@ -266,6 +266,12 @@ def test_the_methods_that_the_page_names_are_trained(method, photos, tmp_path, m
     model = TRAINER_REGISTRY.get(method).from_clip(name, NAMES, device="cpu", settings=settings)
     model.fit(photos, shots=1, epochs=1, calibrate=False, settings=settings)
     assert sum(model.predict(photos / "cat" / "0.png").probabilities) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("method", "kept"), [(MaPLe, features.PIXELS), (CoOp, features.FEATURES)])
+def test_features_are_kept_where_no_prompt_enters_the_image_encoder(method, kept, tmp_path, monkeypatch):
+    name, _, _ = make("siglip", tmp_path, monkeypatch)
+    assert features.place_of(method.from_clip(name, NAMES, device="cpu")) == kept
 
 
 def test_a_method_that_changes_blocks_is_refused_before_training(tmp_path, monkeypatch):

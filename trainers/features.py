@@ -131,7 +131,7 @@ def place_of(model: PromptedCLIP) -> Place:
     frozen = type(learner).image_features is PromptLearner.image_features and not adapters.tensors
     frozen = frozen and not any(each.requires_grad for each in visual.parameters())
     if not isinstance(visual, VisionTransformer):
-        return FEATURES if frozen else PIXELS
+        return FEATURES if frozen and prompts is None else PIXELS
     blocks, layers = visual.constant_blocks(prompts or Prompts(), adapters), visual.transformer.layers
     if blocks == layers:
         return FEATURES if frozen else layers - 1  # of the last block, only some positions may be read
