@@ -19,8 +19,13 @@ demo: install
 	@echo "Next: your own photos (docs/own_data.md), a table of the paper (docs/sweeps.md),"
 	@echo "a method of your own (docs/add_a_trainer.md), all methods on Shapes (make demo-full)."
 
+# All methods, three seeds: base to novel, and what belongs to its classes (heads) on all classes. Some hours on two cores.
+HEADS = ZSLinearProbe CLAP LPPlusPlus LPPlusPlus-published TaskRes TaskRes-one CLIPAdapter \
+	TipAdapter TipAdapter-one TipAdapter-F TipAdapter-F-one
 demo-full: install
 	$(BIN)/python -m scripts.sweep base2new --datasets shapes
+	$(BIN)/python -m scripts.sweep few_shot --datasets shapes --shots 16 \
+		--trainers ZeroshotCLIP MaPLe CLIPLoRA $(HEADS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
