@@ -19,6 +19,7 @@ from tolerances import half_precision_error
 import prompted_clip
 import trainers
 from dassl.engine import TRAINER_REGISTRY
+from experiments.sweeps.wanted import Wanted
 from train import command_line
 from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.cocoop import ConditionalContextLearner
@@ -274,6 +275,21 @@ def test_trains_saves_goes_on_loads_and_tests(name, precision, job, tmp_path, ca
     again = job(name, "again", precision, more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
     assert command_line(again) == 0
     assert accuracy(capsys.readouterr().out) == [trained]
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNING if not TRAINER_REGISTRY.get(name).class_specific])
+def test_a_sweep_knows_what_a_test_of_other_classes_has_loaded(
+    name, make_trainer, bare_trainer, golden_checkpoint, tmp_path
+):
+    trained = make_trainer(name)
+    with torch.no_grad():
+        for tensor in trained.model.prompt_learner.state_dict().values():
+            tensor.add_(0.1) if isinstance(tensor, torch.Tensor) else None
+    trained.save_model(0, trained.output_dir)
+    options = ["INPUT.SIZE", (32, 32), *options_of(name, "fp32")]
+    run = bare_trainer(name, golden_checkpoint("tiny_public"), ["cat", "dog"], options, "vit_b16.yaml")
+    run.load_model(trained.output_dir)
+    assert run.loaded_parts == Wanted().tested(type(run), Path(trained.output_dir), None)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in LEARNING])

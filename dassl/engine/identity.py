@@ -101,17 +101,21 @@ def data_parts(cfg: Any, dataset: Any, trains: bool, open_images: bool = True) -
     return parts
 
 
-def tested_parts(
-    loaded: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], epoch: int | None
-) -> dict[str, str]:
+def tested_parts(checkpoints: Mapping[str, Mapping[str, Any]], epoch: int | None) -> dict[str, str]:
     """The parts of an identity that are of a tested model.
 
+    They are of checkpoints as they were saved: a method may load more or less of one, by what is tested.
+
     Args:
-        loaded: by the name of each model, its checkpoint, and the tensors taken from it.
+        checkpoints: by the name of each model.
         epoch: the one that was asked for; None for the best or the last.
     """
-    tensors = {f"{name}.{key}": each for name, (_, state) in loaded.items() for key, each in state.items()}
-    cells = [(checkpoint.get("identity") or {}).get("cell", "") for checkpoint, _ in loaded.values()]
+    tensors = {
+        f"{name}.{key}": tensor
+        for name, checkpoint in checkpoints.items()
+        for key, tensor in checkpoint.get("state_dict", {}).items()
+    }
+    cells = [(checkpoint.get("identity") or {}).get("cell", "") for checkpoint in checkpoints.values()]
     return {"tested_model": sha256_of_tensors(tensors), "tested_training": sha256_of([cells, epoch])}
 
 

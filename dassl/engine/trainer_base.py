@@ -290,7 +290,7 @@ class TrainerBase:
             shown = "" if result is None else f", val_result={float(result):.2f}"
             print(f"Load {path} to {name} (epoch={checkpoint.get('epoch')}{shown})")
             self._unwrapped(name).load_state_dict(state, strict=False)
-        self.loaded_parts = tested_parts({name: each[1:] for name, each in found.items()}, epoch)
+        self.loaded_parts = tested_parts({name: each[1] for name, each in found.items()}, epoch)
         self.loaded_training = next(iter(found.values()))[1].get("identity") if found else None
 
     def _read_checkpoints(self, directory: str, file: str) -> dict[str, tuple[str, dict, Mapping[str, Any]]]:
@@ -307,10 +307,10 @@ class TrainerBase:
             )
         return found
 
-    def checked_state(self, name: str, checkpoint: dict[str, Any], path: str) -> Mapping[str, Any]:
+    def checked_state(self, name: str, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """`fitting_state` of a checkpoint whose parts have their form, and whose numbers are finite.
 
-        Prefixes of wrappers are taken from the keys of its state dict.
+        Prefixes of wrappers are taken from the keys of its state dict; the checkpoint stays as it was saved.
 
         Raises:
             ValueError: it does not fit, or is none.
@@ -318,7 +318,7 @@ class TrainerBase:
         check_parts(checkpoint, path)
         wanted = self.model_state(name)
         if "state_dict" in checkpoint:
-            checkpoint["state_dict"] = strip_module(checkpoint["state_dict"], wanted)
+            checkpoint = {**checkpoint, "state_dict": strip_module(checkpoint["state_dict"], wanted)}
         state = self.fitting_state(name, checkpoint, path)
         check_numbers(state, dict(self._unwrapped(name).named_parameters()), path)
         return state

@@ -16,7 +16,7 @@ from dassl.utils import load_checkpoint
 from experiments.sweeps.job import Job
 from prompted_clip import load_model
 from prompted_clip.files import sha256_of_file
-from trainers.checkpoints import fingerprint, learned_tensors
+from trainers.checkpoints import fingerprint
 from trainers.clip_trainer import CLIPPromptTrainer
 
 
@@ -32,10 +32,25 @@ class Wanted:
         trains = job.planned.trains and not getattr(trainer, "is_zero_shot", False)
         parts = {**self._data(cfg, trains), **self._model(trainer, cfg)}
         if job.weights:
-            parts |= self._tested(trainer, output / job.weights, job.load_epoch)
+            parts |= self.tested(trainer, output / job.weights, job.load_epoch)
         if trains and cfg.MODEL.INIT_WEIGHTS:
             parts["init_weights"] = sha256_of_file(cfg.MODEL.INIT_WEIGHTS)
         return identity_of(settings_of(trainer, cfg, trains), parts)
+
+    def tested(self, trainer: Any, folder: Path, epoch: int | None) -> dict[str, Any]:
+        """The parts of a test of what a run has left in `folder`; none where that cannot be known."""
+        if not _is_ours(trainer):
+            return {}
+        name = trainer.model_name
+
+        def parts() -> dict[str, Any]:
+            try:
+                file = folder / name / file_to_load([str(folder / name)], epoch)
+            except FileNotFoundError:  # removed since; its result stays
+                return {}
+            return tested_parts({name: load_checkpoint(str(file))}, epoch)
+
+        return self._once(("tested", folder, epoch), parts)
 
     def _data(self, cfg: Any, trains: bool) -> dict[str, Any]:
         drawn = (*DRAWN, "DATASET.NUM_SHOTS")
@@ -55,21 +70,6 @@ class Wanted:
             return {}
         names = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PATH
         return self._once(("model", *names), lambda: {"model": fingerprint(load_model(*names))})
-
-    def _tested(self, trainer: Any, folder: Path, epoch: int | None) -> dict[str, Any]:
-        if not _is_ours(trainer):
-            return {}
-        name = trainer.model_name
-
-        def parts() -> dict[str, Any]:
-            try:
-                file = folder / name / file_to_load([str(folder / name)], epoch)
-            except FileNotFoundError:  # removed since; its result stays
-                return {}
-            checkpoint = load_checkpoint(str(file))
-            return tested_parts({name: (checkpoint, learned_tensors(checkpoint["state_dict"]))}, epoch)
-
-        return self._once(("tested", folder, epoch), parts)
 
     def _once(self, key: Any, parts: Any) -> dict[str, Any]:
         if key not in self._known:
