@@ -31,8 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dassl.config.bounded_yaml import load_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
 from prompted_clip.errors import UserError
@@ -154,7 +153,7 @@ def config_files() -> dict[str, str]:
     """`DATASET.NAME` → the file in `configs/datasets` that sets it, without suffix."""
     found: dict[str, str] = {}
     for path in sorted(CONFIGS.glob("*.yaml")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = load_yaml(path.read_bytes(), str(path)) or {}
         name = content.get("DATASET", {}).get("NAME")
         if name:
             found.setdefault(name, path.stem)

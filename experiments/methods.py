@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dassl.config.bounded_yaml import load_yaml
 from prompted_clip.errors import UserError
 
 METHODS_FILE = Path(__file__).resolve().parent.parent / "configs" / "protocols" / "methods.yaml"
@@ -80,10 +79,7 @@ def read_methods(path: Path | None = None) -> list[Method]:
         ValueError: the file is not a table of methods.
     """
     path = path or METHODS_FILE
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    table = load_yaml(path.read_bytes(), str(path)) or {}
     if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
         raise UserError(
             f"{path} holds no table of methods: NAME: {{trainer: ..., configs: ...}} is expected."

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dassl.config.bounded_yaml import load_yaml
 from experiments.run_folder import ROOT
 from prompted_clip.errors import MissingFileError, UserError
 
@@ -107,10 +106,7 @@ def read_protocol(name: str) -> Protocol:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = load_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} is no protocol: expected are keys such as title, datasets, train.")
     base = content.pop("_BASE_", None)

@@ -42,7 +42,7 @@ def _place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f", line {mark.line + 1}" if mark else ""
     reason = getattr(error, "problem", None) or " ".join(str(error).split())[:200]
-    if isinstance(error, RecursionError):
+    if isinstance(error, RecursionError) or "nesting depth" in reason:
         reason = "it is nested too deep to be meant"
     elif isinstance(error, UnicodeDecodeError | yaml.reader.ReaderError):
         reason = "not a text file"
@@ -84,7 +84,7 @@ def _refusal(problem: str, node: yaml.Node) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node)
         if not NUMBER.fullmatch(text):  # octal 012, sexagesimal 12:30

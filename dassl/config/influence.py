@@ -102,7 +102,7 @@ def influencing(settings: Mapping[str, Any], trains: bool, own_section: str | No
 
 def is_among(key: str, names: Any) -> bool:
     """Whether a dotted key is one of the names, or stands below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return f"{key}.".startswith(tuple(f"{name}." for name in names))
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
