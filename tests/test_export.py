@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -105,13 +107,13 @@ def tokens_of(about: Any, names: list[str]) -> list[Tensor]:
     ]
 
 
-def check_graphs(model: Any, folder: Path) -> None:
-    """Both formats, with 1, 3 and 64 images; and other classes, where there are any."""
+def check_graphs(model: Any, folder: Path, formats: tuple[str, ...] = export.FORMATS) -> None:
+    """With 1, 3 and 64 images; and other classes, where there are any."""
     about = json.loads((folder / "export.json").read_text())
     reason = OWN_CLASSES_ALONE.get(model.method.name, "learned something for each of its classes")
     knows_others = not model.prompt_learner.class_specific and model.method.name not in OWN_CLASSES_ALONE
     other = model.with_classnames(OTHERS) if knows_others else None
-    for form in export.FORMATS:
+    for form in formats:
         image = opened(folder / f"image.{form}")
         for size in (1, 3, 64):
             images = torch.randn(size, 3, 32, 32, generator=torch.Generator().manual_seed(size))
@@ -130,16 +132,44 @@ def check_graphs(model: Any, folder: Path) -> None:
         assert differ(logits.softmax(dim=-1), other.probabilities(images)) < 1e-4
 
 
+@pytest.fixture(scope="module")
+def translated(tmp_path_factory) -> Path:
+    """A folder that all workers share, with a file for each set of operations that was translated to ONNX."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "translated"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def check_translation(path: Path, graph: Any, inputs: list[Tensor], translated: Path) -> None:
+    """That a .pt2 is the same as ONNX; of the graphs with the same kinds of operations, the first alone."""
+    program = torch.export.load(path)
+    operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    mark = translated / hashlib.sha256(" ".join(sorted(operations)).encode()).hexdigest()
+    if mark.exists():
+        return
+    mark.touch()
+    export.save_onnx(program, graph, path.with_suffix(".onnx"))
+    ours, theirs = opened(path), opened(path.with_suffix(".onnx"))
+    for given in inputs:
+        for one, other in zip(ours(given), theirs(given), strict=True):
+            assert differ(one, other) < 1e-4, path
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_exported(name: str, make, tmp_path: Path) -> None:
+def test_every_method_is_exported(name: str, make, translated: Path, tmp_path: Path) -> None:
     model = make(name)
+    folder = tmp_path / "exported"
     if name in REFUSED:
         with pytest.raises(UserError, match="a graph would hold all of CLIP"):
-            export_onnx(model, tmp_path / "exported")
+            export_onnx(model, folder)
         assert not list(tmp_path.iterdir())
         return
-    export.export(model, tmp_path / "exported", ("onnx", "pt2"))
-    check_graphs(model, tmp_path / "exported")
+    about = export_pt2(model, folder)
+    check_graphs(model, folder, ("pt2",))
+    check_translation(folder / "image.pt2", export.ImageGraph, [torch.randn(3, 3, 32, 32)], translated)
+    if (folder / "text.pt2").exists():
+        check_translation(folder / "text.pt2", export.TextGraph, tokens_of(about, OTHERS), translated)
 
 
 @pytest.mark.parametrize("settings", [{"CSC": True}, {"CLASS_TOKEN_POSITION": "middle"}])

@@ -243,10 +243,9 @@ def accuracy(printed: str) -> list[str]:
     return re.findall(r"^\* accuracy: ([\d.]+)%$", printed, re.MULTILINE)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "amp", "bf16"])
 @pytest.mark.parametrize("name", LEARNING)
-def test_trains_saves_goes_on_loads_and_tests(name, precision, job, tmp_path, capsys, monkeypatch):
-    whole = job(name, "whole", precision)
+def test_trains_saves_goes_on_loads_and_tests(name, job, tmp_path, capsys, monkeypatch):
+    whole = job(name, "whole", "fp32")
     assert command_line(whole) == 0
     (trained,) = accuracy(capsys.readouterr().out)
 
@@ -259,7 +258,7 @@ def test_trains_saves_goes_on_loads_and_tests(name, precision, job, tmp_path, ca
             raise KeyboardInterrupt
         return step(self, batch)
 
-    interrupted = job(name, "interrupted", precision)
+    interrupted = job(name, "interrupted", "fp32")
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "forward_backward", stop_in_the_last_epoch)
         assert command_line(interrupted) == 130
@@ -272,9 +271,19 @@ def test_trains_saves_goes_on_loads_and_tests(name, precision, job, tmp_path, ca
     for key, tensor in saved_tensors(tmp_path / "interrupted", 3).items():
         assert torch.equal(tensor, expected[key]), key
 
-    again = job(name, "again", precision, more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
+    again = job(name, "again", "fp32", more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
     assert command_line(again) == 0
     assert accuracy(capsys.readouterr().out) == [trained]
+
+
+@pytest.mark.parametrize("precision", ["amp", "bf16"])
+@pytest.mark.parametrize("name", LEARNING)
+def test_trains_loads_and_tests_in_half_precision(name, precision, job, tmp_path, capsys):
+    assert command_line(job(name, "whole", precision)) == 0
+    again = job(name, "again", precision, more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
+    assert command_line(again) == 0
+    trained, loaded = accuracy(capsys.readouterr().out)
+    assert loaded == trained
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNING if not TRAINER_REGISTRY.get(name).class_specific])
