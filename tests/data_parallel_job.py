@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -265,6 +266,8 @@ def main(folder: Path) -> None:
     shapes.IMAGES = IMAGES
     for trainer in TRAINERS:
         TRAINER_REGISTRY.register(trainer)
+    make(folder / "data", folder / "alone", "MaPLe", [])  # draws, and imports what all processes need
+    importlib.import_module("sklearn.metrics")
     codes = {"job": in_two_processes(folder / "job", lambda: job(folder))}
     for name, words in COMMANDS.items():
         flags = ["--root", folder / "data", "--output-dir", folder / name / "run", "--seed", 1, *words]
