@@ -38,7 +38,7 @@ from trainers.clip_trainer import CLIPPromptTrainer
 from trainers.templates import template_of
 
 MOST_LISTED = 6  # differences in a message
-PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "scikit-learn", "Pillow")
+PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "Pillow")
 
 
 class Record:

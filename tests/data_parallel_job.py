@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -266,8 +265,7 @@ def main(folder: Path) -> None:
     shapes.IMAGES = IMAGES
     for trainer in TRAINERS:
         TRAINER_REGISTRY.register(trainer)
-    make(folder / "data", folder / "alone", "MaPLe", [])  # draws, and imports what all processes need
-    importlib.import_module("sklearn.metrics")
+    make(folder / "data", folder / "alone", "MaPLe", [])  # draws, and imports what all need
     codes = {"job": in_two_processes(folder / "job", lambda: job(folder))}
     for name, words in COMMANDS.items():
         flags = ["--root", folder / "data", "--output-dir", folder / name / "run", "--seed", 1, *words]

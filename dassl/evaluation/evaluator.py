@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
-import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import chain
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,26 +18,6 @@ from prompted_clip.errors import UserError
 
 from .build import EVALUATOR_REGISTRY
 from .finite import FiniteScores
-
-
-def _sklearn_metrics() -> ModuleType:
-    """scikit-learn's metrics, imported when they are needed, as that takes seconds.
-
-    The import draws from Python's random numbers, which are those of the run's seed: they are put back.
-    """
-    state = random.getstate()
-    import sklearn.metrics
-
-    random.setstate(state)
-    return sklearn.metrics
-
-
-@contextmanager
-def _any_number_of_classes() -> Iterator[None]:
-    """Silences the warning of some scikit-learn releases about many classes of few images."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-        yield
 
 
 class EvaluatorBase:
@@ -146,11 +122,8 @@ class Classification(EvaluatorBase):
         if not self._total:
             raise UserError("there is nothing to evaluate: the test split is empty")
         accuracy = 100.0 * self._correct / self._total
-        with _any_number_of_classes():
-            macro_f1 = 100.0 * _sklearn_metrics().f1_score(
-                self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
-            )
-        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=float(macro_f1))
+        macro_f1 = 100.0 * self._macro_f1()
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
         print(
             "=> result\n"
             f"* total: {self._total:,}\n"
@@ -164,6 +137,16 @@ class Classification(EvaluatorBase):
         if self.cfg.TEST.COMPUTE_CMAT:
             self._save_confusion_matrix()
         return results
+
+    def _macro_f1(self) -> float:
+        """The mean of F1 over the classes that have images: of each, 2 hits / (images + predictions)."""
+        true, predicted = np.asarray(self._y_true), np.asarray(self._y_pred)
+        classes = 1 + max(true.max(), predicted.max())
+        images, predictions, hits = (
+            np.bincount(each, minlength=classes) for each in (true, predicted, true[true == predicted])
+        )
+        tested = images > 0
+        return float((2 * hits[tested] / (images + predictions)[tested]).mean())
 
     def _gather(self) -> None:
         own = (self._correct, self._total, self._y_true, self._y_pred, self._per_class_res)
@@ -195,11 +178,10 @@ class Classification(EvaluatorBase):
     def _save_confusion_matrix(self) -> None:
         if not is_rank_zero():
             return
-        labels = range(1 + max(chain(self._y_true, self._y_pred, self._lab2cname or ())))
-        with _any_number_of_classes():
-            matrix = _sklearn_metrics().confusion_matrix(
-                self._y_true, self._y_pred, labels=labels, normalize="true"
-            )
+        classes = 1 + max(chain(self._y_true, self._y_pred, self._lab2cname or ()))
+        matrix = np.zeros((classes, classes))
+        np.add.at(matrix, (self._y_true, self._y_pred), 1)
+        matrix /= matrix.sum(axis=1, keepdims=True).clip(min=1)  # a class without images has zeros
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
         save_whole(torch.from_numpy(matrix), path)
         print(f"Confusion matrix is saved to {path}")
