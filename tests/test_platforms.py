@@ -45,36 +45,26 @@ def test_a_run_without_what_windows_lacks(test_of, tmp_path):
 
 
 def test_a_sweep_without_what_windows_lacks(tmp_path, small_dtd, golden_checkpoint):
-    words = ["base2new", "--datasets", "dtd", "--trainers", "ZeroshotCLIP", "--output", tmp_path / "out"]
+    words = ["zeroshot", "--datasets", "dtd", "--trainers", "ZeroshotCLIP", "--output", tmp_path / "out"]
     words += ["--root", small_dtd, "--options", "MODEL.BACKBONE.PATH", golden_checkpoint("tiny_public")]
     argv = [str(word) for word in [*words, "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]]
     done = python("-c", f"{WINDOWS}\nfrom scripts.sweep import main\nsys.exit(main({argv!r}))")
     assert done.returncode == 0, done.stderr.decode()
-    assert b"3 of 3 runs have a result" in done.stdout
+    assert b"1 of 1 runs have a result" in done.stdout
 
 
-@pytest.mark.parametrize("code_page", ["ascii", "cp1252"])
-def test_class_names_of_any_alphabet_are_printed(code_page, test_of, tmp_path, small_dtd):
+def test_class_names_of_any_alphabet_are_printed(test_of, tmp_path, small_dtd):
     split = small_dtd / "dtd/split_zhou_DescribableTextures.json"
     split.write_text(split.read_text().replace('"bubbly"', json.dumps("bubbly ☃")))
-    done = python("train.py", *test_of, PYTHONIOENCODING=code_page)
+    done = python("train.py", *test_of, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr.decode()
     assert rb"bubbly \u2603" in done.stdout
     assert "bubbly ☃" in (tmp_path / "run/log.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code_page", ["ascii", "cp1252"])
-def test_a_sweep_and_its_report_are_printed(code_page, tmp_path):
-    words = [
-        "base2new",
-        "--datasets",
-        "shapes",
-        "--trainers",
-        "ZeroshotCLIP",
-        "--output",
-        str(tmp_path / "☃"),
-    ]
-    done = python("-m", "scripts.sweep", *words, "--dry-run", PYTHONIOENCODING=code_page)
+def test_a_sweep_and_its_report_are_printed(tmp_path):
+    words = ["base2new", "--datasets", "shapes", "--trainers", "ZeroshotCLIP", "--output", f"{tmp_path}/☃"]
+    done = python("-m", "scripts.sweep", *words, "--dry-run", PYTHONIOENCODING="cp1252")
     assert (done.returncode, done.stdout.count(rb"\u2603")) == (0, 3), done.stderr.decode()
 
     folder = tmp_path / "runs/base2new/test_new/shapes/seed1"
@@ -82,7 +72,7 @@ def test_a_sweep_and_its_report_are_printed(code_page, tmp_path):
     content = {"format": 1, "dataset": "Shapes", "trainer": "ZeroshotCLIP", "config": "shapes", "shots": 0}
     content |= {"classes": "new", "seed": 1, "results": {"accuracy": 50.0}, "settings": {}}
     (folder / "result.json").write_text(json.dumps(content))
-    done = python("-m", "scripts.report", str(tmp_path / "runs"), PYTHONIOENCODING=code_page)
+    done = python("-m", "scripts.report", str(tmp_path / "runs"), PYTHONIOENCODING="cp1252")
     assert done.returncode == 0, done.stderr.decode()
     assert b"50.00" in done.stdout
 
