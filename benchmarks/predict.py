@@ -1,30 +1,40 @@
-"""Predictions of a trained model, and of its exports: images a second, memory, sizes, and the first one.
+"""Predictions of a trained model, of its exports, and of what one would take instead: images a second.
 
-    python -m benchmarks.predict                     # MaPLe on ViT-B/16, 100 classes, batches of 16
+    python -m benchmarks.predict                          # MaPLe on ViT-B/16, 100 classes, drawn JPEGs
+    python -m benchmarks.predict --folder PHOTOS          # on the JPEGs in a folder and those below it
+    python -m benchmarks.predict --model output/RUN       # what was trained; with its accuracy on Shapes
 
-Each way is a process of its own, by turns: the model in float32 and bfloat16, its ONNX file in float32 and
-int8. It loads what was saved, and computes a batch of noise, again and again. The first prediction is a
-whole program, from its start to the class of one photo, on one core, beside a program that imports torch and
-reads CLIP's weights.
+Each way is a process of its own (`benchmarks/ways.py`), and they compute by turns: a batch of noise, and the
+whole way from JPEGs to probabilities. Beside them stand open_clip's and timm's own way: zero-shot CLIP, and a
+classifier with the same image encoder. In each round the rates of matmul and of the decoder are measured,
+too: at these, the operations of an image and its decoding are the least that it takes. The first prediction
+is a whole program, from its start to the class of one photo, on one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 import prompted_clip
 from benchmarks.harness import (
     add_common,
     is_refused,
-    model_line,
     one_line_errors,
     progress,
     ratios,
@@ -34,110 +44,272 @@ from benchmarks.harness import (
     table,
     weights_of,
 )
-from benchmarks.machine import conditions, load_average
+from benchmarks.loader import draw_photos
+from benchmarks.machine import Rates, conditions, load_average, measure_rates
+from benchmarks.ways import DYNAMIC, FP32, STATIC, WAYS
 from dassl.engine import TRAINER_REGISTRY
 from experiments.costs.complexity import find_method
-from experiments.costs.synthetic import class_names, image_size
-from trainers import export
+from experiments.costs.flops import image_and_text_flops
+from experiments.costs.synthetic import class_names
+from prompted_clip import PromptedCLIP
+from prompted_clip.errors import UserError
+from prompted_clip.predictions import images_below, tensor_of
+from trainers import export, load
+from trainers.commands.export import calibration_photos, embedded_test
 
+ROOT = Path(__file__).parents[1]
 EMBEDDED_FILE = Path(prompted_clip.__file__).parent / "embedded" / "vit_shapes_8.safetensors"
-WAYS = {"model fp32": "fp32", "model bf16": "bf16", "ONNX fp32": "image.onnx", "ONNX int8": "image_int8.onnx"}
-COLUMNS = ("way", "images a second", "÷ model fp32", "MB at the peak", "file, MB")
+PLAIN, DECODER = "model fp32", "decoder"
+ON_REQUEST = ("model fp32, compiled", "model bf16", "model fp16")  # slow to start, or on most CPUs
+# The same encoder in open_clip and in timm.
+THEIRS = {
+    "ViT-B/32": ("ViT-B-32-quickgelu", "vit_base_patch32_clip_quickgelu_224"),
+    "ViT-B/16": ("ViT-B-16-quickgelu", "vit_base_patch16_clip_quickgelu_224"),
+    "ViT-L/14": ("ViT-L-14-quickgelu", "vit_large_patch14_clip_quickgelu_224"),
+}
+COLUMNS = ("way", "images a second", "÷ model fp32", "of the limit, %")
+MORE = ("from JPEGs", "÷ model fp32", "of the limit, %", "MB at the peak", "file, MB")
 FIRST = "from trainers import load; load({saved!r}, weights={weights!r}, device='cpu').predict({photo!r})"
 LEAST = "import torch; from safetensors.torch import load_file; load_file({read!r})"
-# Programs of their own, so that a way takes no memory but its own.
-MODEL = """
-import torch
-from trainers import load
-torch.set_num_threads({threads})
-model, given = load({saved!r}, weights={weights!r}, device="cpu", precision={of!r}), torch.from_numpy(images)
-def compute(): model.probabilities(given)
-"""
-ONNX = """
-import onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = {threads}
-session = onnxruntime.InferenceSession({saved!r} + "/graphs/{of}", options)
-def compute(): session.run(None, dict(images=images))
-"""
-MEASURE = """
-import json, time
-import numpy as np
-images = np.random.RandomState(0).standard_normal(({batch}, 3, {side}, {side})).astype(np.float32)
-{way}
-compute()
-start, batches = time.perf_counter(), 0
-while batches == 0 or time.perf_counter() - start < {seconds}:
-    compute()
-    batches += 1
-rate = batches * {batch} / (time.perf_counter() - start)
-try:
-    peaks = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
-except OSError:  # another system
-    peaks = []
-print(json.dumps(dict(rate=rate, peak=1024 * int(peaks[0]) / 1e6 if peaks else float("nan"))))
-"""
 
 
-def in_a_process(code: str, threads: int) -> str:
-    """What a program prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+class Turns:
+    """A way in a process of its own that waits for its turns."""
+
+    def __init__(self, way: str, given: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", "benchmarks.ways", way, json.dumps(given)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(given["threads"])}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment
+        )
+        self.way = way
+
+    def take(self, turn: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(turn, file=self.process.stdin, flush=True)
+        if not (answer := self.process.stdout.readline()):
+            raise UserError(f"{self.way} ended; the reason is above. Leave it out: --ways names the others.")
+        return json.loads(answer)
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+@dataclass
+class Found:
+    """Of a way: images a second in each round, MB, and the accuracy on the test images in percent."""
+
+    tower: list[float] = field(default_factory=list)
+    pipeline: list[float] = field(default_factory=list)
+    peak: float = 0.0
+    accuracy: float | None = None
+
+
+@dataclass
+class Limits:
+    """What the machine allows, in each round.
+
+    Attributes:
+        flops: of an image.
+        machine: rates of matmul.
+        decoded: photos a second.
+    """
+
+    flops: int
+    machine: list[Rates] = field(default_factory=list)
+    decoded: list[float] = field(default_factory=list)
+
+    @property
+    def tower(self) -> list[float]:
+        """Images a second."""
+        return [1 / each.floor(self.flops) for each in self.machine]
+
+    @property
+    def pipeline(self) -> list[float]:
+        """The same cores decode and multiply."""
+        return [1 / (1 / one + 1 / other) for one, other in zip(self.tower, self.decoded, strict=True)]
+
+
+# --- what is measured -------------------------------------------------------------------------------------
+
+
+def has_bf16() -> bool:
+    """Whether oneDNN has this processor's instructions for bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def chosen_ways(args: argparse.Namespace, backbone: str) -> list[str]:
+    """Those that were asked for, or all that this machine and the backbone allow."""
+    if args.ways:
+        if wrong := [each for each in args.ways if each not in WAYS or each == DECODER]:
+            allowed = "; ".join(each for each in WAYS if each != DECODER)
+            raise UserError(f"--ways has {wrong[0]!r}; allowed are {allowed}.")
+        return list(dict.fromkeys([PLAIN, *args.ways]))
+    left_out = {DECODER, *ON_REQUEST} - ({"model bf16"} if has_bf16() else set())
+    for package in ("open_clip", "timm", "onnxruntime", "openvino"):
+        is_theirs = package in ("open_clip", "timm")
+        if not importlib.util.find_spec(package) or (is_theirs and backbone not in THEIRS):
+            start = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(package, package)
+            left_out |= {way for way in WAYS if way.startswith(start)}
+    return [way for way in WAYS if way not in left_out]
+
+
+@contextlib.contextmanager
+def photos_of(args: argparse.Namespace) -> Iterator[list[str]]:
+    """Some of a folder's JPEGs, evenly spaced; drawn ones without a folder."""
+    with tempfile.TemporaryDirectory() as drawn:
+        if not args.folder:
+            draw_photos(Path(drawn), args.images)
+        paths = [path for path in images_below(args.folder or drawn) if path.lower().endswith("jpg")]
+        if not paths:
+            raise UserError(f"--folder {args.folder} holds no .jpg; give a folder of JPEGs.")
+        yield paths[:: max(1, len(paths) // args.images)][: args.images]
+
+
+def made(args: argparse.Namespace, weights: str) -> PromptedCLIP:
+    if args.model:
+        return load(args.model, weights=args.weights, device="cpu", precision="fp32")
+    names = class_names(args.classes[0], args.backbone)
+    trainer_class = TRAINER_REGISTRY.get(find_method(args.trainers[0], args.backbone).trainer)
+    return trainer_class.from_clip(args.backbone, names, weights=weights, device="cpu")
+
+
+def prepare(model: PromptedCLIP, saved: Path, calibration: Sequence[str]) -> None:
+    """The saved folder, and the graphs in it."""
+    model.save_pretrained(saved, classifier=True)
+    export.pictures(1)[0].save(saved / "photo.png")
+    graphs = saved / "graphs"
+    graphs.mkdir()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        graph = export.ImageGraph(model)
+        export.save_onnx(export.traced(graph), graph, graphs / FP32)
+        export.to_int8(graphs / FP32, graphs / DYNAMIC, "images", [])
+        images = [tensor_of(model, path)[None] for path in calibration]
+        export.to_int8(graphs / FP32, graphs / STATIC, "images", images)
 
 
 def seconds_of(code: str) -> float:
     """Of a program on one core, from its start to its end."""
     start = time.perf_counter()
-    in_a_process(code, threads=1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     return time.perf_counter() - start
 
 
-def prepare(args: argparse.Namespace, weights: str, saved: Path) -> None:
-    """The saved folder, and the graphs in it."""
-    names = class_names(args.classes[0], args.backbone)
-    trainer_class = TRAINER_REGISTRY.get(find_method(args.trainers[0], args.backbone).trainer)
-    model = trainer_class.from_clip(args.backbone, names, weights=weights, device="cpu")
-    model.save_pretrained(saved, classifier=True)
-    export.export_onnx(model, saved / "graphs", ("fp32", "int8"))
-    export.pictures(1)[0].save(saved / "photo.png")
+def measure(
+    args: argparse.Namespace,
+    ways: Sequence[str],
+    given: dict[str, Any],
+    limits: Limits,
+    labels: Sequence[int],
+) -> tuple[dict[str, Found], list[float]]:
+    """All ways by turns, and the load averages."""
+    found = {way: Found() for way in ways}
+    loads: list[float] = []
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for way in [*ways, DECODER]:
+            progress(f"{way} ...")
+            processes[way] = Turns(way, given)
+            stack.callback(processes[way].end)
+            for part in ("tower", "pipeline"):
+                processes[way].take(f"{part} 0")  # to warm up
+            if way in found:
+                found[way].peak = processes[way].take("peak")
+        for number in range(args.rounds):
+            progress(f"round {number + 1} of {args.rounds} ...")
+            loads += load_average()
+            limits.machine.append(measure_rates())
+            limits.decoded.append(processes[DECODER].take(f"pipeline {args.seconds}"))
+            first = number % len(ways)
+            for way in [*ways[first:], *ways[:first]]:
+                found[way].tower.append(processes[way].take(f"tower {args.seconds}"))
+                found[way].pipeline.append(processes[way].take(f"pipeline {args.seconds}"))
+        for way in ways if labels else ():
+            progress(f"accuracy of {way} ...")
+            right = np.equal(processes[way].take("classes"), labels)
+            found[way].accuracy = 100 * float(right.mean())
+    return found, loads
+
+
+# --- the report -------------------------------------------------------------------------------------------
+
+
+def percent(rates: Sequence[float], limits: Sequence[float]) -> str:
+    return spread([100 * one / other for one, other in zip(rates, limits, strict=True)], 0)
+
+
+def row(way: str, found: dict[str, Found], limits: Limits, sizes: dict[str, float]) -> list[str]:
+    one, plain = found[way], found[PLAIN]
+    file = WAYS[way].keywords.get("file") if hasattr(WAYS[way], "keywords") else None
+    return [
+        way,
+        spread(one.tower),
+        ratios(one.tower, plain.tower),
+        percent(one.tower, limits.tower),
+        spread(one.pipeline),
+        ratios(one.pipeline, plain.pipeline),
+        percent(one.pipeline, limits.pipeline),
+        f"{one.peak:,.0f}",
+        f"{sizes[file]:.1f}" if file else "–",
+        *([] if one.accuracy is None else [f"{one.accuracy:.2f}"]),
+    ]
 
 
 def report(
     args: argparse.Namespace,
-    found: dict[str, list[dict[str, float]]],
-    first: Sequence[float],
-    least: Sequence[float],
+    title: str,
+    found: dict[str, Found],
+    limits: Limits,
+    first: Sequence[tuple[float, float]],
     loads: Sequence[float],
     sizes: dict[str, float],
+    tested: int,
 ) -> list[str]:
     """The measurement in words."""
-    rates = {way: [each["rate"] for each in rounds] for way, rounds in found.items()}
-    rows = [
-        [
-            way,
-            spread(rates[way], 1),
-            ratios(rates[way], rates["model fp32"]),
-            spread([each["peak"] for each in rounds], 0),
-            f"{sizes[WAYS[way]]:.1f}" if way.startswith("ONNX") else "the saved folder's, and CLIP's",
-        ]
-        for way, rounds in found.items()
-    ]
+    packages = ["torch", "torchvision", "pillow", "numpy"]
+    packages += [each for each in ("onnxruntime", "openvino", "timm") if importlib.util.find_spec(each)]
+    packages += ["open_clip_torch"]
+    photos = "photos of a folder" if args.folder else "drawn JPEGs of 500 × 375 pixels"
     saved = ", ".join(f"{name} {sizes[name]:.1f}" for name in ("model.safetensors", "classifier.safetensors"))
-    texts = ", ".join(f"{name} {sizes[name]:.1f}" for name in ("text.onnx", "text_int8.onnx"))
-    return [
-        f"# Predictions in batches of {args.batch_size}, {args.classes[0]:,} classes, {args.trainers[0]}",
+    whole, least = [one for one, _ in first], [other for _, other in first]
+    best = max(limits.machine, key=lambda each: each.matmul)
+    lines = [
+        f"# Predictions of {title}",
         "",
-        *conditions(["torch", "onnxruntime"], loads),
-        f"{model_line(args)}, images of {image_size(args.backbone)} pixels; {args.rounds} rounds by turns, "
-        f"each way in a process of its own, {args.seconds:g} s after a warm-up; median and range",
-        "- MB at the peak: of the process's resident set, with Python and all libraries",
-        f"- Saved folder, MB: {saved}; CLIP's in float16: {sizes['CLIP']:.1f}; for other classes: {texts}",
-        f"- First prediction on one core: {spread(first, 1)} s; a program that imports torch and reads "
-        f"CLIP's weights: {spread(least, 1)} s; ratio {ratios(first, least)}",
-        "",
-        table(rows, COLUMNS),
+        *conditions(packages, loads),
+        f"- {args.threads} threads, batches of {args.batch_size}; {args.rounds} rounds by turns, each way in "
+        f"a process of its own, {args.seconds:g} s at least after a warm-up; median and range. Ratios are of "
+        "each round",
+        f"- From JPEGs: {args.images} {photos}, decoded, resized and classified. `predict` and the graphs "
+        "read them by threads while a batch is computed; open_clip and timm by torch's loader, with "
+        f"{args.threads} workers",
+        "- open_clip and timm: random weights of the same encoder, without prompts",
+        "- int8, static: ranges of activations from photos; dynamic: as the graph runs",
+        best.line(),
+        f"- The limit: {limits.flops / 1e9:.1f} GFLOPs of an image, our way, at the rate of matmul in each "
+        f"round, {spread(limits.tower)} images a second; from JPEGs the decoder's seconds as well, on the "
+        f"same cores: {spread(limits.decoded, 0)} images a second by {args.threads} threads, together "
+        f"{spread(limits.pipeline)}. It is float32's: other types could pass it",
+        f"- Instructions for bfloat16 that oneDNN takes: {'yes' if has_bf16() else 'none'}",
+        "- MB at the peak: of the process's resident set after both parts, with Python and all libraries",
+        f"- Saved folder, MB: {saved}; CLIP's weights: {sizes['CLIP']:.1f}",
+        f"- First prediction on one core: {spread(whole, 1)} s; a program that imports torch and reads "
+        f"CLIP's weights: {spread(least, 1)} s; ratio {ratios(whole, least)}",
     ]
+    if tested:
+        lines.append(f"- Accuracy in percent of {tested:,} test images of Shapes")
+    columns = [*COLUMNS, *MORE, *(["accuracy, %"] if tested else [])]
+    return [*lines, "", table([row(way, found, limits, sizes) for way in found], columns)]
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -148,9 +320,15 @@ def command_parser() -> argparse.ArgumentParser:
     add("--trainers", nargs=1, default=["MaPLe"], help="one method")
     add("--classes", nargs=1, type=int, default=[100])
     add("--backbone", default="ViT-B/16", help="with random weights, unless it is an embedded one")
-    add("--batch-size", type=int, default=16)
+    add("--model", help="folder of a run or of a saved model, in place of the three above")
+    add("--weights", default="", help="CLIP's weights for --model, in place of those its backbone stands for")
+    add("--calibration", type=Path, metavar="FOLDER", help="photos that static int8 takes its ranges from")
+    add("--folder", help="of JPEGs, in place of drawn ones")
+    add("--images", type=int, default=8, help="JPEGs of a turn")
+    add("--batch-size", type=int, default=4)
+    add("--ways", nargs="+", default=[], help=f"by default all but {'; '.join(ON_REQUEST)}")
     add_common(parser)
-    parser.set_defaults(usual_classes=[100], rounds=3, seconds=10.0)
+    parser.set_defaults(usual_classes=[100], rounds=3, seconds=2.0)
     return parser
 
 
@@ -159,34 +337,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command_parser().parse_args(argv)
     if is_refused(args):
         return 1
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    first: list[float] = []
-    least: list[float] = []
-    loads: list[float] = []
-    with weights_of(args.backbone) as weights, tempfile.TemporaryDirectory() as folder:
-        saved, read = Path(folder) / "saved", Path(weights or EMBEDDED_FILE)
+    found: dict[str, Found] = {}
+    with contextlib.ExitStack() as stack:
+        weights = "" if args.model else stack.enter_context(weights_of(args.backbone))
+        photos = stack.enter_context(photos_of(args))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         progress("exporting ...")
-        prepare(args, weights, saved)
+        model = made(args, weights)
+        args.backbone = model.method.cfg.MODEL.BACKBONE.NAME
+        args.trainers, args.classes = [model.method.name], [len(model.classnames)]
+        torch.set_num_threads(args.threads)  # an embedded CLIP has one of its own choice
+        ways = chosen_ways(args, args.backbone)
+        saved, read = Path(folder) / "saved", Path(weights or args.weights or EMBEDDED_FILE)
+        prepare(model, saved, calibration_photos(args.calibration) if args.calibration else photos)
+        test = list(embedded_test(model)) if args.model else []
+        np.save(saved / "test.npy", [tensor_of(model, image).numpy() for image, _ in test])
+        of_open_clip, of_timm = THEIRS.get(args.backbone, ("", ""))
+        prep = model.preprocess
         given = {
-            **{"saved": str(saved), "weights": weights, "photo": str(saved / "photo.png"), "read": str(read)},
-            **{"side": image_size(args.backbone), "batch": args.batch_size},
-            **{"threads": args.threads, "seconds": args.seconds},
+            **{"saved": str(saved), "weights": weights or args.weights, "classes": len(model.classnames)},
+            **{"open_clip": of_open_clip, "timm": of_timm, "side": prep.size, "batch": args.batch_size},
+            **{"mean": prep.mean or [0.0] * 3, "std": prep.std or [1.0] * 3, "threads": args.threads},
+            **{"photos": photos, "test": str(saved / "test.npy")},
         }
-        for number in range(args.rounds):
-            loads += load_average()
-            progress(f"round {number + 1} of {args.rounds} ...")
-            ways = [*WAYS, *WAYS][number % len(WAYS) :][: len(WAYS)]
-            for way in ways:
-                prepared = (ONNX if way.startswith("ONNX") else MODEL).format(of=WAYS[way], **given)
-                code = MEASURE.format(way=prepared, **given)
-                found[way].append(json.loads(in_a_process(code, args.threads)))
-            first.append(seconds_of(FIRST.format(**given)))
-            least.append(seconds_of(LEAST.format(**given)))
+        limits = Limits(image_and_text_flops(model, torch.zeros(1, 3, prep.size, prep.size))[0])
+        title = f"{model.method.name} on {args.backbone}, {len(model.classnames):,} classes"
+        del model
+        found, loads = measure(args, ways, given, limits, [label for _, label in test])
+        progress("first predictions ...")
+        of_first = {**given, "photo": str(saved / "photo.png"), "read": str(read)}
+        first = [
+            (seconds_of(FIRST.format(**of_first)), seconds_of(LEAST.format(**of_first)))
+            for _ in range(args.rounds)
+        ]
         files = (*saved.iterdir(), *(saved / "graphs").iterdir())
         sizes = {path.name: path.stat().st_size / 1e6 for path in files}
         sizes["CLIP"] = read.stat().st_size / 1e6
-    file = result_path("predict", args, f"batch{args.batch_size}")
-    save(file, report(args, found, first, least, loads, sizes))
+    rest = ["trained"] if args.model else []
+    rest += ["photos"] if args.folder else []
+    file = result_path("predict", args, f"batch{args.batch_size}", *rest)
+    save(file, report(args, title, found, limits, first, loads, sizes, len(test)))
     return 0
 
 
