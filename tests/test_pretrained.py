@@ -546,6 +546,18 @@ def test_the_card_promises_other_names_only_where_they_are_taken(tmp_path: Path)
         assert ("classnames=" in card) == (name == "shared")
 
 
+def test_the_card_says_how_far_probabilities_can_be_trusted(tmp_path: Path) -> None:
+    model = CoOp.from_clip("ViT-Shapes/8", SHAPES)
+    model.method.files = {"result.json": json.dumps({"calibration": {"ece": 12.345, "ece_after": 6.7}})}
+    model.save_pretrained(tmp_path / "before")
+    model.calibration = {"temperature": 1.5, "images": 1234, "conformal_scores": [0.5]}
+    model.save_pretrained(tmp_path / "after")
+    before, after = ((tmp_path / name / "README.md").read_text() for name in ("before", "after"))
+    assert before.endswith("Expected calibration error on the test images: 12.35 %.\n")
+    assert "12.35 %. At temperature 1.500, fitted on 1,234 validation images" in after
+    assert after.endswith("divides logits by: 6.70 %.\n")
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path, run) -> None:
     with pytest.raises(MissingFileError, match="is not there"):
         load(tmp_path / "nothing")

@@ -33,7 +33,8 @@ def model_card(
         takes_names: whether the model classifies into other classes, too.
     """
     method, backbone, trained = config["method"], config["backbone"]["name"], config["trained_on"] or {}
-    results = _results(files)
+    run = _run(files)
+    results = _numbers(run.get("results"))
     dataset = printable(str(trained.get("dataset") or ""))
     head: dict[str, Any] = {
         "library_name": config["library_name"],
@@ -71,6 +72,8 @@ def model_card(
     if results:
         lines += ["| Test images | percent |", "|---|---|"]
         lines += [f"| {printable(str(name))} | {value:.2f} |" for name, value in results.items()] + [""]
+    if calibration := _calibration(config, run):
+        lines += [calibration, ""]
     return "\n".join(lines)
 
 
@@ -100,12 +103,33 @@ def _rows(trained: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _results(files: Mapping[str, str]) -> dict[str, float]:
+def _run(files: Mapping[str, str]) -> dict[str, Any]:
+    """What result.json says."""
     try:
-        results = json.loads(files.get("result.json") or "{}").get("results") or {}
-    except (ValueError, AttributeError) as error:
+        return dict(json.loads(files.get("result.json") or "{}"))
+    except (ValueError, TypeError) as error:
         raise UserError(f"result.json of this model is no JSON object ({error}).") from error
-    return {name: float(value) for name, value in results.items() if isinstance(value, (int, float))}
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """Those of an object's values that are numbers."""
+    found = values.items() if isinstance(values, dict) else ()
+    return {name: float(value) for name, value in found if isinstance(value, (int, float))}
+
+
+def _calibration(config: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """A sentence on how far the probabilities can be trusted; "" where nothing is known."""
+    errors, fitted = _numbers(run.get("calibration")), config.get("calibration")
+    parts = []
+    if "ece" in errors:
+        parts.append(f"Expected calibration error on the test images: {errors['ece']:.2f} %.")
+    if fitted:
+        after = f": {errors['ece_after']:.2f} %" if "ece_after" in errors else ""
+        parts.append(
+            f"At temperature {fitted['temperature']:.3f}, fitted on {fitted['images']:,} validation images, "
+            f"which `predict` divides logits by{after}."
+        )
+    return " ".join(parts)
 
 
 def _indexed(results: Mapping[str, float], dataset: str) -> dict[str, Any]:
