@@ -182,13 +182,16 @@ WAYS: dict[str, Callable[[Any], Way]] = {
 # --- turns ------------------------------------------------------------------------------------------------
 
 
-def rate(compute: Callable[[], object], images: int, seconds: float) -> float:
-    """Images a second of a computation that is repeated for so long, once at least."""
-    start, count = time.perf_counter(), 0
+def rates(compute: Callable[[], object], images: int, seconds: float) -> tuple[float, float]:
+    """Images a second of a computation that is repeated for so long, once at least; and per processor second.
+
+    The latter is of all threads of this process, and not of a loader's workers.
+    """
+    start, spent, count = time.perf_counter(), time.process_time(), 0
     while count == 0 or time.perf_counter() - start < seconds:
         compute()
         count += images
-    return count / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start), count / (time.process_time() - spent)
 
 
 def peak() -> float:
@@ -209,9 +212,9 @@ def serve(way: str, given: Any) -> None:
         turn, *seconds = line.split()
         found: Any
         if turn == "tower":
-            found = rate(lambda: classify(noise), given.batch, float(*seconds))
+            found = rates(lambda: classify(noise), given.batch, float(*seconds))
         elif turn == "pipeline":
-            found = rate(pipeline, len(given.photos), float(*seconds))
+            found = rates(pipeline, len(given.photos), float(*seconds))
         elif turn == "classes":
             images = np.load(given.test, mmap_mode="r")
             parts = [np.array(images[k : k + AT_ONCE]) for k in range(0, len(images), AT_ONCE)]
