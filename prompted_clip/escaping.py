@@ -27,7 +27,9 @@ def printable(value: T) -> T:
         made = type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        made = dataclasses.replace(value, **{name: printable(field) for name, field in fields.items()})
+        escaped = {name: printable(field) for name, field in fields.items()}
+        if any(escaped[name] is not field for name, field in fields.items()):
+            made = dataclasses.replace(value, **escaped)
     return made
 
 

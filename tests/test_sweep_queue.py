@@ -112,6 +112,17 @@ def test_files_of_runs_that_cannot_start_yet_are_not_read(tmp_path, fake, monkey
     assert set(looked.values()) == {3}  # once for all at the start, before it starts, and when it ends
 
 
+def test_what_waits_is_looked_at_where_a_run_has_ended_alone(tmp_path, fake, monkeypatch):
+    """While runs go on, a sweep of thousands takes nearly nothing of a core."""
+    monkeypatch.setattr(queue, "POLL", 0.001)
+    jobs, devices, asked = [job("short", seed) for seed in range(3)], Devices(workers=1), []
+    take = devices.take
+    monkeypatch.setattr(devices, "take", lambda kind: asked.append(kind) or take(kind))
+    status = Queue(jobs, tmp_path, devices, python=fake).run(lambda status, event: None)
+    assert len(status.finished) == 3
+    assert len(asked) <= 3 * len(jobs), "and not in each of some hundred rounds"
+
+
 def test_a_failed_run_is_tried_again_as_often_as_told(tmp_path, fake):
     status, _ = sweep([job("crash"), job("once"), job("wrong")], tmp_path, fake, retries=2)
     assert status.finished == {"once/seed1"}

@@ -144,7 +144,9 @@ class Cluster:
         status.at_once = max(1, sum(state.state in slurm.RUNNING for state in live.values()))
         again = []
         for unit in units:
-            todo = [job for job in unit if job.folder not in {*status.finished, *status.failed}]
+            todo = [
+                job for job in unit if job.folder not in status.finished and job.folder not in status.failed
+            ]
             states = [live[job.folder] for job in todo if job.folder in live]
             if states and all(state.state in slurm.PENDING for state in states):
                 for job in todo:

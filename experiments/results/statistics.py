@@ -5,6 +5,7 @@ The only place where these are computed: tables, figures and `parse_test_res.py`
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -223,6 +224,7 @@ def _mean_hits(term: Term) -> tuple[str, np.ndarray] | None:
     return found[0][0], 100 * term.weight * np.mean([each[1] for each in found if each], axis=0)  # type: ignore[index]
 
 
+@functools.cache
 def _t(n: int) -> float:
     """The 0.975 quantile of Student's t for n values."""
     from scipy import stats  # here, since it takes a second to import

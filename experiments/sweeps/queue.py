@@ -46,26 +46,29 @@ class Status:
     elsewhere: set[str] = field(default_factory=set)
     at_once: int = 1
 
+    def __post_init__(self) -> None:
+        self.by_folder = {job.folder: job for job in self.jobs}
+        self._kinds = [(job.folder, kind_of(job)) for job in self.jobs]
+
     def remaining(self) -> float | None:
         """Seconds that are left, from finished runs of the same kind; None if unknown.
 
         A kind without a finished run counts as the average of those that train, or of those that test.
         """
-        left = 0.0
-        for job in self.jobs:
-            if job.folder in self.finished or job.folder in self.failed:
+        expected = {kind: sum(values) / len(values) for kind, values in self.seconds.items()}
+        usual: dict[bool, list[float]] = {}
+        for kind, values in self.seconds.items():
+            usual.setdefault(kind[-1], []).extend(values)
+        averages = {trains: sum(values) / len(values) for trains, values in usual.items()}
+        left, now = 0.0, time.time()
+        for folder, kind in self._kinds:
+            if folder in self.finished or folder in self.failed:
                 continue
-            values = self.seconds.get(kind_of(job)) or [
-                value
-                for kind, several in self.seconds.items()
-                if kind[-1] == job.planned.trains
-                for value in several
-            ]
-            if not values:
+            each = expected.get(kind, averages.get(kind[-1]))
+            if each is None:
                 return None
-            expected = sum(values) / len(values)
-            started = self.running.get(job.folder)
-            left += max(0.0, expected - (time.time() - started)) if started else expected
+            started = self.running.get(folder)
+            left += max(0.0, each - (now - started)) if started else each
         return left / self.at_once
 
 
@@ -87,7 +90,8 @@ class Queue:
     """Runs jobs, each as a process of its own, as many at once as the devices allow.
 
     A job with a result is never run again, and a failure stops no other job. A run that another sweep works
-    on is left to it. Each round reads only files of jobs that could start now.
+    on is left to it. Each round reads only files of jobs that could start now, and looks at what waits only
+    where a run has ended: a sweep may have thousands.
 
     Args:
         retries: further attempts for a job that fails.
@@ -114,6 +118,8 @@ class Queue:
         self.waiting = dict.fromkeys(self.jobs, 0)  # attempts that failed, by folder
         self.running: list[_Running] = []
         self.looked_at: dict[str, float] = {}  # when a run of another sweep was looked at
+        self.looked = 0.0  # when all that waits was
+        self.has_changed = True  # since then
 
     def run(self, changed: Callable[[Status, str], None]) -> Status:
         """Runs everything; returns how it ended.
@@ -130,6 +136,7 @@ class Queue:
             try:
                 while self.waiting or self.running:
                     for event in chain(self._collect(), self._start()):
+                        self.has_changed = True
                         changed(self.status, event)
                     changed(self.status, "")
                     time.sleep(POLL)
@@ -154,6 +161,7 @@ class Queue:
             code, job = each.process.returncode, each.job
             self.running.remove(each)
             self.devices.free(each.place)
+            self.has_changed = True
             took = time.time() - self.status.running.pop(job.folder)
             result = read_result(self.output / job.folder)
             if result is not None and code == 0:
@@ -167,7 +175,11 @@ class Queue:
                 yield self._fail(job, each.attempt, _reason(code, stderr), may_retry=code != USER_ERROR)
 
     def _start(self) -> Iterator[str]:
-        """Starts what there is room for."""
+        """Starts what there is room for. Looks at what waits only where something has changed."""
+        others_may_have_ended = self.status.elsewhere and time.monotonic() - self.looked > LOOK_AGAIN
+        if not self.has_changed and not others_may_have_ended:
+            return
+        self.has_changed = False
         full = set()  # kinds of runs that no device has room for
         for folder, attempt in list(self.waiting.items()):
             job, kind = self.jobs[folder], kind_of(self.jobs[folder])
@@ -185,6 +197,7 @@ class Queue:
                 self.devices.free(place)
             if event:
                 yield event
+        self.looked = time.monotonic()
 
     def _start_in(self, place: Place, job: Job, attempt: int) -> str:
         """Starts a job, unless another sweep has done so; returns what happened, in words."""

@@ -74,12 +74,11 @@ class View:
 
     def _running(self, status: Status) -> Iterator[tuple[str, str, str]]:
         """The name of each running run, how long it takes already, and how far it is."""
-        jobs = {job.folder: job for job in status.jobs}
         for folder, since in list(status.running.items())[:SHOWN_RUNNING]:
             elapsed = in_words(time.time() - since)
-            yield name_of(jobs[folder]), elapsed, progress_of(self.output / folder, since)
+            yield name_of(status.by_folder[folder]), elapsed, progress_of(self.output / folder, since)
         for folder in sorted(status.elsewhere)[: SHOWN_RUNNING // 2]:
-            yield name_of(jobs[folder]), "", "another sweep runs it"
+            yield name_of(status.by_folder[folder]), "", "another sweep runs it"
 
     def _done(self, status: Status) -> str:
         counts = jobs_by_state(status)
