@@ -9,12 +9,14 @@ import re
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -66,7 +68,8 @@ def available_models() -> list[str]:
 def _download(url: str, root: str | None = None) -> str:
     """Downloads one of OpenAI's files, whose URL holds its sha256, and returns its path.
 
-    The file appears under its name only when it is whole and its checksum is right.
+    Of processes that start together, on any machine, one downloads and the others wait for it. The file
+    appears under its name only when it is whole and its checksum is right.
 
     Raises:
         ConnectionError: the download failed.
@@ -75,13 +78,49 @@ def _download(url: str, root: str | None = None) -> str:
     folder = Path(root or os.path.expanduser("~/.cache/clip"))
     expected = url.split("/")[-2]
     target = folder / url.split("/")[-1]
-    if target.is_file():
-        if sha256_of_file(target) == expected:
-            return str(target)
-        print(f"{target} has another sha256 than {expected}: it is downloaded again")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")  # runs may start side by side
     by_hand = f"fetch {url} by another way and give the file as MODEL.BACKBONE.PATH"
+    if _is_there(target, expected):
+        return str(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _sole_download(target):
+            if not _is_there(target, expected):
+                _fetch(url, target, expected, by_hand)
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = " ".join(str(error).split())
+        raise DownloadError(f"{url} could not be downloaded ({reason}); {by_hand}.") from error
+    return str(target)
+
+
+def _is_there(target: Path, expected: str) -> bool:
+    return target.is_file() and sha256_of_file(target) == expected
+
+
+@contextmanager
+def _sole_download(target: Path) -> Iterator[None]:
+    """Waits for another process that downloads the file; where the file system has no locks, nobody does."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"), mode=0o666)  # another user may wait for it
+    with suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"Waiting for {target.name}, which another process downloads into {target.parent}")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _fetch(url: str, target: Path, expected: str, by_hand: str) -> None:
+    """Downloads a file, which appears under its name when it is whole and its sha256 is the expected one."""
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    if target.is_file():
+        print(f"{target} has another sha256 than {expected}: it is downloaded again")
     try:
         with urllib.request.urlopen(url, timeout=60) as source, open(partial, "wb") as output:
             size = int(source.headers.get("Content-Length") or 0)
@@ -97,14 +136,8 @@ def _download(url: str, root: str | None = None) -> str:
                 f"{url} gave a file with sha256 {found} instead of {expected}: not kept; {by_hand}."
             )
         partial.replace(target)
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        reason = " ".join(str(error).split())
-        raise DownloadError(f"{url} could not be downloaded ({reason}); {by_hand}.") from error
     finally:
         partial.unlink(missing_ok=True)
-    return str(target)
 
 
 def is_published(name: str, path: str = "") -> bool:

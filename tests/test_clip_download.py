@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import multiprocessing
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from file_server import FileServer
+from filelock import FileLock
 from helpers import write_archive
 from open_clip.pretrained import get_pretrained_url
 from PIL import Image
@@ -107,6 +112,35 @@ def test_a_download(file, server, tmp_path, capsys):
     assert "1.28M" in shown
     assert factory._download(url(server, file), str(tmp_path / "new" / "folder")) == path
     assert server.asked == [file]  # once only
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_of_processes_that_start_together_one_downloads(tmp_path, monkeypatch):
+    """The others say that they wait, and take its file; none leaves anything else."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    content, folder = bytes(range(256)) * 5000, tmp_path / "cache"
+    server = FileServer({"ViT.pt": content})
+    address = server.url(hashlib.sha256(content).hexdigest(), "ViT.pt")
+
+    def job(number: int) -> None:
+        with open(tmp_path / f"{number}.txt", "w", buffering=1) as log, contextlib.redirect_stdout(log):
+            print(factory._download(address, str(folder)))
+
+    (held := FileLock(folder / ".ViT.pt.lock")).acquire()
+    jobs = [multiprocessing.get_context("fork").Process(target=job, args=(number,)) for number in range(5)]
+    for each in jobs:
+        each.start()
+    waiting = f"Waiting for ViT.pt, which another process downloads into {folder}\n"
+    while [path.read_text() for path in tmp_path.glob("*.txt")] != [waiting] * 5:
+        assert all(each.is_alive() for each in jobs)
+        time.sleep(0.01)
+    held.release()
+    for each in jobs:
+        each.join()
+    server.stop()
+    assert [path.read_text() for path in tmp_path.glob("*.txt")] == [f"{waiting}{folder / 'ViT.pt'}\n"] * 5
+    assert len(server.asked) == 1
+    assert [each.name for each in folder.iterdir()] == ["ViT.pt"]
 
 
 @pytest.mark.parametrize(
