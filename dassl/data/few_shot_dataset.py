@@ -92,6 +92,8 @@ class FewShotDataset(DatasetBase):
         return Sample(name, shots, seed, *splits.few_shot(split.train, split.val, shots, seed, cache))
 
     def _print_short_classes(self) -> None:
+        if self.sample.shots == -1:
+            return
         counts = Counter((label, name) for _, label, name in self.sample.train)
         short = [f"{name} ({count})" for (_, name), count in counts.items() if count < self.sample.shots]
         if short:

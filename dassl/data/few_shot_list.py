@@ -34,8 +34,13 @@ class Sample:
     @cached_property  # takes a while for ImageNet's 1.28 million paths
     def sha256(self) -> str:
         """Hash of the lines `train`, all training paths, `val`, all validation paths."""
-        lines = ["train", *(path for path, _, _ in self.train), "val", *(path for path, _, _ in self.val)]
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256(b"train")
+        for path, _, _ in self.train:
+            digest.update(f"\n{path}".encode("utf-8", "surrogatepass"))
+        digest.update(b"\nval")
+        for path, _, _ in self.val:
+            digest.update(f"\n{path}".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
     def content(self) -> dict[str, Any]:
         """What `read_sample` reads. With `shots` -1 it holds numbers of images only."""

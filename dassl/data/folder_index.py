@@ -32,7 +32,7 @@ from prompted_clip.images import IMAGE_SUFFIXES
 Item = TypeVar("Item")
 
 LEAST = 10_000  # names: datasets with fewer have no index
-MAGIC = b"maple folder index, version 2\n"
+MAGIC = b"maple folder index, version 3\n"
 SETTLED = 2_000_000_000  # nanoseconds after which a further change of a folder changes its times
 
 _current: ContextVar[Index | None] = ContextVar("index", default=None)
@@ -57,7 +57,7 @@ class _Entry(NamedTuple):
 
 
 def list_images(folder: str) -> list[str]:
-    """The names of the images in a folder, sorted: by suffix, without hidden files.
+    """The names of the images in a folder, sorted: files by their suffix, without hidden ones.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -248,7 +248,7 @@ def _times(folder: str) -> tuple[int, int]:
 def _list(folder: str) -> Listing:
     images: list[str] = []
     others: list[str] = []
-    for name in sorted(os.listdir(folder)):
-        is_image = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        (images if is_image else others).append(name)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        is_image = entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
+        (images if is_image and entry.is_file() else others).append(entry.name)
     return Listing(pack_names(images), pack_names(others))

@@ -11,24 +11,27 @@ import random
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from yacs.config import CfgNode
 
 from dassl.config.influence import place_of_own_data
-from dassl.data import splits
+from dassl.data import own_split, splits
 from dassl.data.class_names import brief, check_class_names, check_name, check_path, few
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.few_shot_dataset import FewShotDataset
-from dassl.data.folder_index import IMAGE_SUFFIXES
-from dassl.data.splits import Row, Shuffle, Split
+from dassl.data.folder_index import IMAGE_SUFFIXES, listing, rows_of_folders
+from dassl.data.packed_rows import Row, Rows, unpack_names
+from dassl.data.splits import Shuffle, Split
 from prompted_clip.errors import MissingFileError, UserError
 from prompted_clip.escaping import printable
 
 Kind = TypeVar("Kind")
 
 PARTS = Split._fields  # train, val, test
+UNASSIGNED = -1  # part of a photo where the data leaves the split to us
 # Images that are not read: of phones, cameras and drawing programs, and the rest of what Pillow opens.
 OTHER_KINDS = (
     *(
@@ -89,7 +92,7 @@ class ClassNames(CfgNode):
 
 
 class Photo(NamedTuple):
-    """An image as the user's own folder or table says it."""
+    """An image as the user's own table says it."""
 
     path: str  # from `image_dir`, with "/"
     label: str  # the class, as the data calls it
@@ -116,25 +119,31 @@ class OwnDataset(FewShotDataset):
         self._check_settings()
         super().__init__(cfg)
 
-    def photos(self) -> list[Photo]:
-        """All photos, in any order."""
+    def photos(self) -> Rows | list[Photo]:
+        """All photos: packed, in the order of their paths, or a list in any order.
+
+        Packed rows are path, number of the part (`UNASSIGNED` where the data leaves the split to us), and
+        class as the data calls it.
+        """
         raise NotImplementedError
 
     def find_split(self, shuffle: Shuffle) -> Split:
         """The split of the data, or the saved one, or a new one; without `shuffle`, which the run seeds."""
-        photos = sorted(self.photos(), key=lambda photo: (plain(photo.path), photo.path))
-        for photo in photos:
-            check_path(photo.path, self.dataset_dir)
-        assigned = [photo for photo in photos if photo.part]
-        if assigned:
-            parts = {part: [photo for photo in assigned if photo.part == part] for part in PARTS}
-            return self._labelled(parts, self.dataset_dir)
+        photos = _packed(self.photos())
+        _check_paths(photos, self.dataset_dir)
+        part_of = np.array([part for _, part, _ in photos.groups])[photos.group_of]
+        if (part_of != UNASSIGNED).any():
+            parts = {name: np.flatnonzero(part_of == part) for part, name in enumerate(PARTS)}
+            return self._labelled(photos, parts, self.dataset_dir)
         if os.path.exists(self.split_path):
             return self._saved_split(photos)
-        split = self._labelled(self._divide(photos), self.dataset_dir)
-        content = {**split._asdict(), "shares": list(self.own.SPLIT)}
+        parts = self._divide(photos)
+        split = self._labelled(photos, parts, self.dataset_dir)
+        shares = list(self.own.SPLIT)
         try:
+            content = {**split._asdict(), "shares": shares}
             splits.write_shared_json(content, self.split_path, self.dataset_dir, replace=False)
+            own_split.save(self.split_path, photos, shares, parts)
             print(f"Saved split to {self.split_path}")
         except FileExistsError:  # another process was faster: both use its split
             return self._saved_split(photos)
@@ -142,66 +151,82 @@ class OwnDataset(FewShotDataset):
             print(f"Split not saved (it is computed at each start, the same for the same photos): {error}")
         return split
 
-    def _saved_split(self, photos: list[Photo]) -> Split:
+    def _saved_split(self, photos: Rows) -> Split:
+        """The file decides the part of each photo; the data and configuration decide the names of classes."""
         print(f"Reading split from {self.split_path}")
+        known = own_split.load(self.split_path, photos)
+        if known:
+            self._check_shares(known[0])
+        parts = known[1] if known else self._read_split(photos)
+        if added := len(photos) - sum(map(len, parts.values())):
+            listed = np.zeros(len(photos), dtype=bool)
+            listed[np.concatenate([*parts.values()])] = True
+            print(
+                f"Not used: {added} photos that came after the split was saved, the first: "
+                f"{photos[int(listed.argmin())][0]}. {self._anew}"
+            )
+        return self._labelled(photos, parts, self.split_path)
+
+    def _read_split(self, photos: Rows) -> own_split.Parts:
         saved = splits.load_split(self.split_path, names=False)
-        anew = f"To split anew, delete {self.split_path}."
         shares = splits.read_json(self.split_path).get("shares")
+        self._check_shares(shares)
+        position_of = {path: position for position, (path, _, _) in enumerate(photos)}
+        listed = [path for rows in saved for path, _, _ in rows]
+        if removed := sorted({*listed} - position_of.keys()):
+            raise MissingFileError(
+                f"{self.split_path} lists {len(listed)} photos, of which {len(removed)} are gone, the first: "
+                f"{os.path.join(self.image_dir, removed[0])}. Put them back. {self._anew}"
+            )
+        parts = {
+            part: np.array([position_of[path] for path, _, _ in rows], dtype=np.int64)
+            for part, rows in zip(PARTS, saved, strict=True)
+        }
+        own_split.save(self.split_path, photos, shares, parts)
+        return parts
+
+    def _check_shares(self, shares: list[float] | None) -> None:
         if shares is not None and shares != list(self.own.SPLIT):
             raise UserError(
                 f"DATASET.OWN.SPLIT is {list(self.own.SPLIT)}, but the saved split was made by {shares}. "
-                f"Set that, or: {anew}"
+                f"Set that, or: {self._anew}"
             )
-        now = {photo.path: photo for photo in photos}
-        listed = {path for rows in saved for path, _, _ in rows}
-        removed, added = sorted(listed - now.keys()), sorted(now.keys() - listed)
-        if removed:
-            raise MissingFileError(
-                f"{self.split_path} lists {len(listed)} photos, of which {len(removed)} are gone, the first: "
-                f"{os.path.join(self.image_dir, removed[0])}. Put them back. {anew}"
-            )
-        if added:
-            print(
-                f"Not used: {len(added)} photos that came after the split was saved, the first: {added[0]}. "
-                f"{anew}"
-            )
-        # The file decides the part of each photo; the data and configuration decide the names of classes.
-        parts = {part: [now[path] for path, _, _ in rows] for part, rows in zip(PARTS, saved, strict=True)}
-        return self._labelled(parts, self.split_path)
 
-    def _divide(self, photos: Iterable[Photo]) -> dict[str, list[Photo]]:
+    @property
+    def _anew(self) -> str:
+        return f"To split anew, delete {self.split_path}."
+
+    def _divide(self, photos: Rows) -> own_split.Parts:
         """Splits each class by the shares. The smallest classes: one photo trains, two train and test."""
-        by_class: dict[str, list[Photo]] = defaultdict(list)
-        for photo in photos:
-            by_class[photo.label].append(photo)
         p_train, p_val, _ = self.own.SPLIT
         print("Splitting into {:.0%} train, {:.0%} val, and {:.0%} test".format(*self.own.SPLIT))
-        parts: dict[str, list[Photo]] = {part: [] for part in PARTS}
+        parts: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
         single = []
-        for label, members in by_class.items():
+        for label, positions in photos.by([label for _, _, label in photos.groups]).items():
+            members = positions.tolist()
             random.Random(f"own split of {label}").shuffle(members)
             n_train = max(1, min(round(len(members) * p_train), len(members) - 1))
             n_val = max(0, min(round(len(members) * p_val), len(members) - n_train - 1))
-            parts["train"] += members[:n_train]
-            parts["val"] += members[n_train : n_train + n_val]
-            parts["test"] += members[n_train + n_val :]
+            for part, each in zip(PARTS, np.split(members, [n_train, n_train + n_val]), strict=True):
+                parts[part].append(each)
             if len(members) == 1:
                 single.append(label)
         if single:
             print(f"Only for training: {len(single)} classes of a single photo, the first: {single[0]!r}")
-        return parts
+        return {part: np.concatenate(each) for part, each in parts.items()}
 
     # Labels and their names -------------------------------------------------------------------------------
 
-    def _labelled(self, parts: dict[str, list[Photo]], source: str) -> Split:
-        classes = sorted({photo.label for photos in parts.values() for photo in photos})
-        if not parts["test"]:
+    def _labelled(self, photos: Rows, parts: own_split.Parts, source: str) -> Split:
+        taken = {part: photos.take(positions) for part, positions in parts.items()}
+        labels = {part: {label for _, _, label in rows.groups} for part, rows in taken.items()}
+        classes = sorted(set().union(*labels.values()))
+        if not labels["test"]:
             raise UserError(
                 f"{source}: there are no photos to test with. Add some to the classes or to test."
             )
-        trained = {photo.label for photo in parts["train"]}
         for label in classes:
-            if label not in trained:
+            if label not in labels["train"]:
                 raise UserError(
                     f"{source}: class {label!r} has photos, but none in train. Add one there, or take it out."
                 )
@@ -210,10 +235,12 @@ class OwnDataset(FewShotDataset):
         splits.select_labels(range(len(classes)), self.subsample, self.novel_labels)
         label_of = {label: number for number, label in enumerate(classes)}
 
-        def rows(photos: list[Photo]) -> list[Row]:
-            return [(photo.path, label_of[photo.label], names[label_of[photo.label]]) for photo in photos]
+        def rows(taken: Rows) -> Rows:
+            numbers = [(folder, label_of[label]) for folder, _, label in taken.groups]
+            groups = [(folder, number, names[number]) for folder, number in numbers]
+            return Rows(groups, taken.group_of, taken.names)
 
-        return Split(*(rows(parts[part]) for part in PARTS))
+        return Split(*(rows(taken[part]) for part in PARTS))
 
     def _class_names(self, classes: Sequence[str]) -> list[str]:
         """The name of each class in the sentence: the config's, or what the data calls it."""
@@ -294,6 +321,38 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
     return [(len(part.lstrip("0")) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
+def _order(path: str) -> tuple[str, str]:
+    """A key by which paths are sorted the same, however the file system composes them."""
+    return plain(path), path
+
+
+def _packed(photos: Rows | list[Photo]) -> Rows:
+    """Path, number of the part, and class of each photo, sorted by path."""
+    if isinstance(photos, Rows):
+        return photos
+    ordered = sorted(photos, key=lambda photo: _order(photo.path))
+    return Rows.pack(
+        (path, PARTS.index(part) if part else UNASSIGNED, label) for path, label, part in ordered
+    )
+
+
+def _in_order(photos: Rows) -> Rows:
+    """Photos of sorted folders, by `_order`; those of each folder are sorted, but maybe not by that."""
+    folders = {plain(folder) for folder, _, _ in photos.groups}
+    if photos.names.isascii() and len(folders) == len(photos.groups):
+        return photos
+    keys = [_order(path) for path, _, _ in photos]
+    return photos.take(np.array(sorted(range(len(keys)), key=keys.__getitem__)))
+
+
+def _check_paths(photos: Rows, where: str) -> None:
+    if not (
+        photos.names.decode("utf-8", "surrogatepass") + "".join(folder for folder, _, _ in photos.groups)
+    ).isprintable():
+        for path, _, _ in photos:
+            check_path(path, where)
+
+
 def _no_class(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else f"There are {few(known)}."
@@ -319,24 +378,25 @@ class OwnFolder(OwnDataset):
             )
         super().__init__(cfg)
 
-    def photos(self) -> list[Photo]:
+    def photos(self) -> Rows:
         place, skipped = self.dataset_dir, Skipped()
         folders = self._subfolders(place, skipped)
-        in_parts = self._is_split(place, folders)
-        photos: list[Photo] = []
-        if in_parts:
-            for part in folders:
-                for name in self._subfolders(os.path.join(place, part), skipped):
-                    photos += self._class(f"{part}/{name}", name, part, skipped)
-        else:
-            for name in folders:
-                photos += self._class(name, name, "", skipped)
+        classes: list[Row] = [(name, UNASSIGNED, plain(name)) for name in folders]
+        if self._is_split(place, folders):
+            classes = [
+                (f"{part}/{name}", PARTS.index(part), plain(name))
+                for part in folders
+                for name in self._subfolders(os.path.join(place, part), skipped)
+            ]
+        for path, _, _ in classes:
+            self._check_class(path, skipped)
+        photos = _in_order(rows_of_folders(place, sorted(classes, key=lambda row: _order(f"{row[0]}/"))))
         if not photos:
             raise UserError(
                 f"{place} has no photos in folders of classes. Expected is {os.path.join(place, 'CLASS')} "
                 f"with files such as *.jpg ({', '.join(IMAGE_SUFFIXES)}), or the same in train, val and test."
             )
-        print(f"{len(photos)} photos of {len({p.label for p in photos})} classes in {place}{skipped}")
+        print(f"{len(photos)} photos of {len({row[2] for row in photos.groups})} classes in {place}{skipped}")
         if others := skipped.names.get(OTHER):
             first = f"{printable(min(others))} ({len(others)} in all)"
             print(f"Warning: not used, as of a kind that is not read: {first}. {CONVERT}.")
@@ -370,31 +430,27 @@ class OwnFolder(OwnDataset):
             "classes, or only train, test and, if you like, val with folders of classes in them."
         )
 
-    def _class(self, path: str, name: str, part: str, skipped: Skipped) -> list[Photo]:
-        photos, others = [], []
-        for entry in list(os.scandir(os.path.join(self.dataset_dir, path))):
-            where = f"{path}/{entry.name}"
-            if entry.name.startswith("."):
+    def _check_class(self, path: str, skipped: Skipped) -> None:
+        """Looks at what is no photo in the folder of a class."""
+        place, others = os.path.join(self.dataset_dir, path), []
+        listed = listing(place)
+        for name in unpack_names(listed.others):
+            where, file = f"{path}/{name}", os.path.join(place, name)
+            if name.startswith("."):
                 skipped.add("hidden", where)
-            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
-                is_other = entry.name.lower().endswith(OTHER_KINDS) and entry.is_file()
-                skipped.add(OTHER if is_other else "no images", where)
-                others += [] if entry.is_dir() else [where]
-            elif entry.is_file():
-                photos.append(Photo(where, plain(name), part))
-            elif entry.is_symlink() and not os.path.exists(entry.path):
-                raise MissingFileError(f"{entry.path} is a link to nothing. Mend or remove it.")
-            else:
-                skipped.add("no images", where)
-                others += [] if entry.is_dir() else [where]  # a named pipe
-        if others and not photos:
+                continue
+            if name.lower().endswith(IMAGE_SUFFIXES) and os.path.islink(file) and not os.path.exists(file):
+                raise MissingFileError(f"{file} is a link to nothing. Mend or remove it.")
+            is_other = name.lower().endswith(OTHER_KINDS) and os.path.isfile(file)
+            skipped.add(OTHER if is_other else "no images", where)
+            others += [] if os.path.isdir(file) else [where]
+        if others and not listed.images:
             raise UserError(
-                f"{os.path.join(self.dataset_dir, path)} holds no images of a kind that is read "
+                f"{place} holds no images of a kind that is read "
                 f"({', '.join(IMAGE_SUFFIXES)}), but {brief(min(others))}. {CONVERT}; or take the folder out."
             )
-        if not photos:
+        if not listed.images:
             skipped.add("classes without photos", path)
-        return photos
 
 
 def _holds(place: str) -> tuple[bool, bool]:

@@ -18,6 +18,7 @@ from dassl.data.datasets import Datum
 
 Row = tuple[str, int, str]  # path with "/" between its parts, label, class name
 END = "/"  # ends each packed name: no file name contains it
+BLOCK = 65_536  # images that are unpacked at once
 
 
 def pack_names(names: Iterable[str]) -> bytes:
@@ -81,10 +82,12 @@ class Rows(Sequence[Row]):
         return folder + self.name(position), label, classname
 
     def __iter__(self) -> Iterator[Row]:
-        names = self.names.decode("utf-8", "surrogatepass").split(END)
-        for group, name in zip(self.group_of.tolist(), names, strict=False):  # the last part is empty
-            folder, label, classname = self.groups[group]
-            yield folder + name, label, classname
+        for start in range(0, len(self), BLOCK):
+            stop = min(start + BLOCK, len(self))
+            names = unpack_names(self.packed(start, stop))
+            for group, name in zip(self.group_of[start:stop].tolist(), names, strict=True):
+                folder, label, classname = self.groups[group]
+                yield folder + name, label, classname
 
     def name(self, position: int) -> str:
         """The file's name, without its folder."""
@@ -94,6 +97,22 @@ class Rows(Sequence[Row]):
     def packed(self, start: int, stop: int) -> bytes:
         """The packed names of the images from `start` to `stop`, exclusive."""
         return self.names[int(self._starts[start]) : int(self._starts[stop])]
+
+    def take(self, positions: np.ndarray) -> Rows:
+        """The images at these positions, in their order."""
+        taken = self.group_of[positions]
+        occurring, first, number = np.unique(taken, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # groups come in the order of their first images
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        groups = [self.groups[group] for group in occurring[order]]
+        every, names = np.frombuffer(self.names, dtype=np.uint8), []
+        for start in range(0, len(positions), BLOCK):
+            block = positions[start : start + BLOCK]
+            lengths = self._starts[block + 1] - self._starts[block]
+            shift = self._starts[block] - (np.cumsum(lengths) - lengths)
+            names.append(every[np.arange(lengths.sum()) + np.repeat(shift, lengths)].tobytes())
+        return Rows(groups, place[number], b"".join(names))
 
     def by(self, keys: Sequence[Any]) -> dict[Any, np.ndarray]:
         """The positions of the images for each key, keys in the order of their first images.

@@ -12,14 +12,15 @@ import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from dassl.data.class_names import brief, check_class_names, check_path
 from dassl.data.datasets import Datum
 from dassl.data.folder_index import listing, progress
 from dassl.data.locks import sole_maker
-from dassl.data.packed_rows import Datums, Row, Rows, unpack_names
+from dassl.data.packed_rows import BLOCK, Datums, Row, Rows, unpack_names
 from dassl.utils.tools import atomic_open
 from prompted_clip.errors import MissingFileError, UserError
 
@@ -100,10 +101,23 @@ def as_rows(content: Any, where: str) -> list[Row]:
     return rows
 
 
-def write_json(content: Any, path: str) -> None:
-    """Writes a JSON file atomically."""
+def write_json(content: Mapping[str, Any], path: str) -> None:
+    """Writes a JSON file atomically; of packed rows in pieces, as lists of `[path, label, class name]`."""
     with atomic_open(path) as file:
-        json.dump(content, file)
+        file.write("{")
+        for place, (key, value) in enumerate(content.items()):
+            file.write(f"{', ' if place else ''}{json.dumps(key)}: ")
+            file.writelines(_pieces(value) if isinstance(value, Rows) else [json.dumps(value)])
+        file.write("}")
+
+
+def _pieces(rows: Rows) -> Iterator[str]:
+    """The JSON of rows, without a list of all."""
+    left, before = iter(rows), "["
+    while block := list(islice(left, BLOCK)):
+        yield before + json.dumps(block)[1:-1]
+        before = ", "
+    yield "]" if rows else "[]"
 
 
 def write_shared_json(content: Any, path: str, dataset_dir: str, replace: bool = True) -> None:
