@@ -14,6 +14,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
+from dassl.data import own_split, splits
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.folder_index import IMAGE_SUFFIXES
 from dassl.data.own_data import OTHER_KINDS
@@ -144,6 +145,41 @@ def test_photos_that_came_later_are_told_and_left_out(tmp_path, capsys):
     )
     split.unlink()
     assert open_folder(tmp_path).classnames == ["ant", "bird", "cat"]
+
+
+def images_of(dataset: Any) -> list[list[tuple[str, int, str]]]:
+    return [
+        [(item.impath, item.label, item.classname) for item in part]
+        for part in (dataset.train_x, dataset.val, dataset.test)
+    ]
+
+
+def test_the_file_of_a_large_split_is_read_once(tmp_path, monkeypatch, capsys):
+    """And again where it, the photos or what was kept of it are others."""
+    monkeypatch.setattr(own_split, "LEAST", 1)
+    draw(tmp_path, {"cat": 10, "dog": 10})
+    first, read, load = images_of(open_folder(tmp_path)), [], splits.load_split
+    monkeypatch.setattr(
+        splits, "load_split", lambda *args, **given: read.append(args) or load(*args, **given)
+    )
+    assert images_of(open_folder(tmp_path)) == first
+    assert not read
+    assert "DATASET.OWN.SPLIT is [0.6, 0.2, 0.2]" in refused(tmp_path, "DATASET.OWN.SPLIT", [0.6, 0.2, 0.2])
+
+    (tmp_path / ".folder_index" / "folders_split_own.npz").write_bytes(b"PK damaged")
+    assert images_of(open_folder(tmp_path)) == first
+    (tmp_path / "cat" / "a.jpg").touch()
+    for _ in range(2):
+        capsys.readouterr()
+        assert images_of(open_folder(tmp_path)) == first
+        assert "Not used: 1 photos that came after the split" in capsys.readouterr().out
+    assert len(read) == 2
+
+    content = json.loads((tmp_path / "split_own.json").read_text())
+    content["test"].append(content["train"].pop())
+    (tmp_path / "split_own.json").write_text(json.dumps(content))
+    moved = images_of(open_folder(tmp_path))
+    assert [len(part) for part in moved] == [len(first[0]) - 1, len(first[1]), len(first[2]) + 1]
 
 
 def test_photos_that_are_gone_are_an_error(tmp_path):

@@ -7,6 +7,7 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dassl.data.datasets.base_dataset as base_dataset
@@ -42,6 +43,20 @@ def test_packed_rows_are_the_rows():
             packed[index]
     assert list(Rows.pack([])) == []
     assert len(pickle.loads(pickle.dumps(packed))) == len(PLAIN)
+
+
+@pytest.mark.parametrize("block", [2, 100])
+def test_rows_are_taken_and_written_as_from_a_list(block, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "BLOCK", block)
+    monkeypatch.setattr(splits, "BLOCK", block)
+    packed, positions = Rows.pack(PLAIN), np.array([6, 0, 3, 2, 4])
+    taken = packed.take(positions)
+    assert list(taken) == [PLAIN[position] for position in positions]
+    assert taken.digest() == Rows.pack(list(taken)).digest()
+    assert list(packed.take(positions[:0])) == []
+    for name, rows in (("packed", taken), ("list", list(taken))):
+        splits.write_json({"train": rows, "val": rows[:0], "shares": [0.5]}, str(tmp_path / name))
+    assert (tmp_path / "packed").read_bytes() == (tmp_path / "list").read_bytes()
 
 
 def test_positions_by_label_and_folder_come_in_the_order_of_first_appearance():

@@ -12,8 +12,8 @@ import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple, TypeVar
 
 from dassl.data.class_names import brief, check_class_names, check_path
@@ -101,23 +101,28 @@ def as_rows(content: Any, where: str) -> list[Row]:
     return rows
 
 
-def write_json(content: Mapping[str, Any], path: str) -> None:
-    """Writes a JSON file atomically; of packed rows in pieces, as lists of `[path, label, class name]`."""
+def write_json(content: Any, path: str) -> None:
+    """Writes a JSON file atomically; packed rows as lists of `[path, label, class name]`."""
     with atomic_open(path) as file:
-        file.write("{")
-        for place, (key, value) in enumerate(content.items()):
-            file.write(f"{', ' if place else ''}{json.dumps(key)}: ")
-            file.writelines(_pieces(value) if isinstance(value, Rows) else [json.dumps(value)])
-        file.write("}")
+        file.writelines(_pieces(content))
 
 
-def _pieces(rows: Rows) -> Iterator[str]:
-    """The JSON of rows, without a list of all."""
-    left, before = iter(rows), "["
-    while block := list(islice(left, BLOCK)):
-        yield before + json.dumps(block)[1:-1]
-        before = ", "
-    yield "]" if rows else "[]"
+def _pieces(content: Any) -> Iterator[str]:
+    """The JSON of content, without lists of all of its packed rows."""
+    if isinstance(content, dict):
+        for before, key in zip(chain("{", repeat(", ")), content, strict=False):
+            yield f"{before}{json.dumps(key)}: "
+            yield from _pieces(content[key])
+        yield "}" if content else "{}"
+    elif isinstance(content, Rows):
+        rows = iter(content)
+        for before in chain("[", repeat(", ")):
+            if not (block := list(islice(rows, BLOCK))):
+                break
+            yield before + json.dumps(block)[1:-1]
+        yield "]" if content else "[]"
+    else:
+        yield json.dumps(content)
 
 
 def write_shared_json(content: Any, path: str, dataset_dir: str, replace: bool = True) -> None:
