@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fake_slurm
 import pytest
+import torch
 from helpers import ROOT
 from script_jobs import attempts_of, script_job
 
@@ -25,7 +26,7 @@ from experiments.cluster.cluster import Cluster
 from experiments.cluster.options import ClusterOptions, add_arguments
 from experiments.sweeps.queue import Status
 
-pytest.importorskip("submitit")
+submitit = pytest.importorskip("submitit")
 
 SLEEP = "time.sleep(600)"
 
@@ -78,6 +79,30 @@ def test_runs_of_a_chunk_share_a_node_and_a_failure_stops_no_other(cluster_of, t
     assert "finished train in 1 s: accuracy 50.00 %" in events
     assert sorted(path.name for path in (tmp_path / "slurm").glob("*.json")) == ["1_0.json", "1_1.json"]
     assert "no such shots" in (tmp_path / "output" / "bad" / "error.txt").read_text()
+
+
+def test_runs_of_a_node_share_its_gpus(cluster_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two on each: each run ends when four have begun."""
+    (tmp_path / "slurm" / "hold").touch()
+    all_at_once = """
+(folder / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+while len(list(folder.parent.glob("*/gpu"))) < 4: time.sleep(0.01)
+"""
+    cluster = cluster_of(gpus_per_job=1, gpus_per_node=2, jobs_per_gpu=2)
+    assert len(cluster.submit([(script_job(f"run{number}", all_at_once),) for number in range(5)])) == 2
+    (pickled,) = tmp_path.glob("output/cluster/*/1_0_submitted.pkl")
+    assert "--gpus-per-node=2" in pickled.with_name("1_submission.sh").read_text()
+
+    monkeypatch.chdir(tmp_path)  # which a node's process changes
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpu = argparse.Namespace(total_memory=2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpu)
+    submitit.core.utils.DelayedSubmission.load(pickled).function()
+    assert sorted(path.read_text() for path in tmp_path.glob("output/*/gpu")) == ["0", "0", "1", "1"]
+    assert len(list(tmp_path.glob("output/*/result.json"))) == 4
 
 
 def test_what_waits_or_runs_is_not_submitted_twice(cluster_of, tmp_path: Path) -> None:
