@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
-from dassl.data import own_split, splits
+from dassl.data import folder_index, own_split, splits
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.folder_index import IMAGE_SUFFIXES
 from dassl.data.own_data import OTHER_KINDS
@@ -495,3 +498,46 @@ def test_a_setting_that_is_none_is_refused(tmp_path, key):
     draw(tmp_path, {"ant": 4, "bee": 4})
     with pytest.raises(ValueError, match=f"DATASET.OWN.{key} is None"):
         open_folder(tmp_path, f"DATASET.OWN.{key}", "None")
+
+
+@pytest.fixture
+def seen_by_all() -> Iterator[Path]:
+    """A folder that other users may look into, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        yield Path(place)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_another_user_s_index_caches_and_locks_are_read_and_not_needed(seen_by_all, monkeypatch):
+    """Where tests are not run as root, the user may not write into the folder either."""
+    for module in (own_split, folder_index):
+        monkeypatch.setattr(module, "LEAST", 1)
+    photos, told = seen_by_all / "photos", seen_by_all / "told"
+    draw(photos, {"cat": 10, "dog": 10})
+    told.mkdir()
+    told.chmod(0o777)
+    open_folder(photos, "DATASET.NUM_SHOTS", 2)
+    ours = images_of(open_folder(photos, "DATASET.NUM_SHOTS", 2))  # imports what the other may not read
+    (photos / "dog" / "late.jpg").touch()  # so that the index is of yesterday
+
+    def other_user() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        os.environ["XDG_CACHE_HOME"] = str(told / "cache")
+        theirs = [images_of(open_folder(photos, "DATASET.NUM_SHOTS", shots)) for shots in (2, 3)]
+        (told / "same").write_text(f"{theirs[0] == ours}, {len(theirs[1][0])} images")
+
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    for folder in (photos, photos / ".folder_index", photos / "split_fewshot"):
+        folder.chmod(0o555)
+    process = multiprocessing.get_context("fork").Process(target=other_user)
+    process.start()
+    process.join()
+    for folder in (photos, photos / ".folder_index", photos / "split_fewshot"):
+        folder.chmod(0o755)
+    assert (told / "same").read_text() == "True, 6 images"
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+    assert list(told.glob("cache/*/folder_index/*.bin")), "an index of their own"
