@@ -5,12 +5,18 @@
 
 - queue: what a sweep's own process takes of a core, with many runs waiting and a few running
 - report: seconds of `scripts.report` on many results
+- folder: own photos in class folders (`DATASET.NAME folder`), opened the first time and from the index
+- classes: each place that a run passes with all of its classes, and whether it grows evenly with them
+- weights: how often jobs that start together download the same weights
+- users: whether somebody else can open what one user has indexed and cached (as root)
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import encodings.utf_8_sig  # noqa: F401  (another user may not be able to read it)
+import hashlib
 import io
 import itertools
 import json
@@ -19,34 +25,47 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from benchmarks.harness import add_common, is_refused, one_line_errors, progress, save, table
 from benchmarks.machine import conditions, load_average
 from dassl.config import get_cfg_default
 from dassl.config.influence import influencing, plain
-from dassl.data import folder_index
-from dassl.data.datasets import build_dataset
-from dassl.data.packed_rows import pack_names
-from dassl.evaluation import Prediction, write_predictions
+from dassl.data import folder_index, splits
+from dassl.data.class_names import check_class_names
+from dassl.data.datasets import DatasetBase, build_dataset
+from dassl.data.packed_rows import Rows, pack_names
+from dassl.evaluation import FirstClasses, Prediction, write_predictions
+from experiments.costs.complexity import build_cfg, find_method
+from experiments.costs.synthetic import build_synthetic, image_size
 from experiments.methods import read_methods
 from experiments.plans import Planned, save_plan
+from experiments.record import Record
 from experiments.results.benchmarks import ELEVEN
 from experiments.run_folder import FORMAT, RESULT_FILE
 from experiments.sweeps.devices import Devices
 from experiments.sweeps.job import Job
 from experiments.sweeps.queue import Queue, Status
 from experiments.sweeps.view import View
+from prompted_clip import factory
 from prompted_clip.errors import UserError
 from scripts import report as scripts_report
 from trainers.configuration import extend_cfg
 
-WORKERS = 8
+WORKERS = 8  # of the queue
+PHOTOS = 20  # of each class
+EMBEDDED = "ViT-Shapes/8"
+TESTED = ("TEST.PER_CLASS_RESULT", "True")
+NOBODY = 65534  # a user's number
 SLEEPER = """#!/bin/sh
 for word; do [ "$before" = --output-dir ] && folder=$word; before=$word; done
 sleep %s
@@ -274,7 +293,176 @@ def folder(args: argparse.Namespace) -> list[str]:
     ]
 
 
-PARTS = {"queue": queue, "report": report, "folder": folder}
+# --- classes ---------------------------------------------------------------------------------------------
+
+
+def names_of_classes(count: int) -> list[str]:
+    """Names that are different sentences, of words that the embedded CLIP knows."""
+    words = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "small", "large", "striped")
+    return [" ".join(words[int(digit)] for digit in f"{number:05d}") for number in range(count)]
+
+
+def seconds_by_classes(count: int) -> dict[str, float]:
+    """Seconds of this process in each place that a run passes with all of its classes."""
+    seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def clock(what: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        seconds[what] = time.process_time() - start
+
+    names = names_of_classes(count)
+    with clock("class names: the same sentence refused"):
+        check_class_names(dict(enumerate(names)), f"{count} classes", "")
+    rows = [(f"{label}/{k}.jpg", label, name) for label, name in enumerate(names) for k in range(PHOTOS)]
+    packed = Rows.pack(rows)
+    split = splits.Split(packed, Rows.pack(rows[::PHOTOS]), Rows.pack(rows[1::PHOTOS]))
+    with clock("split checked, its names known"):
+        splits.check_labels(split, "generated")
+    with tempfile.TemporaryDirectory() as place, clock("16 shots drawn, and saved"):
+        train, val = splits.few_shot(split.train, split.val, 16, 1, f"{place}/cache/shots.json")
+    with clock("dataset: base classes chosen"):
+        parts = [splits.to_datums(part, "") for part in (train, val, split.test)]
+        base = DatasetBase(*splits.subsample_classes(parts[0], subsample="base"))
+    with clock("model: CLIP and a learner of the classes built"):
+        method, size = find_method("MaPLe", EMBEDDED), image_size(EMBEDDED)
+        cfg = build_cfg(method, names, EMBEDDED, size, options=["USE_CUDA", "False", *TESTED])
+        trainer = build_synthetic(cfg)
+    with clock("model: text features"), torch.no_grad():
+        trainer.model.encode_text()
+    evaluator, first = trainer.evaluator, FirstClasses(cfg)
+    scores, labels = torch.randn(100, count), torch.arange(count)
+    with clock("an image of each class: evaluated"):
+        for batch in labels.split(100):
+            evaluator.process(scores[: len(batch)], batch)
+        evaluator.evaluate()
+    with clock("an image of each class: predictions written"), tempfile.TemporaryDirectory() as place:
+        for batch in labels.split(100):
+            first.add({"impath": [f"{label}.jpg" for label in batch]}, scores[: len(batch)], batch)
+        write_predictions(first.result() or [], f"{place}/predictions.csv.gz")
+    with clock("result.json written"), tempfile.TemporaryDirectory() as place:
+        cfg.defrost()
+        cfg.OUTPUT_DIR = place
+        flags = argparse.Namespace(eval_only=False, config_file="", dataset_config_file="", model_dir="")
+        record = Record(trainer, flags, [])
+        record.write()
+    assert len(base.classnames) == (count + 1) // 2
+    return seconds
+
+
+def classes(args: argparse.Namespace) -> list[str]:
+    loads, counts = load_average(), (args.classes // 10, args.classes)
+    fewer, all_of_them = (measured(seconds_by_classes, count) for count in counts)
+    cells = [
+        [what, f"{fewer[2][what]:.2f}", f"{seconds:.2f}", f"{seconds / max(fewer[2][what], 0.01):.1f}"]
+        for what, seconds in all_of_them[2].items()
+    ]
+    return [
+        f"# What grows with the classes, up to {args.classes:,}",
+        "",
+        *conditions(["torch", "numpy", "scikit-learn"], loads),
+        f"- Seconds of the process, one thread; {EMBEDDED}, a text encoder of a sixth of ViT-B/16's width",
+        f"- {PHOTOS} images a class, none of which is read; peak of memory in all of it: "
+        f"{fewer[1]:,.0f} and {all_of_them[1]:,.0f} MiB above the imports",
+        "",
+        table(cells, ["", *(f"{count:,} classes" for count in counts), "quotient (10: linear)"]),
+    ]
+
+
+# --- weights ---------------------------------------------------------------------------------------------
+
+
+class _Weights(BaseHTTPRequestHandler):
+    content = bytes(50_000_000)
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def download_all(jobs: int, address: str) -> int:
+    """Starts processes that all want the same file; how many have it in the end."""
+    with tempfile.TemporaryDirectory() as place, multiprocessing.get_context("fork").Pool(jobs) as pool:
+        found = pool.starmap(factory._download, [(address, place)] * jobs, chunksize=1)
+        return sum(Path(path).stat().st_size == len(_Weights.content) for path in found)
+
+
+def weights(args: argparse.Namespace) -> list[str]:
+    loads = load_average()
+    os.environ["no_proxy"] = "127.0.0.1"
+    server = ThreadingTCPServer(("127.0.0.1", 0), _Weights)
+    server.asked = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sha256 = hashlib.sha256(_Weights.content).hexdigest()
+    address = f"http://127.0.0.1:{server.server_address[1]}/{sha256}/weights.pt"
+    seconds, _, whole = measured(download_all, args.jobs, address)
+    asked = len(server.asked)  # type: ignore[attr-defined]
+    server.shutdown()
+    return [
+        f"# Weights of {len(_Weights.content) / 1e6:.0f} MB for {args.jobs} cold jobs that start together",
+        "",
+        *conditions(["filelock"], loads),
+        "- From a server on this machine; each job hashes the file before it takes it",
+        "",
+        table(
+            [[str(args.jobs), str(whole), str(asked), f"{seconds:.1f}"]],
+            ["jobs", "have the file", "downloads", "seconds until all have it"],
+        ),
+    ]
+
+
+# --- users -----------------------------------------------------------------------------------------------
+
+
+def as_nobody(work: Callable[..., Any], *args: Any) -> Any:
+    """As another user, whose cache is a folder of its own."""
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    return work(*args)
+
+
+def users(args: argparse.Namespace) -> list[str]:
+    if os.geteuid() != 0:
+        raise UserError("users takes the place of another user, which root alone can; run it as root.")
+    loads, cells = load_average(), []
+    with tempfile.TemporaryDirectory() as data, tempfile.TemporaryDirectory() as cache:
+        place = Path(data)
+        os.chmod(place, 0o755)
+        os.chmod(cache, 0o777)
+        os.environ["XDG_CACHE_HOME"] = cache
+        write_tree(place, args.photos // 100, args.folders)
+        for who, how, shots in (
+            ("owner", "first time", 2),
+            ("owner", "again", 2),
+            ("another", "by the owner's index", 2),
+            ("another", "other shots, which cannot be saved there", 3),
+            ("another", "after a photo was added", 2),
+            ("another", "again, by an index of their own", 2),
+        ):
+            if "added" in how:
+                (place / "class_00000" / "late.jpg").touch()
+                time.sleep(3)
+            work = (open_folder, place, shots)
+            seconds, _, sizes = measured(as_nobody, *work) if who == "another" else measured(*work)
+            cells.append([who, how, f"{seconds:.1f}", f"{sizes[0]:,}"])
+    return [
+        f"# Two users on one folder of {args.photos // 100:,} photos, which one of them may not write into",
+        "",
+        *conditions(["numpy"], loads),
+        "",
+        table(cells, ["user", "opens it", "seconds", "trained on"]),
+    ]
+
+
+PARTS = {each.__name__: each for each in (queue, report, folder, classes, weights, users)}
 
 
 @one_line_errors
@@ -289,6 +477,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--results", type=int, default=10_000, help="of the report")
     add("--photos", type=int, default=10_000_000, help="of the folder; a tenth of them as files")
     add("--folders", type=int, default=1000, help="of the photos")
+    add("--classes", type=int, default=21_000, help="at most; measured beside a tenth of them")
+    add("--jobs", type=int, default=100, help="that want the same weights")
     add_common(parser, threads=1)
     args = parser.parse_args(argv)
     for part in args.parts:
