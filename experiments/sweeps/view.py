@@ -52,14 +52,15 @@ class View:
                 self.live = None
 
     def __call__(self, status: Status, event: str) -> None:
-        if event and not (event.startswith("started") and self.live):
+        is_told = event and not (event.startswith("started") and self.live)
+        if is_told:
             self.console.print(
                 f"[{self._done(status)}] {event}{self._left(status)}", markup=False, highlight=False
             )
             self.printed = time.time()
         if not self.live and time.time() - self.printed > HEARTBEAT:
             self._print_progress(status)
-        if self.live and (event or time.time() - self.drawn > REFRESH):
+        if self.live and (is_told or time.time() - self.drawn > REFRESH):
             self.drawn = time.time()
             self.live.update(self._table(status), refresh=True)
 
@@ -85,10 +86,8 @@ class View:
         return f"{counts['finished'] + counts['failed']}/{len(status.jobs)}"
 
     def _left(self, status: Status) -> str:
-        remaining = status.remaining()
-        if self.live or not remaining:
-            return ""
-        return f"; {in_words(remaining)} left"
+        remaining = None if self.live else status.remaining()
+        return f"; {in_words(remaining)} left" if remaining else ""
 
     def _table(self, status: Status) -> Group:
         counts = jobs_by_state(status)
