@@ -79,13 +79,14 @@ def _download(url: str, root: str | None = None) -> str:
     expected = url.split("/")[-2]
     target = folder / url.split("/")[-1]
     by_hand = f"fetch {url} by another way and give the file as MODEL.BACKBONE.PATH"
-    if _is_there(target, expected):
-        return str(target)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _sole_download(target):
-            if not _is_there(target, expected):
-                _fetch(url, target, expected, by_hand)
+        while not _is_there(target, expected):
+            folder.mkdir(parents=True, exist_ok=True)
+            with _sole_download(target) as has_waited:
+                # Those that waited check the other's file side by side, when the lock is free again.
+                is_made = target.is_file() if has_waited else _is_there(target, expected)
+                if not is_made:
+                    _fetch(url, target, expected, by_hand)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
@@ -99,17 +100,22 @@ def _is_there(target: Path, expected: str) -> bool:
 
 
 @contextmanager
-def _sole_download(target: Path) -> Iterator[None]:
-    """Waits for another process that downloads the file; where the file system has no locks, nobody does."""
+def _sole_download(target: Path) -> Iterator[bool]:
+    """Waits for another process that downloads the file; gives whether there was one.
+
+    Where the file system has no locks, nobody waits.
+    """
     lock = FileLock(target.with_name(f".{target.name}.lock"), mode=0o666)  # another user may wait for it
+    has_waited = False
     with suppress(OSError, NotImplementedError):
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"Waiting for {target.name}, which another process downloads into {target.parent}")
+            has_waited = True
             lock.acquire()
     try:
-        yield
+        yield has_waited
     finally:
         if lock.is_locked:
             Path(lock.lock_file).unlink(missing_ok=True)
