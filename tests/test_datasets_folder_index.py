@@ -240,6 +240,22 @@ def test_rows_of_class_folders(tree):
 
 
 @pytest.mark.parametrize(
+    "read",
+    [
+        lambda tree: rows_of_folders(str(tree), [("one", 0, "first")]),
+        lambda tree: list_images(str(tree / "one")),
+    ],
+)
+def test_an_image_that_is_a_link_to_nothing_is_not_left_out_silently(tree, read):
+    (tree / "one" / "b.jpg").symlink_to(tree / "gone.jpg")
+    with pytest.raises(FileNotFoundError, match=r"one/b\.jpg is a link to nothing"), opened(str(tree)):
+        read(tree)
+    (tree / "gone.jpg").touch()
+    with opened(str(tree)):
+        assert len(read(tree)) == len(IMAGES) + 1
+
+
+@pytest.mark.parametrize(
     "table",
     [
         *(b"", b"{", b"7", b"[7]", b"[" * 100_000, b'[["one"]]', b'[["one", 1, 1, 1, 0, 0, 0, 0]]'),

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dassl.data.locks import sole_maker
 from dassl.data.packed_rows import END, Row, Rows, pack_names, unpack_names
 from dassl.utils.tools import atomic_open
+from prompted_clip.errors import MissingFileError
 from prompted_clip.images import IMAGE_SUFFIXES
 
 Item = TypeVar("Item")
@@ -60,9 +61,9 @@ def list_images(folder: str) -> list[str]:
     """The names of the images in a folder, sorted: files by their suffix, without hidden ones.
 
     Raises:
-        OSError: the folder cannot be listed.
+        OSError: the folder cannot be listed, or an image in it is a link to nothing.
     """
-    return unpack_names(listing(folder).images)
+    return unpack_names(_images(folder))
 
 
 def list_names(folder: str) -> list[str]:
@@ -85,16 +86,25 @@ def rows_of_folders(image_dir: str, classes: Sequence[Row]) -> Rows:
             `image_dir`, with "/" as separator.
 
     Raises:
-        OSError: a folder cannot be listed.
+        OSError: a folder cannot be listed, or an image in it is a link to nothing.
     """
     groups, counts, names = [], [], []
     for folder, label, classname in progress(classes, "Listing images", "folder"):
-        images = listing(os.path.join(image_dir, folder)).images
+        images = _images(os.path.join(image_dir, folder))
         if images:
             groups.append((f"{folder}/", label, classname))
             counts.append(images.count(END.encode()))
             names.append(images)
     return Rows(groups, np.repeat(np.arange(len(groups), dtype=np.int32), counts), b"".join(names))
+
+
+def _images(folder: str) -> bytes:
+    found = listing(folder)
+    for name in filter(_is_image, unpack_names(found.others)):
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not os.path.exists(path):
+            raise MissingFileError(f"{path} is a link to nothing. Mend or remove it.")
+    return found.images
 
 
 def progress(items: Iterable[Item], what: str, unit: str) -> Iterable[Item]:
@@ -249,6 +259,9 @@ def _list(folder: str) -> Listing:
     images: list[str] = []
     others: list[str] = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        is_image = entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
-        (images if is_image and entry.is_file() else others).append(entry.name)
+        (images if _is_image(entry.name) and entry.is_file() else others).append(entry.name)
     return Listing(pack_names(images), pack_names(others))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")

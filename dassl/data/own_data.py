@@ -388,9 +388,9 @@ class OwnFolder(OwnDataset):
                 for part in folders
                 for name in self._subfolders(os.path.join(place, part), skipped)
             ]
+        photos = _in_order(rows_of_folders(place, sorted(classes, key=lambda row: _order(f"{row[0]}/"))))
         for path, _, _ in classes:
             self._check_class(path, skipped)
-        photos = _in_order(rows_of_folders(place, sorted(classes, key=lambda row: _order(f"{row[0]}/"))))
         if not photos:
             raise UserError(
                 f"{place} has no photos in folders of classes. Expected is {os.path.join(place, 'CLASS')} "
@@ -439,8 +439,6 @@ class OwnFolder(OwnDataset):
             if name.startswith("."):
                 skipped.add("hidden", where)
                 continue
-            if name.lower().endswith(IMAGE_SUFFIXES) and os.path.islink(file) and not os.path.exists(file):
-                raise MissingFileError(f"{file} is a link to nothing. Mend or remove it.")
             is_other = name.lower().endswith(OTHER_KINDS) and os.path.isfile(file)
             skipped.add(OTHER if is_other else "no images", where)
             others += [] if os.path.isdir(file) else [where]

@@ -30,8 +30,10 @@ def load(split_path: str, photos: Rows) -> tuple[list[float] | None, Parts] | No
             if content.pop("key").tolist() != _key(split_path, photos):
                 continue
             shares = content.pop("shares").tolist()
-            if np.bincount(np.concatenate([*content.values()]), minlength=len(photos)).max() == 1:
-                return shares or None, content
+            parts = {part: content[part] for part in ("train", "val", "test")}
+            listed = np.bincount(np.concatenate([*parts.values()]), minlength=len(photos))
+            if len(listed) == len(photos) and listed.max() == 1:
+                return shares or None, parts
         except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
             continue  # not there, damaged, or not in its form
     return None
