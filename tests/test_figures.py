@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from figure_checks import assert_written, legend_of, words_of
@@ -40,9 +41,21 @@ def invented(tmp_path: Path) -> Invented:
     return Invented(tmp_path / "output")
 
 
-def markers(axis) -> list:
-    """Lines that are one point, in the order in which they were drawn."""
-    return [line for line in axis.lines if line.get_marker() in MARKERS and len(line.get_xdata()) == 1]
+class Point(NamedTuple):
+    x: float
+    y: float
+    face: str
+    colour: str
+
+
+def markers(axis) -> list[Point]:
+    """The points of each curve, those that are whole first."""
+    drawn = [line for line in axis.lines if line.get_marker() in MARKERS and line.get_linestyle() == "None"]
+    return [
+        Point(x, y, line.get_markerfacecolor(), line.get_color())
+        for line in drawn
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("protocol", ["depth", "length"])
@@ -61,12 +74,12 @@ def test_curves_show_the_mean_of_each_branch_at_each_value(invented, protocol, c
     assert list(base.get_xticks()) == list(VALUES)
     assert legend_of(figure) == ["both branches", "text branch", "image branch"]
 
-    drawn = {line.get_xdata()[0]: line.get_ydata()[0] for line in markers(base)[: len(VALUES)]}
+    drawn = {point.x: point.y for point in markers(base)[: len(VALUES)]}
     wobbles = [
         wobble("both branches", 3, dataset, "base", seed) for dataset in ("dtd", "eurosat") for seed in SEEDS
     ]
     assert drawn[3] == pytest.approx(70 + 4 + 0.6 * 3 + sum(wobbles) / 6)
-    first = [markers(axis)[0].get_ydata()[0] for axis in (base, new, hm)]
+    first = [markers(axis)[0].y for axis in (base, new, hm)]
     assert first[2] == pytest.approx(2 * first[0] * first[1] / (first[0] + first[1]))
     assert "Average over 2 datasets, 3 seeds" in words_of(figure)
     assert "missing" not in words_of(figure)
@@ -83,7 +96,7 @@ def test_a_point_that_lacks_a_seed_is_hollow_and_said(invented, capsys):
     figure = draw_curves(read_runs(folder, ["depth"]), "depth").figure
     assert "1 of 54 runs are missing: hollow points lack seeds" in words_of(figure)
     for axis, hollow in zip(figure.axes, (1, 0, 1), strict=True):
-        faces = [line.get_markerfacecolor() for line in markers(axis)]
+        faces = [point.face for point in markers(axis)]
         assert faces.count("white") == hollow
         assert len(faces) == 9
 
@@ -95,7 +108,7 @@ def test_a_point_that_lacks_a_dataset_is_left_out(invented, capsys):
     }
     folder = invented.write()
     figure = draw_curves(read_runs(folder, ["depth"]), "depth").figure
-    assert {line.get_xdata()[0] for line in markers(figure.axes[0])} == {1, 3}
+    assert {point.x for point in markers(figure.axes[0])} == {1, 3}
 
     invented.left_out = {job["folder"] for job in invented.jobs if job["dataset"] == "dtd"}
     for folder_of in invented.left_out:
@@ -322,7 +335,7 @@ def test_tables_and_figures_take_the_same_zero_shot_run(invented):
     for key in ("MaPLe", "CoOp"):
         row = next(row for row in average.rows if row.labels == (key,))
         colour = look_of(methods[key]).colour
-        drawn = [line.get_ydata()[0] for line in markers(figure.axes[0]) if line.get_color() == colour]
+        drawn = [point.y for point in markers(figure.axes[0]) if point.colour == colour]
         assert drawn == [cell.mean for cell in row.cells]
 
 

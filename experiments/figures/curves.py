@@ -106,8 +106,11 @@ def draw_series(axis: Any, values: dict[float, Value | None], style: Look) -> An
         capsize=2,
         elinewidth=1,
     )
-    for x, value in there.items():
-        face = style.colour if value.is_complete else "white"
-        axis.plot(x, value.mean, style.marker, color=style.colour, markerfacecolor=face, linestyle="none")
+    for is_complete, face in ((True, style.colour), (False, "white")):
+        points = {x: value.mean for x, value in there.items() if value.is_complete == is_complete}
+        if points:
+            axis.plot(
+                *zip(*points.items(), strict=True), style.marker, color=style.colour, markerfacecolor=face
+            )
     (handle,) = axis.plot([], [], color=style.colour, marker=style.marker, linestyle=style.line)
     return handle

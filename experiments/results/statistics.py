@@ -98,7 +98,10 @@ def mean(values: Collection[float]) -> float:
 
 def population_std(values: Collection[float]) -> float:
     """As `numpy.std`, and so as Dassl's `parse_test_res.py`, has it."""
-    return pstdev(values)
+    return _pstdev(tuple(values))
+
+
+_pstdev = functools.lru_cache(maxsize=100_000)(pstdev)  # exact, so slow; tables and figures ask again
 
 
 def over_seeds(
@@ -227,9 +230,9 @@ def _mean_hits(term: Term) -> tuple[str, np.ndarray] | None:
 @functools.cache
 def _t(n: int) -> float:
     """The 0.975 quantile of Student's t for n values."""
-    from scipy import stats  # here, since it takes a second to import
+    from scipy.special import stdtrit  # here, since it takes a while to import
 
-    return float(stats.t.ppf(0.975, n - 1))
+    return float(stdtrit(n - 1, 0.975))
 
 
 def noise(value: Value) -> float | None:
