@@ -156,9 +156,6 @@ def has_bf16() -> bool:
 def chosen_ways(args: argparse.Namespace, backbone: str) -> list[str]:
     """Those that were asked for, or all that this machine and the backbone allow."""
     if args.ways:
-        if wrong := [each for each in args.ways if each not in WAYS or each == DECODER]:
-            allowed = "; ".join(each for each in WAYS if each != DECODER)
-            raise UserError(f"--ways has {wrong[0]!r}; allowed are {allowed}.")
         return list(dict.fromkeys([PLAIN, *args.ways]))
     left_out = {DECODER, *ON_REQUEST} - ({"model bf16"} if has_bf16() else set())
     for package in ("open_clip", "timm", "onnxruntime", "openvino"):
@@ -189,19 +186,27 @@ def made(args: argparse.Namespace, weights: str) -> PromptedCLIP:
     return trainer_class.from_clip(args.backbone, names, weights=weights, device="cpu")
 
 
-def prepare(model: PromptedCLIP, saved: Path, calibration: Sequence[str]) -> None:
-    """The saved folder, and the graphs in it."""
+def file_of(way: str) -> str:
+    """The graph that a way runs; "" for none."""
+    return getattr(WAYS[way], "keywords", {}).get("file", "")
+
+
+def prepare(model: PromptedCLIP, saved: Path, files: Sequence[str], calibration: Sequence[str]) -> None:
+    """The saved folder, and those graphs in it that are needed."""
     model.save_pretrained(saved, classifier=True)
     export.pictures(1)[0].save(saved / "photo.png")
     graphs = saved / "graphs"
     graphs.mkdir()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        graph = export.ImageGraph(model)
-        export.save_onnx(export.traced(graph), graph, graphs / FP32)
-        export.to_int8(graphs / FP32, graphs / DYNAMIC, "images", [])
-        images = [tensor_of(model, path)[None] for path in calibration]
-        export.to_int8(graphs / FP32, graphs / STATIC, "images", images)
+        if any(files):
+            graph = export.ImageGraph(model)
+            export.save_onnx(export.traced(graph), graph, graphs / FP32)
+        if DYNAMIC in files:
+            export.to_int8(graphs / FP32, graphs / DYNAMIC, "images", [])
+        if STATIC in files:
+            images = [tensor_of(model, path)[None] for path in calibration]
+            export.to_int8(graphs / FP32, graphs / STATIC, "images", images)
 
 
 def seconds_of(code: str) -> float:
@@ -260,7 +265,7 @@ def percent(rates: Sequence[float], limits: Sequence[float]) -> str:
 
 def row(way: str, found: dict[str, Found], limits: Limits, sizes: dict[str, float]) -> list[str]:
     one, plain = found[way], found[PLAIN]
-    file = WAYS[way].keywords.get("file") if hasattr(WAYS[way], "keywords") else None
+    file = file_of(way)
     return [
         way,
         spread(one.tower),
@@ -348,6 +353,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command_parser().parse_args(argv)
     if is_refused(args):
         return 1
+    if wrong := [each for each in args.ways if each not in WAYS or each == DECODER]:
+        allowed = "; ".join(each for each in WAYS if each != DECODER)
+        raise UserError(f"--ways has {wrong[0]!r}; allowed are {allowed}.")
     found: dict[str, Found] = {}
     with contextlib.ExitStack() as stack:
         weights = "" if args.model else stack.enter_context(weights_of(args.backbone))
@@ -360,7 +368,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)  # an embedded CLIP has one of its own choice
         ways = chosen_ways(args, args.backbone)
         saved, read = Path(folder) / "saved", Path(weights or args.weights or EMBEDDED_FILE)
-        prepare(model, saved, calibration_photos(args.calibration) if args.calibration else photos)
+        calibration = calibration_photos(args.calibration) if args.calibration else photos
+        prepare(model, saved, list(map(file_of, ways)), calibration)
         test = list(embedded_test(model)) if args.model else []
         np.save(saved / "test.npy", [tensor_of(model, image).numpy() for image, _ in test])
         of_open_clip, of_timm = THEIRS.get(args.backbone, ("", ""))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.loader import draw_photos
+from benchmarks.ways import DYNAMIC, FP32, with_onnxruntime
 from dassl.engine import TRAINER_REGISTRY
 from prompted_clip.errors import NotFiniteError, UserError
 from prompted_clip.files import sha256_of_file
@@ -416,3 +419,18 @@ def test_an_embedded_clip_is_tested_on_the_drawings_of_its_classes(few_shapes, t
         drawn = Image.open(folder / name / f"test_{number % 50:02d}.png")
         assert is_of == label
         assert np.array_equal(np.asarray(image), np.asarray(drawn))
+
+
+def test_the_benchmark_runs_graphs_on_photos_as_the_model_does(exported, tmp_path: Path) -> None:
+    model, folder = exported
+    (tmp_path / "graphs").symlink_to(folder)
+    draw_photos(tmp_path, 3)
+    photos = sorted(map(str, tmp_path.glob("*.jpg")))
+    about = model.preprocess
+    given = SimpleNamespace(saved=tmp_path, threads=1, batch=2, photos=photos, side=about.size)
+    given.mean, given.std = about.mean, about.std
+    expected = model.probabilities(torch.stack([about(Image.open(path)) for path in photos])).numpy()
+    for file, tolerance in ((FP32, 1e-4), (DYNAMIC, 0.1)):
+        _, pipeline = with_onnxruntime(given, file)
+        first, second = pipeline()
+        assert np.abs(np.concatenate([first, second]) - expected).max() < tolerance
