@@ -20,7 +20,9 @@ def printable(value: T) -> T:
     Of a list, a tuple or a dataclass, the texts in it.
     """
     made: Any = value
-    if isinstance(value, str):
+    if value is None or isinstance(value, (int, float)):  # most of what many runs hold
+        pass
+    elif isinstance(value, str):
         made = value if value.isprintable() else "".join(map(_escaped, value))
     elif isinstance(value, (list, tuple)):
         each = [printable(item) for item in value]

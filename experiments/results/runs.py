@@ -282,13 +282,15 @@ def _seeds_have(seeds: Iterable[int], label: str) -> str:
 def _cells(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs by their cell; by the settings that all know, where a result has no identity."""
     results = [run.result for run in runs if run.result]
-    known = set.intersection(*(set(each.settings) for each in results))
-    compared = sorted(key for key in known if not is_among(key, DRAWN))
-    have_identity = all(each.cell for each in results)
     cells: defaultdict[str, list[Run]] = defaultdict(list)
-    for run, result in zip(runs, results, strict=True):
-        settings = json.dumps([result.settings[key] for key in compared])
-        cells[result.cell if have_identity else settings].append(run)
+    if all(each.cell for each in results):
+        names = [each.cell for each in results]
+    else:
+        known = set.intersection(*(set(each.settings) for each in results))
+        compared = sorted(key for key in known if not is_among(key, DRAWN))
+        names = [json.dumps([each.settings[key] for key in compared]) for each in results]
+    for run, name in zip(runs, names, strict=True):
+        cells[name].append(run)
     return cells
 
 

@@ -78,11 +78,14 @@ class Scan:
 def _walk(folders: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
     """Each folder below, once, with the names of its files; links are followed."""
     seen: set[Path] = set()
+    real: dict[str, Path] = {}  # by name
     for top in folders:
         if not top.is_dir():
             raise MissingFileError(f"{top} is not a folder; give folders of runs, such as output.")
         for name, subfolders, files in os.walk(top, followlinks=True):
-            folder = Path(name).resolve()
+            above, own = os.path.split(name)
+            is_plain = above in real and not os.path.islink(name)  # not to look at all folders above again
+            folder = real[name] = real[above] / own if is_plain else Path(name).resolve()
             if folder in seen:
                 subfolders.clear()  # a circle of links, or a folder that was given twice
                 continue

@@ -19,7 +19,7 @@ from experiments.sweeps.job import Job
 from experiments.sweeps.queue import Status, jobs_by_state
 
 SHOWN_RUNNING = 12
-REFRESH = 1.0  # seconds
+REFRESH = 2.0  # seconds
 HEARTBEAT = 15.0  # seconds between lines on the progress of runs, where there is no terminal
 TAIL = 4096  # bytes of a log that are looked at for its progress
 PROGRESS = re.compile(r"^epoch \[\d+/\d+\] batch \[\d+/\d+\]|^Evaluate on|^Loading CLIP|^Building")
