@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         test = list(embedded_test(model)) if args.model else []
         np.save(saved / "test.npy", [tensor_of(model, image).numpy() for image, _ in test])
         of_open_clip, of_timm = THEIRS.get(args.backbone, ("", ""))
-        prep = model.preprocess
+        prep: Any = model.preprocess
         given = {
             **{"saved": str(saved), "weights": weights or args.weights, "classes": len(model.classnames)},
             **{"open_clip": of_open_clip, "timm": of_timm, "side": prep.size, "batch": args.batch_size},

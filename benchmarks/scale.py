@@ -184,7 +184,7 @@ def write_results(output: Path, count: int) -> None:
         os.link(output / "predictions.csv.gz", folder / "predictions.csv.gz")
         (folder / RESULT_FILE).write_text(json.dumps(result_of(run, settings, 60 + number % 97 / 4)))
     (output / "predictions.csv.gz").unlink()
-    by_protocol = {run.protocol: [] for run in runs}
+    by_protocol: dict[str, list[Planned]] = {run.protocol: [] for run in runs}
     for run in runs:
         by_protocol[run.protocol].append(run)
     for protocol, those in by_protocol.items():
@@ -194,7 +194,7 @@ def write_results(output: Path, count: int) -> None:
 def result_of(run: Planned, settings: dict[str, Any], accuracy: float) -> dict[str, Any]:
     """The content of a result.json, as large as of a real run."""
     influences = influencing(settings, trains=True)
-    data = {"dataset": run.dataset, "classes": "all" if run.classes == "all" else "base"}
+    data: dict[str, Any] = {"dataset": run.dataset, "classes": "all" if run.classes == "all" else "base"}
     data |= {"shots": run.shots, "seed": run.seed, "sample_sha256": f"{run.seed:064x}"}
     return {
         "format": FORMAT,

@@ -37,7 +37,7 @@ def ours(given: Any, precision: str, compiled: bool = False) -> Way:
     torch.set_num_threads(given.threads)
     model = load(given.saved, weights=given.weights, device="cpu", precision=precision)
     if compiled:
-        model.encode_image = torch.compile(model.encode_image)
+        model.encode_image = torch.compile(model.encode_image)  # type: ignore[method-assign]
     return (
         lambda images: model.probabilities(torch.from_numpy(images)).numpy(),
         lambda: model.predict(given.photos, batch_size=given.batch, progress=False),

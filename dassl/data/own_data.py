@@ -133,7 +133,9 @@ class OwnDataset(FewShotDataset):
         _check_paths(photos, self.dataset_dir)
         part_of = np.array([part for _, part, _ in photos.groups])[photos.group_of]
         if (part_of != UNASSIGNED).any():
-            parts = {name: np.flatnonzero(part_of == part) for part, name in enumerate(PARTS)}
+            parts: own_split.Parts = {
+                name: np.flatnonzero(part_of == part) for part, name in enumerate(PARTS)
+            }
             return self._labelled(photos, parts, self.dataset_dir)
         if os.path.exists(self.split_path):
             return self._saved_split(photos)

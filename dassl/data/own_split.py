@@ -10,6 +10,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,12 +44,13 @@ def save(split_path: str, photos: Rows, shares: Sequence[float] | None, parts: P
     """Keeps the parts for the next start, where there is a place for them."""
     if len(photos) < LEAST:
         return
-    small = {part: positions.astype(np.int32) for part, positions in parts.items()}
+    content: dict[str, Any] = {part: positions.astype(np.int32) for part, positions in parts.items()}
+    content |= {"key": _key(split_path, photos), "shares": shares or []}
     for place in _places(split_path):
         try:
             lock = os.path.join(os.path.dirname(place), "lock")
             with sole_maker(place, lock), atomic_open(place, "wb") as file:
-                np.savez(file, key=_key(split_path, photos), shares=shares or [], **small)
+                np.savez(file, **content)
             return
         except OSError:
             continue
