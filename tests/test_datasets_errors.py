@@ -282,11 +282,11 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     draw(tmp_path)
     before = files(tmp_path)
 
-    def fail_half_way(content, file):
-        file.write('{"source": ')
+    def fail_half_way(content):
+        yield '{"source": '
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", fail_half_way)
+    monkeypatch.setattr("dassl.data.splits._pieces", fail_half_way)
     OxfordPets(config(tmp_path))
     assert [path for path in files(tmp_path) if path not in before] == [
         f"{tmp_path}/oxford_pets/split_fewshot"
