@@ -84,9 +84,9 @@ def _download(url: str, root: str | None = None) -> str:
             folder.mkdir(parents=True, exist_ok=True)
             with _sole_download(target) as has_waited:
                 # Those that waited check the other's file side by side, when the lock is free again.
-                is_made = target.is_file() if has_waited else _is_there(target, expected)
-                if not is_made:
+                if not (target.is_file() if has_waited else _is_there(target, expected)):
                     _fetch(url, target, expected, by_hand)
+                    break
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()

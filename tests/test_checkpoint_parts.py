@@ -82,7 +82,7 @@ WEIGHT = "state_dict/0.weight"
 FAULTS: list[tuple[str, Any]] = [
     *[
         (f"{part}", value)
-        for part in ("optimizer", "scheduler", "scaler", "rng")
+        for part in ("optimizer", "scheduler", "scaler", "rng", "identity")
         for value in ("x", 1, [1], True)
     ],
     *[("rng_of_others", value) for value in (1, "x", {}, [1], [{}])],

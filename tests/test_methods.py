@@ -243,9 +243,11 @@ def accuracy(printed: str) -> list[str]:
     return re.findall(r"^\* accuracy: ([\d.]+)%$", printed, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", LEARNING)
-def test_trains_saves_goes_on_loads_and_tests(name, job, tmp_path, capsys, monkeypatch):
-    whole = job(name, "whole", "fp32")
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fp32") for name in LEARNING), ("MaPLe", "amp"), ("MaPLe", "bf16")]
+)
+def test_trains_saves_goes_on_loads_and_tests(name, precision, job, tmp_path, capsys, monkeypatch):
+    whole = job(name, "whole", precision)
     assert command_line(whole) == 0
     (trained,) = accuracy(capsys.readouterr().out)
 
@@ -258,7 +260,7 @@ def test_trains_saves_goes_on_loads_and_tests(name, job, tmp_path, capsys, monke
             raise KeyboardInterrupt
         return step(self, batch)
 
-    interrupted = job(name, "interrupted", "fp32")
+    interrupted = job(name, "interrupted", precision)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "forward_backward", stop_in_the_last_epoch)
         assert command_line(interrupted) == 130
@@ -271,7 +273,7 @@ def test_trains_saves_goes_on_loads_and_tests(name, job, tmp_path, capsys, monke
     for key, tensor in saved_tensors(tmp_path / "interrupted", 3).items():
         assert torch.equal(tensor, expected[key]), key
 
-    again = job(name, "again", "fp32", more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
+    again = job(name, "again", precision, more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
     assert command_line(again) == 0
     assert accuracy(capsys.readouterr().out) == [trained]
 

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 from rich.console import Console
 
@@ -23,8 +24,10 @@ from experiments.sweeps.job import Job
 from experiments.sweeps.queue import Status
 from experiments.sweeps.units import Selection, units
 from experiments.sweeps.view import View, name_of, progress_of
+from experiments.sweeps.wanted import Wanted
 from prompted_clip.errors import UserError
 from scripts.sweep import main
+from trainers import MaPLe
 
 
 def jobs(protocol: str, **selection) -> list[Job]:
@@ -280,6 +283,15 @@ def test_a_dataset_that_draws_itself_is_drawn_before_any_run_starts(tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("part", ["state_dict", "identity"])
+def test_a_checkpoint_that_is_none_is_named_before_anything_runs(part, tmp_path):
+    file = tmp_path / MaPLe.model_name / "model.pth.tar-5"
+    file.parent.mkdir()
+    torch.save({"state_dict": {}, "epoch": 5, part: [1]}, file)
+    with pytest.raises(UserError, match=rf"model\.pth\.tar-5.*{part}"):
+        Wanted().tested(MaPLe, tmp_path, 5)
+
+
 # --- a whole sweep
 
 SHORT = ["--options", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
@@ -314,6 +326,7 @@ def test_a_result_of_other_settings_is_not_taken_for_the_wanted_one(swept, capsy
     assert "1 folders hold results of other runs" in message  # the other one is of a test
     assert "OPTIM.LR is 0.0035 there, 0.1 here" in message
     assert main([*words, *SHORT, "DATALOADER.CACHE_GB", "0."]) == 0, "this changes no result"
+    assert "with a result from before: 3 of 3 runs" in capsys.readouterr().out
 
 
 # --- the view

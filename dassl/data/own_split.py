@@ -32,10 +32,10 @@ def load(split_path: str, photos: Rows) -> tuple[list[float] | None, Parts] | No
                 continue
             shares = content.pop("shares").tolist()
             parts = {part: content[part] for part in ("train", "val", "test")}
-            listed = np.bincount(np.concatenate([*parts.values()]), minlength=len(photos))
-            if len(listed) == len(photos) and listed.max() == 1:
+            listed = np.concatenate([*parts.values()])
+            if listed.max() < len(photos) and np.bincount(listed).max() == 1:
                 return shares or None, parts
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile):
             continue  # not there, damaged, or not in its form
     return None
 

@@ -37,7 +37,7 @@ def check_parts(checkpoint: Mapping[str, Any], path: str) -> None:
         raise _wrong(path, "epoch", epoch, "the number of epochs done")
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise _wrong(path, "state_dict", state, "a dictionary of tensors by name")
-    for key in ("optimizer", "scheduler", "scaler", "rng"):
+    for key in ("optimizer", "scheduler", "scaler", "rng", "identity"):
         if not isinstance(checkpoint.get(key), (Mapping, type(None))):
             raise _wrong(path, key, checkpoint[key], "a dictionary")
     others = checkpoint.get("rng_of_others", [])

@@ -13,6 +13,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import file_to_load
 from dassl.engine.identity import data_parts, identity_of, settings_of, tested_parts
 from dassl.utils import load_checkpoint
+from dassl.utils.checkpoint_parts import check_parts
 from experiments.sweeps.job import Job
 from prompted_clip import load_model
 from prompted_clip.files import sha256_of_file
@@ -48,7 +49,9 @@ class Wanted:
                 file = folder / name / file_to_load([str(folder / name)], epoch)
             except FileNotFoundError:  # removed since; its result stays
                 return {}
-            return tested_parts({name: load_checkpoint(str(file))}, epoch)
+            checkpoint = load_checkpoint(str(file))
+            check_parts(checkpoint, str(file))
+            return tested_parts({name: checkpoint}, epoch)
 
         return self._once(("tested", folder, epoch), parts)
 
