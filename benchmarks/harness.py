@@ -333,7 +333,8 @@ def is_refused(args: argparse.Namespace) -> bool:
     Raises:
         ValueError: a number below 1, or a method that is not known.
     """
-    for name in ("classes", "check", "rounds", "threads", "batch_size", "images", "steps", "epochs"):
+    counts = ("classes", "check", "rounds", "threads", "batch_size", "images", "steps", "epochs")
+    for name in (*counts, "runs", "results", "photos", "folders", "jobs"):
         given = getattr(args, name, 1)
         wrong = [each for each in (given if isinstance(given, list) else [given]) if each < 1]
         if wrong:

@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ PROCESS = Path("/proc/self")
 def conditions(packages: Sequence[str], loads: Sequence[float]) -> list[str]:
     """Lines on the command, the machine, the versions, and the load averages before the rounds."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     load = f"{min(loads):.1f} to {max(loads):.1f}" if loads else "not known"
     return [
         f"- Command: `{command}`",

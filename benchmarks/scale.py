@@ -370,7 +370,7 @@ def classes(args: argparse.Namespace) -> list[str]:
     return [
         f"# What grows with the classes, up to {args.classes:,}",
         "",
-        *conditions(["torch", "numpy", "scikit-learn"], loads),
+        *conditions(["torch", "numpy"], loads),
         f"- Seconds of the process, one thread; {EMBEDDED}, a text encoder of a sixth of ViT-B/16's width",
         "- Where an image of each class is scored, that is images times classes: a quotient of up to 100",
         f"- {PHOTOS} images a class, none of which is read; peak of memory in all of it: "
@@ -494,6 +494,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in args.parts:
         if part not in PARTS:
             raise UserError(f"{part}: no such part; there are {', '.join(PARTS)}.")
+    for name, least in (("classes", 10), ("photos", 100 * args.folders)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} is {getattr(args, name)}; allowed is {least:,} or more.")
     if is_refused(args):
         return 1
     for part in args.parts or PARTS:
