@@ -355,12 +355,12 @@ def base_16(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def zero_16(base_16):
-    """The same with weights of 0, on the CPU and in no memory: TCP computes with them when it is built."""
+    """The same with weights of 0, on the CPU and unwritten: TCP computes with them when it is built."""
     model = copy.deepcopy(base_16)
     for module in model.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None and tensor.is_meta:
-                zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
                 owner = module._parameters if name in module._parameters else module._buffers
                 owner[name] = torch.nn.Parameter(zeros, False) if owner is module._parameters else zeros
     return model
