@@ -395,7 +395,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes["CLIP"] = read.stat().st_size / 1e6
     rest = ["trained"] if args.model else []
     rest += ["photos"] if args.folder else []
-    rest += [way.replace(",", "") for way in args.ways]
+    rest += [way.replace(",", "") for way in ways if args.ways and way != PLAIN]
     file = result_path("predict", args, f"batch{args.batch_size}", *rest)
     save(file, report(args, title, found, limits, first, loads, sizes, len(test)))
     return 0

@@ -7,7 +7,8 @@
 The plain way is the reference's: 77 tokens for each class, and every position in the last blocks. All run in
 one process, interleaved, on a ViT-B/16 with random weights (no time depends on their values) and images of
 noise, which are where the model is. On a GPU ours is replayed as a CUDA graph; `eager` is the same step
-without the graph, `compiled` that by torch.compile. Where the plain way is too large, it is measured on fewer
+without the graph, `compiled` that by torch.compile; `other-linear` has oneDNN's linear layers on a CPU where
+ours has torch's choice, and the other way round. Where the plain way is too large, it is measured on fewer
 classes and scaled; the report says so. In float64 the logits and all gradients of both are compared.
 """
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -58,9 +60,10 @@ from benchmarks.harness import (
 )
 from benchmarks.machine import Rates, conditions, measure_rates
 from experiments.costs.flops import step_flops
+from prompted_clip import ops
 
-OURS, EAGER, COMPILED, PLAIN = "ours", "eager", "compiled", "plain"
-WAYS = (OURS, EAGER, COMPILED, PLAIN)
+OURS, EAGER, COMPILED, LINEAR, PLAIN = "ours", "eager", "compiled", "other-linear", "plain"
+WAYS = (OURS, EAGER, COMPILED, *([LINEAR] if ops.ONEDNN_LINEAR is not None else []), PLAIN)
 Errors = tuple[float, float]  # largest relative differences of logits and of gradients
 
 
@@ -175,7 +178,8 @@ def measure(
     ways = []
     for kind in args.ways:
         own = {OURS: ours, EAGER: eager}.get(kind)
-        trainers = plain if kind == PLAIN else [own or compiled(eager)]
+        changed = {COMPILED: compiled, LINEAR: with_other_linear}.get(kind)
+        trainers = [changed(eager)] if changed else plain if kind == PLAIN else [own]
         way = Way(kind, classes, sizes if kind == PLAIN else [classes])
         ways.append(prepare(way, trainers, args.batch_size))
     loads = interleaved([each for way in ways for each in way.rounds], args.rounds, args.seconds)
@@ -202,6 +206,18 @@ def compiled(trainer: Any) -> Any:
     """The same trainer, whose loss, forwards and backwards, is computed by what torch.compile makes of it."""
     other = copy.copy(trainer)
     other.summed_losses = torch.compile(trainer.summed_losses, dynamic=False)
+    return other
+
+
+def with_other_linear(trainer: Any) -> Any:
+    """The same trainer, whose frozen layers in float32 take the other one of `ops.linear`'s two ways."""
+    other = copy.copy(trainer)
+
+    def step(batch: dict[str, Tensor]) -> Any:
+        with mock.patch.object(ops, "_ONEDNN_IS_FASTER", not ops._ONEDNN_IS_FASTER):
+            return trainer.forward_backward(batch)
+
+    other.forward_backward = step
     return other
 
 

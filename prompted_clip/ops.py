@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +16,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 HALF = (torch.float16, torch.bfloat16)
 # oneDNN's linear layer, which torch.compile takes, too; None where torch was built without it.
 ONEDNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+CPU = "/proc/cpuinfo"
 
 
 def _is_amd() -> bool:
     """Whether the CPU is AMD's."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        with open(CPU, encoding="utf-8") as file:  # of the first core alone: the whole takes its time
+            return "AuthenticAMD" in file.read(200)
     except OSError:  # no Linux
         return "AuthenticAMD" in platform.processor()
 
 
 # On an x86 CPU torch takes MKL for float32, which makes little of AMD's AVX-512, and least with few rows. On
-# Intel's it is the faster one, by a fifth of a training step.
+# Intel's it is the faster one: `python -m benchmarks.step --ways ours other-linear`.
 _ONEDNN_IS_FASTER = (
     ONEDNN_LINEAR is not None
     and torch.backends.mkldnn.is_available()

@@ -16,6 +16,7 @@ from benchmarks import evaluate, harness, loader, machine, predict, reference, s
 from experiments.costs.complexity import build_cfg, find_method, known_trainers
 from experiments.costs.flops import count_flops
 from experiments.costs.synthetic import batch_of_noise, build_synthetic, class_names
+from prompted_clip import ops
 
 SHAPES = "ViT-Shapes/8"
 
@@ -106,6 +107,13 @@ def test_step_reports_ratio_memory_floor_and_exactness(tmp_path: Path) -> None:
     assert file.name == "step_maple_vit-shapes-8_batch2_fp32_2_4_classes.md"
     for part in ("- Command: `", "- Machine: ", "- Versions: ", "- Load average", "GFLOP/s of matmul"):
         assert part in file.read_text()
+
+
+def test_a_step_takes_the_other_linear_layers_and_no_more() -> None:
+    usual, seen = ops._ONEDNN_IS_FASTER, []
+    trainer = SimpleNamespace(forward_backward=lambda _: seen.append(ops._ONEDNN_IS_FASTER))
+    step.with_other_linear(trainer).forward_backward({})
+    assert (seen, ops._ONEDNN_IS_FASTER) == ([not usual], usual)
 
 
 def test_a_way_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch) -> None:

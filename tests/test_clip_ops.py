@@ -24,6 +24,16 @@ def onednn(request, monkeypatch) -> bool:
     return request.param
 
 
+@pytest.mark.parametrize(("vendor", "is_amd"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_maker_of_the_processor_is_known(vendor, is_amd, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 6\n")
+    monkeypatch.setattr(ops, "CPU", tmp_path / "cpuinfo")
+    assert ops._is_amd() is is_amd
+    monkeypatch.setattr(ops, "CPU", tmp_path / "none")  # as on Windows
+    monkeypatch.setattr(ops.platform, "processor", lambda: f"Family 6 Model 1 Stepping 0, {vendor}")
+    assert ops._is_amd() is is_amd
+
+
 def transposed(weight: Tensor) -> Tensor:
     """The same numbers, lying in memory as a transpose."""
     return weight.t().contiguous().t()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from yacs.config import CfgNode
@@ -169,14 +170,23 @@ def test_the_file_of_a_large_split_is_read_once(tmp_path, monkeypatch, capsys):
     assert not read
     assert "DATASET.OWN.SPLIT is [0.6, 0.2, 0.2]" in refused(tmp_path, "DATASET.OWN.SPLIT", [0.6, 0.2, 0.2])
 
-    (tmp_path / ".folder_index" / "folders_split_own.npz").write_bytes(b"PK damaged")
-    assert images_of(open_folder(tmp_path)) == first
+    kept = tmp_path / ".folder_index" / "folders_split_own.npz"
+    with np.load(kept) as file:
+        beyond = {**file, "test": file["test"] + 20}
+    for damage in (
+        lambda file: file.write(b"PK damaged"),
+        lambda file: np.save(file, np.arange(3)),
+        lambda file: np.savez(file, **beyond),
+    ):
+        with kept.open("wb") as file:
+            damage(file)
+        assert images_of(open_folder(tmp_path)) == first
     (tmp_path / "cat" / "a.jpg").touch()
     for _ in range(2):
         capsys.readouterr()
         assert images_of(open_folder(tmp_path)) == first
         assert "Not used: 1 photos that came after the split" in capsys.readouterr().out
-    assert len(read) == 2
+    assert len(read) == 4
 
     content = json.loads((tmp_path / "split_own.json").read_text())
     content["test"].append(content["train"].pop())

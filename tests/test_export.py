@@ -92,7 +92,8 @@ def cached_type_hints() -> Iterator[None]:
     hints = typing.get_type_hints
 
     def cached(owner: Any, *args: Any, **options: Any) -> Any:
-        return known[owner] if owner in known else known.setdefault(owner, hints(owner, *args, **options))
+        key = (owner, *options)
+        return known[key] if key in known else known.setdefault(key, hints(owner, *args, **options))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typing, "get_type_hints", cached)
