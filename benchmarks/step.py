@@ -153,46 +153,61 @@ def nearness(machine: Rates, flops: float, seconds: Sequence[float]) -> str:
 
 
 def measure(
-    name: str, classes: int, args: argparse.Namespace, weights: str, errors: dict[int, Errors]
-) -> tuple[list[Way], list[float]]:
-    """All ways in interleaved rounds, and the load averages.
+    name: str, args: argparse.Namespace, weights: str
+) -> tuple[list[list[Way]], dict[int, Errors], list[float]]:
+    """All ways with each number of classes, in the same interleaved rounds; differences; load averages.
 
-    Args:
-        errors: by number of classes; those of `min(classes, args.check)` are put there, if they are not yet.
+    A size that the plain way is carried on from for several numbers of classes is measured once.
     """
-    ours = build(name, classes, args.backbone, weights, args.prec, args.options)
-    texts = args.batch_size if ours.model.prompt_learner.conditional else 1
-    sizes, plain = plain_sizes(classes, texts), []
-    if PLAIN in args.ways:
-        plain = [build(name, size, args.backbone, weights, args.plain_prec, plain=True) for size in sizes]
+    ours = {
+        classes: build(name, classes, args.backbone, weights, args.prec, args.options)
+        for classes in args.classes
+    }
+    plain: dict[int, Any] = {}
+    errors: dict[int, Errors] = {}
+    groups: list[list[Way]] = []
+    begun: dict[Any, tuple[Rounds, int | None, str]] = {}
+    for classes, trainer in ours.items():
+        texts = args.batch_size if trainer.model.prompt_learner.conditional else 1
+        sizes = plain_sizes(classes, texts) if PLAIN in args.ways else []
+        for size in sizes:
+            if size not in plain:
+                plain[size] = build(name, size, args.backbone, weights, args.plain_prec, plain=True)
         checked = min(classes, args.check)
-        if checked not in errors:
-            pair = (ours, plain[0])
-            if [checked, checked, args.prec, args.plain_prec] != [classes, sizes[0], "fp32", "fp32"]:
-                pair = tuple(
-                    build(name, checked, args.backbone, weights, plain=each) for each in (False, True)
-                )
-            errors[checked] = differences(*pair, batch_for(pair[0], args.batch_size))
-            del pair
-    eager = computed_anew(ours)
-    ways = []
-    for kind in args.ways:
-        own = {OURS: ours, EAGER: eager}.get(kind)
-        changed = {COMPILED: compiled, LINEAR: with_other_linear}.get(kind)
-        trainers = [changed(eager)] if changed else plain if kind == PLAIN else [own]
-        way = Way(kind, classes, sizes if kind == PLAIN else [classes])
-        ways.append(prepare(way, trainers, args.batch_size))
-    loads = interleaved([each for way in ways for each in way.rounds], args.rounds, args.seconds)
-    flops, *plain_flops = (
-        step_flops(trainer, batch_for(trainer, args.batch_size)) for trainer in (ours, *plain)
-    )
-    step = partial(eager.forward_backward, batch_for(eager, args.batch_size))
-    for way in ways:
-        way.flops = way.carried_on(plain_flops) if way.name == PLAIN else flops
-        if way.rounds and ours.device.type == "cuda" and len(way.sizes) == 1:
-            way.counted = step if way.name in (OURS, EAGER) else way.rounds[0].compute
-        way.finish()
-    return ways, loads
+        if sizes and checked not in errors:
+            errors[checked] = compare(name, checked, (trainer, plain[sizes[0]]), args, weights)
+        eager = computed_anew(trainer)
+        groups.append([])
+        for kind in args.ways:
+            own = {OURS: trainer, EAGER: eager}.get(kind)
+            changed = {COMPILED: compiled, LINEAR: with_other_linear}.get(kind)
+            trainers = [changed(eager) if changed else own]
+            if kind == PLAIN:
+                trainers = [plain[size] for size in sizes]
+            way = Way(kind, classes, sizes if kind == PLAIN else [classes])
+            groups[-1].append(prepare(way, trainers, args.batch_size, begun))
+    turn = {id(each): each for group in groups for way in group for each in way.rounds}
+    loads = interleaved(list(turn.values()), args.rounds, args.seconds)
+    plain_flops = {size: step_flops(each, batch_for(each, args.batch_size)) for size, each in plain.items()}
+    for group, trainer in zip(groups, ours.values(), strict=True):
+        batch = batch_for(trainer, args.batch_size)
+        flops, step = step_flops(trainer, batch), partial(computed_anew(trainer).forward_backward, batch)
+        for way in group:
+            way.flops = flops
+            if way.name == PLAIN:
+                way.flops = way.carried_on([plain_flops[size] for size in way.sizes])
+            if way.rounds and trainer.device.type == "cuda" and len(way.sizes) == 1:
+                way.counted = step if way.name in (OURS, EAGER) else way.rounds[0].compute
+            way.finish()
+    return groups, errors, loads
+
+
+def compare(name: str, classes: int, pair: tuple[Any, Any], args: argparse.Namespace, weights: str) -> Errors:
+    """`differences` of ours and the plain way with so many classes: of `pair`, if that is what they are."""
+    if any(each.num_classes != classes for each in pair) or {args.prec, args.plain_prec} != {"fp32"}:
+        ours, plain = (build(name, classes, args.backbone, weights, plain=each) for each in (False, True))
+        pair = (ours, plain)
+    return differences(*pair, batch_for(pair[0], args.batch_size))
 
 
 def computed_anew(trainer: Any) -> Any:
@@ -221,18 +236,24 @@ def with_other_linear(trainer: Any) -> Any:
     return other
 
 
-def prepare(way: Way, trainers: Sequence[Any], batch_size: int) -> Way:
-    """Takes the first steps, and says what is to be known of them."""
-    for trainer in trainers:
-        batch = batch_for(trainer, batch_size)
-        way.rounds.append(Rounds(partial(trainer.forward_backward, batch), trainer.device))
-    memory = []
+def prepare(
+    way: Way, trainers: Sequence[Any], batch_size: int, begun: dict[Any, tuple[Rounds, int | None, str]]
+) -> Way:
+    """Takes the first steps, and says what is to be known of them.
+
+    Args:
+        begun: what is known of trainers that have taken theirs; these are put there.
+    """
     start = time.perf_counter()
     try:
-        for trainer, rounds in zip(trainers, way.rounds, strict=True):
-            grown, why = first_steps(rounds, trainer)
-            memory.append(grown)
-            way.said = f"not replayed: {why}" if why else ""
+        for trainer in trainers:
+            if trainer not in begun:
+                step = partial(trainer.forward_backward, batch_for(trainer, batch_size))
+                rounds = Rounds(step, trainer.device)
+                begun[trainer] = (rounds, *first_steps(rounds, trainer))
+        all_rounds, memory, why = zip(*(begun[trainer] for trainer in trainers), strict=True)
+        way.rounds = list(all_rounds)
+        way.said = f"not replayed: {why[-1]}" if why[-1] else ""
     except torch.OutOfMemoryError:
         way.said, way.rounds = "too little memory", []
     except Exception as error:
@@ -341,12 +362,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     loads: list[float] = []
     with weights_of(args.backbone) as weights:
         for name in args.trainers:
-            groups, errors = results[name] = ([], {})
-            for classes in args.classes:
-                progress(f"{name}, {classes} classes ...")
-                ways, those = measure(name, classes, args, weights, errors)
-                groups.append(ways)
-                loads += those
+            progress(f"{name} ...")
+            groups, errors, those = measure(name, args, weights)
+            results[name] = (groups, errors)
+            loads += those
     kernels: dict[int, int | None] = {}  # last of all: a profiler may leave something behind that takes time
     for way in (way for groups, _ in results.values() for group in groups for way in group):
         if way.counted and id(way.counted) not in kernels:
