@@ -415,6 +415,7 @@ def weights(args: argparse.Namespace) -> list[str]:
     found = measured(download_all, args.jobs, address)
     asked = len(server.asked)  # type: ignore[attr-defined]
     server.shutdown()
+    server.server_close()
     return [
         f"# Weights of {len(_Weights.content) / 1e6:.0f} MB for {args.jobs} cold jobs that start together",
         "",
@@ -494,7 +495,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in args.parts:
         if part not in PARTS:
             raise UserError(f"{part}: no such part; there are {', '.join(PARTS)}.")
-    for name, least in (("classes", 10), ("photos", 100 * args.folders)):
+    for name, least in (("classes", 10), ("photos", max(100 * args.folders, folder_index.LEAST))):
         if getattr(args, name) < least:
             raise UserError(f"--{name} is {getattr(args, name)}; allowed is {least:,} or more.")
     if is_refused(args):

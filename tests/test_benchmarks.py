@@ -12,7 +12,19 @@ import torch
 from helpers import relative_error
 from torch.utils.data import DataLoader
 
-from benchmarks import evaluate, harness, loader, machine, predict, reference, step, training, views, ways
+from benchmarks import (
+    evaluate,
+    harness,
+    loader,
+    machine,
+    predict,
+    reference,
+    scale,
+    step,
+    training,
+    views,
+    ways,
+)
 from experiments.costs.complexity import build_cfg, find_method, known_trainers
 from experiments.costs.flops import count_flops
 from experiments.costs.synthetic import batch_of_noise, build_synthetic, class_names
@@ -278,6 +290,58 @@ def test_shares_of_the_machine_s_rate() -> None:
     assert known.share(1e9, seconds=2) == 25
 
 
+# --- scale ------------------------------------------------------------------------------------------------
+
+
+def scaled(out: Path, part: str, *more: str) -> list[dict[str, str]]:
+    assert scale.main([part, "--anyway", "--out", str(out), *more]) == 0
+    return rows_of(out)
+
+
+def test_the_queue_of_many_runs_takes_a_share_of_a_core(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("experiments.sweeps.queue.PATIENCE", 0.1)
+    waiting, ending = scaled(tmp_path, "queue", "--runs", "40", "--window", "1")
+    assert (waiting["runs"], waiting["ended"], ending["runs"]) == ("none ends", "0", "one ends each second")
+    assert all(0 < float(row["of a core"].removesuffix(" %")) < 100 for row in (waiting, ending))
+
+
+def test_a_report_of_many_results_takes_seconds(tmp_path: Path) -> None:
+    rows = scaled(tmp_path, "report", "--results", "40")
+    assert [row["format"] for row in rows] == ["text", "csv", "html"]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+
+
+def test_own_folders_are_opened_again_by_their_index(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(scale.time, "sleep", lambda _: None)
+    rows = scaled(tmp_path, "folder", "--photos", "10000", "--folders", "4")
+    assert [(row["photos"], row["trained on"]) for row in rows] == [
+        *(("a generated index", each) for each in ("64", "64", "5,000")),
+        *(("a tree of empty files", each) for each in ("64", "64", "500")),
+    ]
+
+
+def test_what_grows_with_the_classes(tmp_path: Path) -> None:
+    rows = scaled(tmp_path, "classes", "--classes", "40")
+    assert all({"4 classes", "40 classes", "quotient (10: linear)"} < row.keys() for row in rows)
+    assert {"model: text features", "result.json written"} < {row[""] for row in rows}
+
+
+def test_jobs_that_want_the_same_weights_download_them_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(scale._Weights, "content", bytes(1000))
+    (row,) = scaled(tmp_path, "weights", "--jobs", "3")
+    assert (row["jobs"], row["have the file"], row["downloads"]) == ("3", "3", "1")
+
+
+def test_another_user_takes_root(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(scale.os, "geteuid", lambda: 1000)
+    assert scale.main(["users", "--anyway", "--out", str(tmp_path)]) == 2
+    assert "run it as root" in capsys.readouterr().err
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("command", [step, evaluate, loader, training, predict])
 def test_a_busy_machine_is_refused(tmp_path: Path, monkeypatch, capsys, command) -> None:
     monkeypatch.setattr(harness, "load_average", lambda: [3.14])
@@ -296,6 +360,8 @@ def test_a_busy_machine_is_refused(tmp_path: Path, monkeypatch, capsys, command)
             ["--ways", "model int4", "--backbone", SHAPES],
             "--ways has 'model int4'; allowed are model fp32;",
         ),
+        ("scale", ["que"], "que: no such part; there are queue, report, folder, classes, weights, users."),
+        ("scale", ["folder", "--photos", "9"], "--photos is 9; allowed is 100,000 or more."),
         ("loader", ["--folder", "nowhere"], "--folder nowhere holds no .jpg; give a folder of JPEGs."),
     ],
 )
