@@ -276,10 +276,13 @@ def ratios(above: Sequence[float], below: Sequence[float], digits: int = 2) -> s
 
 def save(path: Path, lines: Sequence[str]) -> None:
     """Prints the report, and writes it into a file."""
-    text = "\n".join(lines) + "\n"
-    print(text)
+    print("\n".join(lines) + "\n")
+    write(path, lines)
+
+
+def write(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 # --- commands ---------------------------------------------------------------------------------------------

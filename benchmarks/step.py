@@ -57,6 +57,7 @@ from benchmarks.harness import (
     spread,
     table,
     weights_of,
+    write,
 )
 from benchmarks.machine import Rates, conditions, measure_rates
 from experiments.costs.flops import step_flops
@@ -357,6 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if is_refused(args):
         return 1
+    usual = args.ways == [OURS, PLAIN]
+    file = result_path(
+        "step", args, f"batch{args.batch_size}", args.prec, *([] if usual else args.ways), *args.options
+    )
     machine = measure_rates(args.prec)
     results: dict[str, tuple[list[list[Way]], dict[int, Errors]]] = {}
     loads: list[float] = []
@@ -366,15 +371,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             groups, errors, those = measure(name, args, weights)
             results[name] = (groups, errors)
             loads += those
+            write(file, report(args, results, machine, loads))  # the next one may need too much memory
     kernels: dict[int, int | None] = {}  # last of all: a profiler may leave something behind that takes time
     for way in (way for groups, _ in results.values() for group in groups for way in group):
         if way.counted and id(way.counted) not in kernels:
             kernels[id(way.counted)] = kernels_of(way.counted)
         way.kernels = kernels.get(id(way.counted))
-    usual = args.ways == [OURS, PLAIN]
-    file = result_path(
-        "step", args, f"batch{args.batch_size}", args.prec, *([] if usual else args.ways), *args.options
-    )
     save(file, report(args, results, machine, loads))
     return 0
 
