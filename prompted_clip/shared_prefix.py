@@ -29,7 +29,8 @@ from .prompting import Prompts, blended
 from .transformer import Attend
 
 AUTOMATIC, NEVER = 0, -1
-CLASSES_AT_ONCE = 2048  # more run in chunks, which the backward pass computes again, to bound the memory
+# More run in chunks, which the backward pass computes again, to bound the memory.
+CLASSES_AT_ONCE, WHOLE_AT_ONCE = 2048, 256
 
 logger = logging.getLogger(__name__)
 
@@ -147,13 +148,14 @@ class SharedPrefixText(nn.Module):
         self._check_prompts(prompts)
         self._check_words(clip_model)
         run: Callable[..., Tensor] = self._encode_packed
+        automatic = CLASSES_AT_ONCE
         if whole_sentences or not self._may_be_packed(clip_model):
-            run = self._encode_whole
+            run, automatic = self._encode_whole, WHOLE_AT_ONCE
         of_groups = [each for each in (prompts.tokens, *prompts.deep) if each is not None and each.dim() == 3]
         grouped = bool(of_groups) and not prompts.class_specific
         groups = len(of_groups[0]) if grouped else 1
         count = len(self.lengths)
-        at_once = {AUTOMATIC: CLASSES_AT_ONCE, NEVER: count}.get(self.chunk, self.chunk)
+        at_once = {AUTOMATIC: automatic, NEVER: count}.get(self.chunk, self.chunk)
         if count > at_once and torch.is_grad_enabled():
             random = any(adapters.blocks)  # only an adapter may draw random numbers
             run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=random)

@@ -176,6 +176,16 @@ def test_many_classes_run_in_chunks_by_themselves(model, monkeypatch):
     assert relative_error(features, sentences.encode(model)) <= EXACT
 
 
+def test_fewer_whole_sentences_run_at_once(model, monkeypatch):
+    monkeypatch.setattr(shared_prefix, "WHOLE_AT_ONCE", 64)
+    seen: list[int] = []
+    monkeypatch.setattr(
+        model, "encode_text", lambda ids, *_: seen.append(len(ids)) or torch.zeros(len(ids), 1)
+    )
+    sentences_of(MANY).encode(model, whole_sentences=True)
+    assert seen == [64, 64, 64, len(MANY) - 3 * 64]
+
+
 def test_text_chunk_reaches_all_sentences(make_trainer):
     for name in ("MaPLe", "ZeroshotCLIP2"):
         learner = make_trainer(name, {}, chunk=2).model.prompt_learner

@@ -53,8 +53,8 @@ def extend_cfg(cfg) -> None:
     cfg.DATASET.OWN.SUBSET = ""  # subset of a dataset of the hub that has several
     cfg.DATASET.OWN.REVISION = ""  # branch, tag or commit of a dataset of the hub; "": the newest
     cfg.MODEL.BACKBONE.PATH = ""  # a file of CLIP's weights; "": those that NAME stands for
-    # Classes that run through the text encoder at once: fewer take less memory and more time. 0: 2,048;
-    # -1: all.
+    # Classes that run through the text encoder at once: fewer take less memory and more time. 0: 2,048,
+    # or 256 where whole sentences run; -1: all.
     cfg.MODEL.TEXT_CHUNK = 0
     cfg.TRAIN.CUDA_GRAPHS = "auto"  # `auto`: replays the training step on a GPU where it can; `off`: never
     for name in TRAINER_REGISTRY.registered_names():

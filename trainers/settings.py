@@ -7,7 +7,7 @@ from prompted_clip import pixel_statistics
 from prompted_clip.errors import UserError
 from prompted_clip.factory import interpolation
 from prompted_clip.model import CLIP
-from prompted_clip.shared_prefix import AUTOMATIC, CLASSES_AT_ONCE, NEVER
+from prompted_clip.shared_prefix import AUTOMATIC, CLASSES_AT_ONCE, NEVER, WHOLE_AT_ONCE
 
 IN_PROPORTION = -1  # of a setting that names a block
 
@@ -69,7 +69,7 @@ def check_settings(cfg, takes_views: bool) -> None:
     if cfg.MODEL.TEXT_CHUNK < NEVER:
         raise UserError(
             f"MODEL.TEXT_CHUNK is {cfg.MODEL.TEXT_CHUNK}; allowed are a number of classes, {AUTOMATIC} for "
-            f"{CLASSES_AT_ONCE:,}, and {NEVER} for all."
+            f"{CLASSES_AT_ONCE:,} ({WHOLE_AT_ONCE} where whole sentences run), and {NEVER} for all."
         )
 
 
