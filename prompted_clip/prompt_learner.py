@@ -85,6 +85,10 @@ class PromptLearner(nn.Module):
         """
         return clip_model.encode_image(image, self.image_prompts(), self.image_adapters())
 
+    def logit_scale(self, clip_model: CLIP) -> Tensor:
+        """What cosines are multiplied by: CLIP's own, a single number."""
+        return clip_model.logit_scale.exp()
+
     def logits(self, clip_model: CLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines, and the model's bias if it has one; in at least float32: `(batch class)`.
 
@@ -97,7 +101,7 @@ class PromptLearner(nn.Module):
             cosines = torch.einsum("bf,bcf->bc", image_features, text_features)
         else:
             cosines = image_features @ text_features.t()
-        logits = clip_model.logit_scale.exp() * cosines
+        logits = self.logit_scale(clip_model) * cosines
         return at_least_float32(logits if clip_model.logit_bias is None else logits + clip_model.logit_bias)
 
     def state_for(

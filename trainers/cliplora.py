@@ -20,7 +20,7 @@ from prompted_clip import Adapters, BlockAdapter
 from prompted_clip.adapters import put_at
 from prompted_clip.errors import UserError
 from prompted_clip.model import CLIP, VisionTransformer
-from prompted_clip.prompt_learner import PromptLearner, at_least_float32, class_sentences
+from prompted_clip.prompt_learner import PromptLearner, class_sentences
 
 from .clip_trainer import CLIPPromptTrainer
 from .peft_adapter import peft_files
@@ -112,8 +112,8 @@ class LowRankLearner(PromptLearner):
         whole = self.whole_sentences and self.training and bool(self.blocks["text"])
         return self.sentences.encode(clip_model, None, self.text_adapters(), whole_sentences=whole)
 
-    def logits(self, clip_model: CLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
-        return at_least_float32(LOGIT_SCALE * image_features @ text_features.t())
+    def logit_scale(self, clip_model: CLIP) -> Tensor:
+        return clip_model.logit_scale.new_tensor(LOGIT_SCALE)
 
 
 @TRAINER_REGISTRY.register()

@@ -504,7 +504,7 @@ class _Export:
         config = config_of(model, method, "")
         content |= {key: config[key] for key in ("library_name", "method", "classnames", "backbone")}
         content["preprocessing"] = config["preprocessing"]
-        content["logit_scale"] = float(model.clip_model.logit_scale.exp())
+        content["logit_scale"] = float(model.prompt_learner.logit_scale(model.clip_model))
         content["temperature"] = model.temperature
         content["graphs"] = {
             name: {"inputs": graph.names[0], "outputs": graph.names[1], "axis": graph.names[2]}

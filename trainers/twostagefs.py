@@ -72,7 +72,7 @@ class TwoStages(PromptLearner):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == 0):
             return super().image_features(clip_model, image)
 
-    logits = PromptLearner.logits  # with CLIP's own scale, also of low-rank adapters
+    logit_scale = PromptLearner.logit_scale  # CLIP's own, also of low-rank adapters
 
     @torch.no_grad()
     def tuned_text_features(self, clip_model: CLIP) -> Tensor:
