@@ -74,9 +74,9 @@ def differences(ours: Any, plain: Any, batch: dict[str, Tensor]) -> Errors:
     for trainer in (ours, plain):
         images, labels = trainer.parse_batch_train(batch)
         with in_float64(trainer) as model:
-            for each in model.modules():
-                if isinstance(each, nn.Dropout):
-                    each.p = 0.0
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
             logits = model(images.double())
             loss = torch.stack(list(trainer.losses(images.double(), labels).values())).sum()
         learned = [each for each in model.parameters() if each.requires_grad]
