@@ -20,7 +20,6 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from datasets import shapes
 from train import extend_cfg
-from trainers import checkpoints
 
 torch.set_num_threads(min(torch.get_num_threads(), 2))
 FORKING = ("test_kills", "test_full_disk")
@@ -29,12 +28,6 @@ FORKING = ("test_kills", "test_full_disk")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts tests that fork first: after a backward pass on "meta", torch refuses one in a forked process."""
     items.sort(key=lambda item: item.path.stem not in FORKING)
-
-
-@pytest.fixture(scope="session")
-def fingerprints() -> dict[Any, str]:
-    """The hashes of weights that trainers were built with: hashing takes a fifth of building a small one."""
-    return {}
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +53,8 @@ def clip_weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def bare_trainer(tmp_path: Path, fingerprints: dict[Any, str], monkeypatch) -> Callable[..., Any]:
+def bare_trainer(tmp_path: Path) -> Callable[..., Any]:
     """Builds a trainer that has class names and a CLIP, but no images."""
-    fingerprint = checkpoints.fingerprint
 
     def build(
         name: str,
@@ -85,19 +77,9 @@ def bare_trainer(tmp_path: Path, fingerprints: dict[Any, str], monkeypatch) -> C
             self.num_classes = len(classnames)
             self.lab2cname = dict(enumerate(classnames))
 
-        def hashed_once(clip_model: Any) -> str:
-            form = frozenset((each.dtype, each.shape) for each in clip_model.parameters())
-            key = (checkpoint, checkpoint.stat().st_mtime_ns, form)
-            if key not in fingerprints:
-                fingerprints[key] = fingerprint(clip_model)
-            return fingerprints[key]
-
         method = TRAINER_REGISTRY.get(name)
         trainer_class = type(method.__name__, (method,), {"build_data_loader": build_data_loader})
-        with monkeypatch.context() as patch:
-            if checkpoint.exists():
-                patch.setattr(checkpoints, "fingerprint", hashed_once)
-            return trainer_class(cfg)
+        return trainer_class(cfg)
 
     return build
 

@@ -158,7 +158,7 @@ def test_steps_on_kept_states_are_beside_those_on_pixels(tmp_path: Path) -> None
     assert images["plain / kept, wall"].count("to") == 1
 
 
-@pytest.mark.parametrize("name", ["MaPLe", "CoCoOp"])
+@pytest.mark.parametrize("name", ["MaPLe", "CoCoOp", "ZeroshotCLIP"])
 def test_evaluation_reports_images_per_second(tmp_path: Path, name: str) -> None:
     given = ["--classes", "2", "4", "--batch-size", "3", "--images", "7", "--check", "2", "--trainers", name]
     assert evaluate.main(words(tmp_path, *given)) == 0

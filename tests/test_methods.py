@@ -281,7 +281,7 @@ def test_trains_saves_goes_on_loads_and_tests(name, precision, job, tmp_path, ca
 @pytest.mark.parametrize("precision", ["amp", "bf16"])
 @pytest.mark.parametrize("name", LEARNING)
 def test_trains_loads_and_tests_in_half_precision(name, precision, job, tmp_path, capsys):
-    assert command_line(job(name, "whole", precision, "OPTIM.MAX_EPOCH", 1)) == 0
+    assert command_line(job(name, "whole", precision)) == 0
     again = job(name, "again", precision, more=("--eval-only", "--model-dir", str(tmp_path / "whole")))
     assert command_line(again) == 0
     trained, loaded = accuracy(capsys.readouterr().out)
