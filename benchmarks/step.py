@@ -69,16 +69,22 @@ Errors = tuple[float, float]  # largest relative differences of logits and of gr
 
 
 def differences(ours: Any, plain: Any, batch: dict[str, Tensor]) -> Errors:
-    """Largest relative differences of the logits and of the gradients, in float64 and without dropout."""
+    """Largest relative differences of the logits and of the gradients, in float64 and without dropout.
+
+    What a method draws, and CLIP's features that it computed before in float32, are the same for both.
+    """
     found = []
-    for trainer in (ours, plain):
-        images, labels = trainer.parse_batch_train(batch)
+    images, *more = ours.parse_batch_train(batch)
+    images = images.double()
+    for way in (ours, plain):
+        trainer = copy.copy(ours)
+        trainer.model = way.model
         with in_float64(trainer) as model:
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
-            logits = model(images.double())
-            loss = torch.stack(list(trainer.losses(images.double(), labels).values())).sum()
+            logits = model(images[0] if trainer.takes_views else images)
+            loss = torch.stack(list(trainer.losses(images, *more).values())).sum()
         learned = [each for each in model.parameters() if each.requires_grad]
         found.append((logits.detach(), torch.autograd.grad(loss, learned, allow_unused=True)))
     (logits, gradients), (plain_logits, plain_gradients) = found

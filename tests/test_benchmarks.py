@@ -121,6 +121,11 @@ def test_step_reports_ratio_memory_floor_and_exactness(tmp_path: Path) -> None:
         assert part in file.read_text()
 
 
+def test_steps_of_views_and_drawn_sentences_are_exact() -> None:
+    pair = [harness.build("CoPrompt", 3, SHAPES, "", plain=plain) for plain in (False, True)]
+    assert max(step.differences(*pair, harness.batch_for(pair[0], 2))) < 1e-12
+
+
 def test_a_step_takes_the_other_linear_layers_and_no_more() -> None:
     usual, seen = ops._ONEDNN_IS_FASTER, []
     trainer = SimpleNamespace(forward_backward=lambda _: seen.append(ops._ONEDNN_IS_FASTER))
