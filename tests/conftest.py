@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from datasets import shapes
 from train import extend_cfg
 
 torch.set_num_threads(min(torch.get_num_threads(), 2))
+# A full collection of torch's objects takes a quarter of a second.
+gc.set_threshold(20_000, 20, 10)
 FORKING = ("test_kills", "test_full_disk")
 
 
