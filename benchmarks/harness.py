@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.machine import default_device, load_average, memory_source, peak_memory, synchronize
 from benchmarks.reference import compute_as_reference
@@ -221,9 +221,12 @@ def batch_for(trainer: Any, size: int) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def in_float64(trainer: Any) -> Iterator[PromptedCLIP]:
-    """Within, the trainer's model is a copy of it in float64."""
+    """Within, the trainer's model is a copy of it in float64, without dropout."""
     kept = trainer.model
     trainer.model = copy.deepcopy(kept).double()
+    for module in trainer.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     try:
         yield trainer.model
     finally:
@@ -233,6 +236,24 @@ def in_float64(trainer: Any) -> Iterator[PromptedCLIP]:
 def relative(one: Tensor, other: Tensor) -> float:
     """The largest absolute difference over the largest absolute value of `other`, if that is not 0."""
     return float((one - other).abs().max() / (other.abs().max() or 1))
+
+
+Step = tuple[Tensor, Sequence[Tensor | None]]  # logits, and the gradient of each learned tensor
+Errors = tuple[float, float]  # largest relative differences of logits and of gradients
+
+
+def step_of(trainer: Any, images: Any, *more: Tensor) -> Step:
+    """What a training step computes, of all that `parse_batch_train` gives."""
+    logits = trainer.model(images[0] if trainer.takes_views else images)
+    loss = torch.stack(list(trainer.losses(images, *more).values())).sum()
+    learned = [each for each in trainer.model.parameters() if each.requires_grad]
+    return logits.detach(), torch.autograd.grad(loss, learned, allow_unused=True)
+
+
+def step_differences(one: Step, other: Step) -> Errors:
+    gradients = zip(one[1], other[1], strict=True)
+    each = [relative(a, b) for a, b in gradients if a is not None and b is not None]
+    return relative(one[0], other[0]), max(each)
 
 
 def largest_plain(texts: int = 1) -> int:

@@ -28,11 +28,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import (
     FILLED,
+    Errors,
     Rounds,
     batch_for,
     build,
@@ -50,11 +51,12 @@ from benchmarks.harness import (
     plain_sizes,
     progress,
     ratios,
-    relative,
     result_path,
     save,
     scaled_line,
     spread,
+    step_differences,
+    step_of,
     table,
     weights_of,
     write,
@@ -65,32 +67,21 @@ from prompted_clip import ops
 
 OURS, EAGER, COMPILED, LINEAR, PLAIN = "ours", "eager", "compiled", "other-linear", "plain"
 WAYS = (OURS, EAGER, COMPILED, *([LINEAR] if ops.ONEDNN_LINEAR is not None else []), PLAIN)
-Errors = tuple[float, float]  # largest relative differences of logits and of gradients
 
 
 def differences(ours: Any, plain: Any, batch: dict[str, Tensor]) -> Errors:
-    """Largest relative differences of the logits and of the gradients, in float64 and without dropout.
+    """Between both ways, in float64.
 
     What a method draws, and CLIP's features that it computed before in float32, are the same for both.
     """
-    found = []
     images, *more = ours.parse_batch_train(batch)
-    images = images.double()
+    found = []
     for way in (ours, plain):
         trainer = copy.copy(ours)
         trainer.model = way.model
-        with in_float64(trainer) as model:
-            for module in model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
-            logits = model(images[0] if trainer.takes_views else images)
-            loss = torch.stack(list(trainer.losses(images, *more).values())).sum()
-        learned = [each for each in model.parameters() if each.requires_grad]
-        found.append((logits.detach(), torch.autograd.grad(loss, learned, allow_unused=True)))
-    (logits, gradients), (plain_logits, plain_gradients) = found
-    pairs = zip(gradients, plain_gradients, strict=True)
-    each = [relative(one, other) for one, other in pairs if one is not None and other is not None]
-    return relative(logits, plain_logits), max(each)
+        with in_float64(trainer):
+            found.append(step_of(trainer, images.double(), *more))
+    return step_differences(*found)
 
 
 @dataclass

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import (
+    Errors,
     Rounds,
     batch_for,
     build,
@@ -40,9 +41,10 @@ from benchmarks.harness import (
     one_line_errors,
     progress,
     ratios,
-    relative,
     result_path,
     save,
+    step_differences,
+    step_of,
     table,
     weights_of,
 )
@@ -91,7 +93,7 @@ class Case:
     first: int
     place: str
     size: int
-    errors: tuple[float, float]
+    errors: Errors
     steps: dict[str, Step]
 
     def row(self) -> list[str]:
@@ -132,7 +134,8 @@ def keep(trainer: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     other = copy.copy(trainer)
     images, labels = batch["img"], batch["label"]
     other.place = features.place_of(other.model)
-    views = features.KeptViews(features.encode(other, images, other.place)[None], labels)
+    states = features.encode(other, images, other.place)
+    views = features.KeptViews(torch.stack([states] * trainer.cfg.DATALOADER.K_TRANSFORMS), labels)
     other.training_views = views
     if other.place == features.FEATURES:
         other.view_features = views
@@ -142,21 +145,14 @@ def keep(trainer: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     return {**batch, "img": features.batch_of(other, torch.arange(len(labels), device=labels.device))}
 
 
-def differences(trainer: Any, batch: dict[str, Tensor]) -> tuple[float, float]:
-    """Largest relative differences of logits and gradients between both ways, in float64."""
-    found, trainer = [], copy.copy(trainer)  # what it computes once is of float64 here
-    with in_float64(trainer) as model:
+def differences(trainer: Any, batch: dict[str, Tensor]) -> Errors:
+    """Between both ways, in float64."""
+    trainer = copy.copy(trainer)  # what it computes once is of float64 here
+    with in_float64(trainer):
         batch = {**batch, "img": batch["img"].double()}
-        for each in (keep(trainer, batch), batch):
-            images, labels = trainer.parse_batch_train(each)
-            torch.manual_seed(0)  # of dropout
-            logits = model(images)
-            loss = torch.stack(list(trainer.losses(images, labels).values())).sum()
-            learned = [each for each in model.parameters() if each.requires_grad]
-            found.append((logits.detach(), torch.autograd.grad(loss, learned, allow_unused=True)))
-    (logits, gradients), (right_logits, right) = found
-    pairs = [(a, b) for a, b in zip(gradients, right, strict=True) if a is not None and b is not None]
-    return relative(logits, right_logits), max(relative(*pair) for pair in pairs)
+        kept, *_ = trainer.parse_batch_train(keep(trainer, batch))
+        images, *more = trainer.parse_batch_train(batch)  # which may draw, once for both
+        return step_differences(*(step_of(trainer, each, *more) for each in (kept, images)))
 
 
 def measure(

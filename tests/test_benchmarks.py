@@ -121,9 +121,14 @@ def test_step_reports_ratio_memory_floor_and_exactness(tmp_path: Path) -> None:
         assert part in file.read_text()
 
 
-def test_steps_of_views_and_drawn_sentences_are_exact() -> None:
-    pair = [harness.build("CoPrompt", 3, SHAPES, "", plain=plain) for plain in (False, True)]
-    assert max(step.differences(*pair, harness.batch_for(pair[0], 2))) < 1e-12
+def test_steps_of_a_method_that_draws_and_takes_views_are_compared() -> None:
+    ours, plain = (harness.build("CoPrompt", 3, SHAPES, "", plain=each) for each in (False, True))
+    batch = harness.batch_for(ours, 2)
+    assert max(step.differences(ours, plain, batch)) < 1e-12
+    assert max(views.differences(ours, batch)) < 1e-12
+    with torch.no_grad():
+        next(plain.model.prompt_learner.parameters()).add_(0.1)
+    assert min(step.differences(ours, plain, batch)) > 1e-6
 
 
 def test_a_step_takes_the_other_linear_layers_and_no_more() -> None:
