@@ -229,7 +229,7 @@ def report(args: argparse.Namespace) -> list[str]:
         for form in ("text", "csv", "html"):
             words = [output, "--format", form, "--out", str(Path(output) / "report")]
             found = measured(scripts_report.main, words)
-            cells.append([form, f"{found.seconds:.1f}", f"{found.cpu:.1f}", f"{found.peak:,.0f}"])
+            cells.append([form, f"{found.seconds:.2f}", f"{found.cpu:.2f}", f"{found.peak:,.0f}"])
             progress(str(cells[-1]))
     return [
         f"# The report on {args.results:,} results",
@@ -287,7 +287,7 @@ def folder(args: argparse.Namespace) -> list[str]:
             progress(f"{what} is made")
             for how, shots in (("first time, 16 shots", 16), ("again, 16 shots", 16), ("again, all", -1)):
                 found = measured(open_folder, Path(place), shots)
-                numbers = [f"{found.seconds:.1f}", f"{found.cpu:.1f}", f"{found.peak:,.0f}"]
+                numbers = [f"{found.seconds:.2f}", f"{found.cpu:.2f}", f"{found.peak:,.0f}"]
                 cells.append([what, f"{count:,}", how, *numbers, f"{found.result[0]:,}"])
                 progress(str(cells[-1]))
     return [
