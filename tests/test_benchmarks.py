@@ -24,6 +24,7 @@ from benchmarks import (
     training,
     views,
     ways,
+    whole,
 )
 from experiments.costs.complexity import build_cfg, find_method, known_trainers
 from experiments.costs.flops import count_flops
@@ -166,6 +167,27 @@ def test_steps_on_kept_states_are_beside_those_on_pixels(tmp_path: Path) -> None
         assert all(float(error) <= 1e-12 for error in row["differences: logits, gradients"].split(", "))
     assert images["pixels / kept, wall"] == "–"
     assert images["plain / kept, wall"].count("to") == 1
+
+
+def test_whole_trainings_on_new_and_on_fixed_views(tmp_path: Path, few_shapes) -> None:
+    root, out = few_shapes(tmp_path / "data"), tmp_path / "out"
+    given = ["--trainers", "MMA", "--shots", "1", "--views", "1", "--rounds", "1", "--root", str(root)]
+    assert whole.main(words(out, *given, "--options", "OPTIM.MAX_EPOCH", "1")) == 0
+    new, fixed = rows_of(out)
+    assert (new["views of an image"], fixed["views of an image"]) == ("new in each epoch", "1 fixed")
+    assert new["new / fixed"] == "–"
+    for row in (new, fixed):
+        assert float(row["seconds"].split()[0]) > 0
+        assert float(row["peak memory, GiB"]) > 0.1
+        assert 0 < float(row["accuracy"]) <= 100
+
+
+def test_a_whole_training_that_ends_with_an_error_says_so(tmp_path: Path, capsys) -> None:
+    given = ["--trainers", "MMA", "--ways", "new", "--options", "OPTIM.LR", "-1"]
+    assert whole.main(words(tmp_path, *given)) == 2
+    assert "MMA with DATALOADER.VIEWS 0 ended with 2: " in (error := capsys.readouterr().err)
+    assert "OPTIM.LR" in error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["MaPLe", "CoCoOp", "ZeroshotCLIP"])
