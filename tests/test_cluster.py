@@ -228,6 +228,14 @@ def test_ctrl_c_leaves_the_jobs_in_slurm_and_says_so(cluster_of, tmp_path: Path)
     assert fake_slurm.state_of("1") == "RUNNING"
 
 
+def test_after_the_last_result_ctrl_c_leaves_no_job(cluster_of, tmp_path: Path) -> None:
+    """Though Slurm still counts the job that made it as running."""
+    cluster = cluster_of()
+    cluster.submit([(job := script_job("slow", SLEEP),)])
+    assert "scancel 1" in cluster.interrupted(Status([job]))
+    assert cluster.interrupted(Status([job], finished={"slow"})).startswith("no job is left in Slurm")
+
+
 def test_results_may_be_seen_later_than_the_end(cluster_of, tmp_path: Path) -> None:
     """As on a network file system."""
     cluster = cluster_of()

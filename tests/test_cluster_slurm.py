@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,22 @@ def test_units_run_as_one_array(tmp_path: Path) -> None:
     assert status.failed == {"bad": "ValueError: no such shots"}
     assert cluster.interrupted(status) == "no job is left in Slurm; the same command goes on from here."
     assert [attempts_of(tmp_path, name) for name in ("train", "test", "bad", "slow")] == [1, 1, 1, 1]
+
+
+def test_two_jobs_share_the_node_and_two_runs_each_job(node: Path, tmp_path: Path) -> None:
+    """Each run ends when four have begun."""
+    all_at_once = """
+end = time.monotonic() + 120
+while len(list(folder.parent.glob("run*/pid"))) < 4:
+    assert time.monotonic() < end, "alone"
+    time.sleep(0.1)
+"""
+    units: list[Unit] = [(script_job(f"run{number}", all_at_once),) for number in range(4)]
+    cluster = cluster_for(tmp_path)
+    cluster.options = replace(cluster.options, cpus_per_job=1, chunk=2, workers=2)
+    status, events = run(cluster, units)
+    assert events[0].startswith("submitted 2 Slurm jobs: ")
+    assert (status.finished, status.failed) == ({"run0", "run1", "run2", "run3"}, {})
 
 
 def test_a_cancelled_unit_is_submitted_by_a_second_call(node: Path, tmp_path: Path) -> None:

@@ -173,8 +173,8 @@ class Cluster:
             self.submit(again)
 
     def interrupted(self, status: Status) -> str:
-        """What to say after Ctrl-C: jobs in Slurm are left alone."""
-        wanted = {job.folder for job in status.jobs}
+        """What to say after Ctrl-C: jobs in Slurm are left alone. Those of finished runs are about to end."""
+        wanted = {job.folder for job in status.jobs} - status.finished - status.failed.keys()
         ids = {self.last_job[folder].id.partition("_")[0] for folder in self._live() if folder in wanted}
         if not ids:
             return "no job is left in Slurm; the same command goes on from here."
