@@ -44,20 +44,25 @@ from prompted_clip.factory import EMBEDDED
 
 TRAINERS = ["MMRL", "MMA"]
 NEW, KEPT = "new", "kept"
-COLUMNS = ("method", "views of an image", "seconds", "new / fixed", "peak memory, GiB", "accuracy")
+COLUMNS = (
+    *("method", "views of an image", "seconds", "new / fixed", "processor seconds", "new / fixed, processor"),
+    *("peak memory, GiB", "accuracy"),
+)
 
 
 @dataclass
 class Trainings:
-    """What came of the rounds of one way: seconds, the most bytes, and accuracy in percent."""
+    """What came of the rounds of one way: seconds by the clock and of all cores, bytes, accuracy."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     memory: list[int | None] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
 
-    def add(self, result: Path) -> None:
+    def add(self, result: Path, cpu: float) -> None:
         found = json.loads(result.read_text(encoding="utf-8"))
         self.seconds.append(found["seconds"]["training"])
+        self.cpu.append(cpu)
         memory = found["peak_memory_bytes"]
         self.memory.append(memory["device"] or memory["process"])
         self.accuracy.append(found["results"]["accuracy"])
@@ -74,8 +79,13 @@ def draw_classes(folder: Path, classes: int, shots: int) -> None:
         photo.rename(place / photo.name)
 
 
-def train(name: str, views: int, args: argparse.Namespace, weights: str, data: Path, output: Path) -> Path:
-    """Trains in another process, with `views` fixed ones or, if 0, new ones; returns its result.
+def train(
+    name: str, views: int, args: argparse.Namespace, weights: str, data: Path, output: Path
+) -> tuple[Path, float]:
+    """Trains in another process, with `views` fixed ones or, if 0, new ones.
+
+    Returns:
+        Its result, and the processor seconds of the whole process.
 
     Raises:
         ValueError: the training ended with an error, whose last words it has.
@@ -89,23 +99,28 @@ def train(name: str, views: int, args: argparse.Namespace, weights: str, data: P
     command += ["--dataset-config-file", f"configs/datasets/{'shapes' if embedded else 'folder'}.yaml"]
     command += ["--config-file", str(method.file), "--output-dir", str(output), *options, *args.options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    before = os.times()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise UserError(f"{name} with DATALOADER.VIEWS {views} ended with {done.returncode}: {''.join(last)}")
-    return output / "result.json"
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return output / "result.json", cpu
 
 
 def rows_of(name: str, ways: dict[str, Trainings], args: argparse.Namespace) -> list[list[str]]:
     rows = []
     for way, found in ways.items():
-        both = way == KEPT and NEW in ways
+        new = ways.get(NEW) if way == KEPT else None
         rows.append(
             [
                 name,
                 "new in each epoch" if way == NEW else f"{args.views} fixed",
-                spread(found.seconds, 0 if statistics.median(found.seconds) >= 100 else 1),
-                ratios(ways[NEW].seconds, found.seconds) if both else "–",
+                spread(found.seconds, 1),
+                ratios(new.seconds, found.seconds) if new else "–",
+                spread(found.cpu, 1),
+                ratios(new.cpu, found.cpu) if new else "–",
                 gibibytes(max(found.memory) if None not in found.memory else None),  # type: ignore[type-var]
                 f"{statistics.mean(found.accuracy):.2f}" if args.backbone in EMBEDDED else "–",
             ]
@@ -146,13 +161,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                         progress(f"{name}, {classes or 24} classes, {way} views, round {number + 1} ...")
                         views = args.views if way == KEPT else 0
                         output = Path(folder) / f"{name}_{classes}_{way}_{number}"
-                        trainings.add(train(name, views, args, weights, data, output))
+                        trainings.add(*train(name, views, args, weights, data, output))
     lines = [
         f"# Whole trainings on {args.shots} images per class, {args.prec}",
         "",
         *conditions(["torch"], loads),
         f"{model_line(args)}; {args.rounds} interleaved rounds: median and range",
-        "- Seconds of training, with decoding and with the computation of what is kept; not the test",
+        "- Seconds of training, with decoding and with the computation of what is kept; not the test. "
+        "Those of the processor are of the whole process, with imports and the test",
         "- Memory of the whole process with torch, or a GPU's"
         + (", in the largest round" * (args.rounds > 1)),
         f"- Images: {'the base classes of Shapes' if embedded else 'drawn photos of 500 × 375 pixels'}",
