@@ -346,7 +346,8 @@ def test_remaining_time_is_told_from_runs_of_the_same_kind():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_view_shows_what_is_done_running_and_failed(tmp_path, terminal):
+def test_the_view_shows_what_is_done_running_and_failed(tmp_path, terminal, monkeypatch):
+    monkeypatch.setattr("experiments.sweeps.view.REFRESH", 0.0)
     found = jobs("base2new", methods=["MaPLe"], datasets=["shapes"], seeds=[1, 2])
     status = Status(found)
     written = io.StringIO()
@@ -367,6 +368,23 @@ def test_the_view_shows_what_is_done_running_and_failed(tmp_path, terminal):
     if terminal:
         assert "1 finished, 1 running, 1 failed, 3 waiting" in text
         assert "epoch [2/5] batch [40/96], 0:00:12 left" in text
+
+
+def test_a_terminal_shows_the_events_of_seconds_at_once_and_all_in_the_end(tmp_path, monkeypatch):
+    job, *_ = jobs("base2new", methods=["MaPLe"], datasets=["shapes"], seeds=[1])
+    status, written = Status([job]), io.StringIO()
+    view = View(tmp_path, Console(file=written, force_terminal=True, width=80))
+    monkeypatch.setattr("experiments.sweeps.view.REFRESH", 3600.0)
+    with view.shown():
+        for event in ("finished one", "finished two"):
+            view(status, event)
+        view.drawn = 0.0
+        view(status, "")
+        assert "[0/1] finished one\n" in written.getvalue()
+        assert "[0/1] finished two\n" in written.getvalue()
+        view(status, "finished three")
+        assert "three" not in written.getvalue()
+    assert "[0/1] finished three\n" in written.getvalue()
 
 
 def test_without_a_terminal_progress_is_told_now_and_then(tmp_path, monkeypatch):

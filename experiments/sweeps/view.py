@@ -37,6 +37,7 @@ class View:
         self.drawn = 0.0
         self.printed = time.time()
         self.last_printed = ""
+        self.told: list[str] = []  # events; a terminal shows those of REFRESH seconds at once
 
     @contextmanager
     def shown(self) -> Iterator[View]:
@@ -48,21 +49,28 @@ class View:
             try:
                 yield self
             finally:
+                self._tell()
                 self.live.update(Text(""), refresh=True)
                 self.live = None
 
     def __call__(self, status: Status, event: str) -> None:
-        is_told = event and not (event.startswith("started") and self.live)
-        if is_told:
-            self.console.print(
-                f"[{self._done(status)}] {event}{self._left(status)}", markup=False, highlight=False
-            )
-            self.printed = time.time()
-        if not self.live and time.time() - self.printed > HEARTBEAT:
-            self._print_progress(status)
-        if self.live and (is_told or time.time() - self.drawn > REFRESH):
+        if event and not (event.startswith("started") and self.live):
+            self.told.append(f"[{self._done(status)}] {event}{self._left(status)}")
+        if self.live and time.time() - self.drawn <= REFRESH:
+            return
+        self._tell()
+        if self.live:
             self.drawn = time.time()
             self.live.update(self._table(status), refresh=True)
+        if not self.live and time.time() - self.printed > HEARTBEAT:
+            self._print_progress(status)
+
+    def _tell(self) -> None:
+        """Prints the events that were not printed yet."""
+        if self.told:
+            self.console.print("\n".join(self.told), markup=False, highlight=False)
+            self.told.clear()
+            self.printed = time.time()
 
     def _print_progress(self, status: Status) -> None:
         """Prints a line on each running run, if there is news."""
