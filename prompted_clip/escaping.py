@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ def printable(value: T) -> T:
         each = [printable(item) for item in value]
         made = type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        fields = {name: getattr(value, name) for name in _init_fields(type(value))}
         escaped = {name: printable(field) for name, field in fields.items()}
         if any(escaped[name] is not field for name, field in fields.items()):
             made = dataclasses.replace(value, **escaped)
@@ -48,6 +49,11 @@ def csv_cell(value: Any) -> Any:
         return value
     text = str(value)
     return printable(f"'{text}" if text.startswith(FORMULA) else text)
+
+
+@cache
+def _init_fields(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.init]
 
 
 def _escaped(sign: str) -> str:

@@ -130,7 +130,9 @@ def _beside(planned: Sequence[Run], results: Mapping[Path, Sequence[Result]]) ->
 
 
 def _planned(job: Planned, root: Path, results: dict[Path, list[Result]], methods: Sequence[Method]) -> Run:
-    folder = (root / job.folder).resolve()
+    folder = root / job.folder
+    if folder not in results:  # whose keys are resolved; that takes long for many runs
+        folder = folder.resolve()
     method = next((method for method in methods if method.key == job.method), None)
     method = method or method_of(methods, job.trainer, job.config)
     finished = [each for each in results.get(folder, []) if each.accuracy is not None]
