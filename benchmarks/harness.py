@@ -358,7 +358,7 @@ def is_refused(args: argparse.Namespace) -> bool:
         ValueError: a number below 1, or a method that is not known.
     """
     counts = ("classes", "check", "rounds", "threads", "batch_size", "images", "steps", "epochs")
-    for name in (*counts, "runs", "results", "photos", "folders", "jobs"):
+    for name in (*counts, "runs", "results", "photos", "folders", "jobs", "shots", "views"):
         given = getattr(args, name, 1)
         wrong = [each for each in (given if isinstance(given, list) else [given]) if each < 1]
         if wrong:

@@ -5,7 +5,7 @@
 
 Each training is a process of its own: seconds and memory are those of its `result.json`, from the reading of
 the images to the saved model, with decoding and the computation of what is kept. CLIP's weights are random
-but for an embedded backbone.
+but for an embedded backbone, which learns the base classes of Shapes, whatever `--classes` says.
 """
 
 from __future__ import annotations
