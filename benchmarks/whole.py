@@ -37,12 +37,15 @@ from benchmarks.harness import (
 )
 from benchmarks.loader import draw_photos
 from benchmarks.machine import conditions, load_average
+from dassl.engine import TRAINER_REGISTRY
+from datasets import shapes
 from experiments.configuration import ROOT
 from experiments.costs.complexity import find_method
 from prompted_clip.errors import UserError
 from prompted_clip.factory import EMBEDDED
 
 TRAINERS = ["MMRL", "MMA"]
+SHAPES_CLASSES = 24  # the base classes of the embedded dataset
 NEW, KEPT = "new", "kept"
 COLUMNS = (
     *("method", "views of an image", "seconds", "new / fixed", "processor seconds", "new / fixed, processor"),
@@ -91,11 +94,15 @@ def train(
         ValueError: the training ended with an error, whose last words it has.
     """
     method = find_method(name, args.backbone)
+    trainer = TRAINER_REGISTRY.get(method.trainer)
     embedded = args.backbone in EMBEDDED
     options = ["DATASET.NUM_SHOTS", str(args.shots), "DATALOADER.VIEWS", str(views)]
-    options += [f"TRAINER.{method.trainer.upper()}.PREC", args.prec]
+    options += [f"TRAINER.{trainer.settings_key()}.PREC", args.prec]
+    if "DESCRIPTIONS" in trainer.settings:
+        options += [f"TRAINER.{trainer.settings_key()}.DESCRIPTIONS", "template"]
     options += ["DATASET.SUBSAMPLE_CLASSES", "base"] if embedded else ["MODEL.BACKBONE.PATH", weights]
     command = [sys.executable, "train.py", "--trainer", method.trainer, "--seed", "1", "--root", str(data)]
+    command += ["--backbone", args.backbone]
     command += ["--dataset-config-file", f"configs/datasets/{'shapes' if embedded else 'folder'}.yaml"]
     command += ["--config-file", str(method.file), "--output-dir", str(output), *options, *args.options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
@@ -136,11 +143,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--shots", type=int, default=16)
     add("--views", type=int, default=2, help="fixed ones of each image")
     add("--ways", nargs="+", choices=(NEW, KEPT), default=[NEW, KEPT])
-    add(
-        "--root",
-        type=Path,
-        help="folder of datasets, in which Shapes is drawn once (default: a temporary one)",
-    )
     add("--options", nargs="*", default=[], help="KEY VALUE pairs of settings")
     args = parser.parse_args(argv)
     if is_refused(args):
@@ -149,16 +151,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[tuple[str, int], dict[str, Trainings]] = {}
     loads: list[float] = []
     with weights_of(args.backbone) as weights, tempfile.TemporaryDirectory() as folder:
-        for classes in [0] if embedded else args.classes:
-            data = args.root if embedded and args.root else Path(folder) / f"{classes}"
-            if classes:
+        for classes in [SHAPES_CLASSES] if embedded else args.classes:
+            data = Path(folder) / f"{classes}"
+            if embedded:  # before, as drawing takes seconds
+                shapes.draw_dataset(str(data / "shapes"))
+            else:
                 draw_classes(data, classes, args.shots)
             for name in args.trainers:
                 ways = found[name, classes] = {way: Trainings() for way in args.ways}
                 for number in range(args.rounds):
                     for way, trainings in ways.items():
                         loads += load_average()
-                        progress(f"{name}, {classes or 24} classes, {way} views, round {number + 1} ...")
+                        progress(f"{name}, {classes} classes, {way} views, round {number + 1} ...")
                         views = args.views if way == KEPT else 0
                         output = Path(folder) / f"{name}_{classes}_{way}_{number}"
                         trainings.add(*train(name, views, args, weights, data, output))
@@ -177,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ours = [rows_of(name, ways, args) for (name, size), ways in found.items() if size == classes]
         lines += [
             "",
-            f"## {classes or 24} classes",
+            f"## {classes} classes",
             "",
             table([row for each in ours for row in each], COLUMNS),
         ]

@@ -26,6 +26,7 @@ from benchmarks import (
     ways,
     whole,
 )
+from datasets import shapes
 from experiments.costs.complexity import build_cfg, find_method, known_trainers
 from experiments.costs.flops import count_flops
 from experiments.costs.synthetic import batch_of_noise, build_synthetic, class_names
@@ -169,15 +170,18 @@ def test_steps_on_kept_states_are_beside_those_on_pixels(tmp_path: Path) -> None
     assert images["plain / kept, wall"].count("to") == 1
 
 
-def test_whole_trainings_on_new_and_on_fixed_views(tmp_path: Path, few_shapes) -> None:
-    root, out = few_shapes(tmp_path / "data"), tmp_path / "out"
-    given = ["--trainers", "MMA", "--shots", "1", "--views", "1", "--rounds", "1", "--root", str(root)]
-    assert whole.main(words(out, *given, "--options", "OPTIM.MAX_EPOCH", "1")) == 0
-    new, fixed = rows_of(out)
+def test_whole_trainings_on_new_and_on_fixed_views(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shapes, "IMAGES", {"train": 2, "val": 1, "test": 3})
+    given = ["--trainers", "MMA", "--shots", "1", "--views", "1", "--rounds", "1"]
+    assert whole.main(words(tmp_path, *given, "--options", "OPTIM.MAX_EPOCH", "1")) == 0
+    new, fixed = rows_of(tmp_path)
     assert (new["views of an image"], fixed["views of an image"]) == ("new in each epoch", "1 fixed")
     assert new["new / fixed"] == "–"
+    before, after, ratio = (
+        float(each.split()[0]) for each in (new["seconds"], fixed["seconds"], fixed["new / fixed"])
+    )
+    assert ratio == pytest.approx(before / after, rel=0.1)  # of rounded seconds
     for row in (new, fixed):
-        assert float(row["seconds"].split()[0]) > 0
         assert float(row["processor seconds"].split()[0]) > 0
         assert float(row["peak memory, GiB"]) > 0.1
         assert 0 < float(row["accuracy"]) <= 100
@@ -189,7 +193,8 @@ def test_whole_trainings_take_one_or_more(tmp_path: Path, capsys, flag: str) -> 
     assert f"{flag} is 0; allowed is 1 or more." in capsys.readouterr().err
 
 
-def test_a_whole_training_that_ends_with_an_error_says_so(tmp_path: Path, capsys) -> None:
+def test_a_whole_training_that_ends_with_an_error_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(shapes, "IMAGES", {"train": 1, "val": 1, "test": 1})
     given = ["--trainers", "MMA", "--ways", "new", "--options", "OPTIM.LR", "-1"]
     assert whole.main(words(tmp_path, *given)) == 2
     assert "MMA with DATALOADER.VIEWS 0 ended with 2: " in (error := capsys.readouterr().err)

@@ -56,14 +56,14 @@ class View:
     def __call__(self, status: Status, event: str) -> None:
         if event and not (event.startswith("started") and self.live):
             self.told.append(f"[{self._done(status)}] {event}{self._left(status)}")
-        if self.live and time.time() - self.drawn <= REFRESH:
-            return
-        self._tell()
-        if self.live:
+        if not self.live:
+            self._tell()
+            if time.time() - self.printed > HEARTBEAT:
+                self._print_progress(status)
+        elif time.time() - self.drawn > REFRESH:
+            self._tell()
             self.drawn = time.time()
             self.live.update(self._table(status), refresh=True)
-        if not self.live and time.time() - self.printed > HEARTBEAT:
-            self._print_progress(status)
 
     def _tell(self) -> None:
         """Prints the events that were not printed yet."""
